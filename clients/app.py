@@ -1,0 +1,132 @@
+"""The ClientApp: messages to handlers, one client at a time, failures kept apart."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flwr.app import Context, Message
+from flwr.clientapp import ClientApp
+
+from leansplit.clients import fedavg, frozen, ho_sfl, splitfed
+from leansplit.clients.memory import ClientMemory, load_plan, save_plan
+from leansplit.clients.session import Session
+from leansplit.clients.task_workload import provide_task_workload
+from leansplit.clients.workload import Provider, Worker, Workload, worker_for
+from leansplit.federated import ClientData
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.strategies.flower_records import NODE, pack, unpack
+from leansplit.wire import (
+    BackwardRequest,
+    ClientPlan,
+    ForwardRequest,
+    ProbeRequest,
+    Record,
+    SetupReply,
+    SetupRequest,
+    SyncRequest,
+    TrainForwardRequest,
+    decode_as,
+    encode,
+)
+
+Handler = Callable[[Session, Any], Record]
+
+HANDLERS: dict[str, tuple[type[Record], Handler]] = {
+    "ho_sfl_forward": (ForwardRequest, ho_sfl.forward),
+    "ho_sfl_probe": (ProbeRequest, ho_sfl.answer_probe),
+    "ho_sfl_sync": (SyncRequest, ho_sfl.synchronise),
+    "frozen_forward": (ForwardRequest, frozen.forward),
+    "splitfed_forward": (TrainForwardRequest, splitfed.forward),
+    "splitfed_backward": (BackwardRequest, splitfed.backward),
+}
+"""Action -> the record it takes and the function that answers it."""
+
+
+def client_app(provider: Provider) -> ClientApp:
+    """Return a ClientApp whose model and data come from ``provider``.
+
+    The provider runs once in each worker process. Flower ships the app with every message of a
+    simulation, so a provider should build or load what it needs and not carry it along.
+    """
+    app = ClientApp()
+
+    @app.query("leansplit_setup")
+    def set_up(message: Message, context: Context) -> Message:
+        request = decode_as(unpack(message.content)[NODE], SetupRequest)
+        save_plan(context, request.plan)
+        plan = ClientPlan.from_json(request.plan)
+        worker = worker_for(plan, provider)
+        replies = {
+            client_id: encode(_report(worker, client_id))
+            for client_id in plan.hosted_clients(int(str(context.node_config["partition-id"])))
+        }
+        return Message(pack(replies), reply_to=message)
+
+    def register(action: str, request_type: type[Record], handler: Handler) -> None:
+        @app.train(action)
+        def answer(message: Message, context: Context) -> Message:
+            plan, worker = _prepared(context, provider)
+            replies: dict[int, bytes] = {}
+            failures: dict[int, str] = {}
+            for client_id, blob in unpack(message.content).items():
+                # One client's failure must not take down the others that share its node.
+                try:
+                    request = decode_as(blob, request_type)
+                    session = Session(client_id, plan, worker, ClientMemory(context, client_id))
+                    replies[client_id] = encode(handler(session, request))
+                except Exception as error:
+                    failures[client_id] = f"{type(error).__name__}: {error}"
+            return Message(pack(replies, failures), reply_to=message)
+
+    for action, (request_type, handler) in HANDLERS.items():
+        register(action, request_type, handler)
+
+    @app.train()
+    def train(message: Message, context: Context) -> Message:
+        plan, worker = _prepared(context, provider)
+        [client_id] = plan.hosted_clients(int(str(context.node_config["partition-id"])))
+        session = Session(client_id, plan, worker, ClientMemory(context, client_id))
+        return Message(fedavg.train(session, message.content), reply_to=message)
+
+    return app
+
+
+def split_client_app(
+    build_model: Callable[[], SplitModel],
+    load_client_data: Callable[[int], ClientData],
+    loss: Loss | None = None,
+) -> ClientApp:
+    """Return the ClientApp for your own Flower app.
+
+    Args:
+        build_model: returns the split model; called once in each worker process. Parameters that
+            are trained are overwritten by what the server sends, all others must come out the
+            same in every process.
+        load_client_data: client id (Flower's partition id) -> an object with ``inputs`` and
+            ``labels`` tensors, such as :class:`leansplit.tasks.Examples`.
+        loss: (outputs, labels) -> mean loss; only FedAvg's clients need it.
+    """
+
+    def provider(_: ClientPlan) -> Workload:
+        return Workload(model=build_model(), client_data=load_client_data, loss=loss)
+
+    return client_app(provider)
+
+
+def _prepared(context: Context, provider: Provider) -> tuple[ClientPlan, Worker]:
+    plan = load_plan(context)
+    if plan is None:
+        raise RuntimeError("this node has no plan: it was restarted, or never set up")
+    return plan, worker_for(plan, provider)
+
+
+def _report(worker: Worker, client_id: int) -> SetupReply:
+    labels = worker.client_data(client_id).labels
+    num_classes = worker.workload.num_classes
+    counts = labels.bincount(minlength=num_classes).tolist() if num_classes else []
+    return SetupReply(num_samples=len(labels), label_counts=counts)
+
+
+app = client_app(provide_task_workload)

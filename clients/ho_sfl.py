@@ -1,0 +1,67 @@
+"""HO-SFL's client half: forward passes, seeds and scalars (arXiv 2603.14773).
+
+Nothing here differentiates: every pass runs under inference mode.
+"""
+
+from __future__ import annotations
+
+from leansplit.clients.replicas import remember_seeds, up_to_date
+from leansplit.clients.session import Session
+from leansplit.wire import (
+    BehindReply,
+    ForwardRequest,
+    ProbeReply,
+    ProbeRequest,
+    SmashedDataReply,
+    SyncReply,
+    SyncRequest,
+)
+from leansplit.zeroth_order import SurrogateObjective, forward_only, probe
+
+_ANCHOR = "anchor"
+
+
+def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | BehindReply:
+    """Steps 2 and 3: catch up, run one batch forward, keep z as the anchor, upload z and y."""
+    replica = up_to_date(session, request)
+    if isinstance(replica, BehindReply):
+        return replica
+    inputs, labels = session.batch(request.round)
+    smashed = forward_only(session.client_model.eval(), replica.parameters, inputs)
+    session.memory.save(_ANCHOR, {"smashed_data": smashed})
+    return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
+
+
+def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | BehindReply:
+    """Step 5: v_p = <lambda, f_c(x; theta + mu u_p) - z> for every seed; P scalars go up.
+
+    Raises:
+        ValueError: if no forward request came first.
+    """
+    replica = up_to_date(session, request)
+    if isinstance(replica, BehindReply):
+        return replica
+    stored = session.memory.load(_ANCHOR)
+    config = session.plan.zeroth_order
+    if stored is None or config is None:
+        raise ValueError(f"probe of round {request.round} came without a forward request")
+    inputs, _ = session.batch(request.round)
+    differences = probe(
+        SurrogateObjective(session.client_model.eval(), inputs, request.smashed_gradient),
+        replica.spec,
+        replica.vector,
+        request.seeds.tolist(),
+        config,
+        anchor=stored["smashed_data"],
+    )
+    session.memory.forget(_ANCHOR)
+    remember_seeds(session, request.round, request.seeds)
+    return ProbeReply(scalars=differences.float())
+
+
+def synchronise(session: Session, request: SyncRequest) -> SyncReply | BehindReply:
+    """Step 7 after the last round: take the updates that are still missing."""
+    replica = up_to_date(session, request)
+    if isinstance(replica, BehindReply):
+        return replica
+    return SyncReply(version=replica.version, checksum=replica.checksum)

@@ -1,0 +1,56 @@
+"""One client's view of one message: its data, its memory, the plan."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from leansplit.clients.memory import ClientMemory
+from leansplit.clients.workload import Worker
+from leansplit.federated import ClientData, take_batch
+from leansplit.first_order import Loss
+from leansplit.wire import ClientPlan
+
+
+@dataclass(frozen=True)
+class Session:
+    """What a handler is given beside the request."""
+
+    client_id: int
+    plan: ClientPlan
+    worker: Worker
+    memory: ClientMemory
+
+    @property
+    def data(self) -> ClientData:
+        """The client's samples."""
+        return self.worker.client_data(self.client_id)
+
+    @property
+    def client_model(self) -> nn.Module:
+        """The layers below the cut; shared by the clients of this process, so never rely on
+        what another message left in its parameters."""
+        return self.worker.workload.model.client_model
+
+    @property
+    def loss(self) -> Loss:
+        """The loss, for clients that train against labels themselves.
+
+        Raises:
+            ValueError: if the app was made without one.
+        """
+        if self.worker.workload.loss is None:
+            raise ValueError("this method needs a loss at the client; pass `loss` to the app")
+        return self.worker.workload.loss
+
+    def batch(self, round: int, local_step: int = 0) -> tuple[Tensor, Tensor]:
+        """Return the (inputs, labels) of one step."""
+        return take_batch(
+            self.data,
+            self.plan.root_seed,
+            round,
+            self.client_id,
+            local_step,
+            batch_size=self.plan.batch_size,
+        )

@@ -1,0 +1,31 @@
+"""The workload of leansplit's own runs: a registered task and model, partitioned by plan."""
+
+from __future__ import annotations
+
+from leansplit.clients.partition import PartitionConfig, partition_labels
+from leansplit.clients.workload import Workload
+from leansplit.tasks.task import Examples
+from leansplit.tasks.workload import WorkloadConfig
+from leansplit.wire import ClientPlan
+
+
+def provide_task_workload(plan: ClientPlan) -> Workload:
+    """Load the task, draw the partition and build the model that the plan describes."""
+    config = WorkloadConfig.from_dict(plan.workload)
+    task = config.load_task()
+    shares = partition_labels(
+        task.train.labels,
+        num_clients=config.num_clients,
+        config=PartitionConfig(**config.partition),
+        seed=config.partition_seed,
+    )
+
+    def client_data(client_id: int) -> Examples:
+        return task.train.select(shares[client_id])
+
+    return Workload(
+        model=config.build_model(task),
+        client_data=client_data,
+        loss=task.loss,
+        num_classes=task.num_classes,
+    )

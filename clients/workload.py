@@ -1,0 +1,64 @@
+"""What a client works on, built once for each worker process and not once for each message."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from leansplit.federated import ClientData, Replica
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.wire import ClientPlan
+
+
+@dataclass
+class Workload:
+    """A model and everybody's data.
+
+    Attributes:
+        model: both halves; split methods use ``client_model``, FedAvg the composition.
+        client_data: client id -> that client's samples.
+        loss: (outputs, labels) -> mean loss; only first-order clients need it.
+        num_classes: if labels are class indices 0 to num_classes - 1, else 0.
+    """
+
+    model: SplitModel
+    client_data: Callable[[int], ClientData]
+    loss: Loss | None = None
+    num_classes: int = 0
+
+
+Provider = Callable[[ClientPlan], Workload]
+"""Builds the workload that a plan describes."""
+
+
+@dataclass
+class Worker:
+    """What one process keeps for one plan: the workload and, in simulations, the replica."""
+
+    workload: Workload
+    shared_replica: Replica | None = None
+    data: dict[int, ClientData] = field(default_factory=dict)
+
+    def client_data(self, client_id: int) -> ClientData:
+        """Return a client's samples, loading them at the first call."""
+        if client_id not in self.data:
+            self.data[client_id] = self.workload.client_data(client_id)
+        return self.data[client_id]
+
+
+_workers: dict[str, Worker] = {}  # at most one entry: the plan that this process serves now
+
+
+def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
+    """Return this process's worker for ``plan``, building it at the first call."""
+    if plan.digest not in _workers:
+        if plan.num_threads:
+            import torch
+
+            torch.set_num_threads(plan.num_threads)
+        worker = Worker(provider(plan))
+        _workers.clear()  # an earlier run's data and model are not needed any more
+        _workers[plan.digest] = worker
+    return _workers[plan.digest]
+

@@ -1,0 +1,399 @@
+"""What a run leaves behind: one folder with `result.json`, `rounds.parquet` and `ledger.parquet`.
+
+`result.json` says what was run, on what, and how it ended; `rounds.parquet` has one row per
+evaluation; `ledger.parquet` one row per priced record. Accuracies are fractions in [0, 1], sizes
+are bytes, times are seconds. Files are replaced whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import io
+import json
+import math
+import os
+import platform
+import subprocess
+import uuid
+import warnings
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import asdict
+from dataclasses import dataclass as plain_dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import numpy as np
+import pandas as pd
+import psutil
+import pyarrow as pa
+from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic.dataclasses import dataclass
+
+from leansplit.errors import UserError
+
+if TYPE_CHECKING:
+    from leansplit.wire.ledger import LedgerEntry
+
+SCHEMA_VERSION: Literal[1] = 1
+RESULT_FILE = "result.json"
+ROUNDS_FILE = "rounds.parquet"
+LEDGER_FILE = "ledger.parquet"
+
+ROUNDS_COLUMNS: dict[str, str] = {
+    "round": "int64",
+    "samples_seen": "int64",
+    "accuracy": "float64",
+    "loss": "float64",
+    "train_loss": "float64",
+    "uplink_bytes": "int64",
+    "downlink_bytes": "int64",
+    "num_exchanges": "int64",
+    "wall_time_s": "float64",
+}
+LEDGER_COLUMNS: dict[str, str] = {
+    "round": "int64",
+    "client_id": "int64",
+    "direction": "str",
+    "kind": "str",
+    "bytes": "int64",
+}
+_PACKAGES = ("leansplit", "torch", "flwr", "ray", "numpy", "flwr-datasets")
+
+
+def to_plain(value: object) -> Any:
+    """Return a copy of ``value`` made of JSON types only, the same for equal inputs.
+
+    Non-finite floats become the strings "nan", "inf" and "-inf": JSON has no such numbers.
+
+    Raises:
+        TypeError: for a type with no obvious JSON form, or two keys with the same text.
+    """
+    if isinstance(value, np.generic | np.ndarray):
+        return to_plain(value.tolist())
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, Mapping):
+        plain = {str(key): to_plain(item) for key, item in value.items()}
+        if len(plain) != len(value):
+            raise TypeError(f"keys are the same once written as text: {list(value)!r}")
+        return plain
+    if isinstance(value, list | tuple):
+        return [to_plain(item) for item in value]
+    if isinstance(value, Path):
+        return value.as_posix()
+    raise TypeError(f"cannot store {type(value).__name__} in {RESULT_FILE}: {value!r}")
+
+
+def _unwrap_numpy(value: object) -> object:
+    return value.item() if isinstance(value, np.generic) else value
+
+
+Count = Annotated[int, BeforeValidator(_unwrap_numpy), Field(ge=0)]
+Fraction = Annotated[float, BeforeValidator(_unwrap_numpy), Field(ge=0, le=1)]
+Number = Annotated[float, BeforeValidator(_unwrap_numpy)]
+PlainDict = Annotated[dict[str, Any], BeforeValidator(to_plain)]
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class RunResult:
+    """The content of `result.json`: what was run, on what, and how it ended."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    method: str  # registry name, e.g. "ho-sfl"
+    label: str  # display name; runs that share it are seeds of one table row
+    task: str
+    status: Literal["completed", "interrupted", "failed"]
+    error: str | None = None
+    config: PlainDict
+    config_hash: str  # config_hash(config)
+    root_seed: Count
+    versions: dict[str, str] = Field(default_factory=dict)
+    commit: str | None = None  # ends in "+dirty" if the checkout had changes
+    hardware: PlainDict = Field(default_factory=dict)
+    command: list[str] = Field(default_factory=list)
+    started_at: str  # ISO 8601, UTC
+    wall_time_s: Annotated[Number, Field(ge=0)] = 0.0
+    rounds_completed: Count = 0
+    samples_seen: Count = 0  # training samples, summed over clients
+    final_accuracy: Fraction | None = None
+    best_accuracy: Fraction | None = None
+    final_loss: Number | None = None
+    num_exchanges: Count = 0  # round trips on the critical path
+    # kind of record -> {"uplink_bytes": ..., "downlink_bytes": ...}; see Ledger.by_kind
+    traffic: dict[str, dict[str, Count]] = Field(default_factory=dict)
+    uplink_bytes: Count = 0
+    downlink_bytes: Count = 0
+    client_forwards: Count = 0  # counted per sample: a batch of 32 run once is 32
+    client_backwards: Count = 0  # counted per sample, as above
+    client_step_flops: Count | None = None  # one client, one step
+    client_peak_memory_bytes: Count | None = None
+    final_model_checksum: str | None = None
+    events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
+    partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
+    notes: list[str] = Field(default_factory=list)
+
+
+@plain_dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run read back from its folder."""
+
+    result: RunResult
+    rounds: pd.DataFrame  # ROUNDS_COLUMNS, one row per evaluation; bytes are cumulative
+    ledger: pd.DataFrame  # LEDGER_COLUMNS, one row per priced record
+    path: Path | None = None
+
+    def first_crossing(self, target_accuracy: float) -> tuple[int, int] | None:
+        """Return (samples seen, bytes both ways) at the first evaluation at or above the target."""
+        # The slack is for targets like 0.9 * 0.8, in floating point above the 0.72 that is meant.
+        reached = self.rounds[self.rounds["accuracy"] >= target_accuracy - 1e-9]
+        if reached.empty:
+            return None
+        first = reached.sort_values("samples_seen").iloc[0]
+        return int(first["samples_seen"]), int(first["uplink_bytes"] + first["downlink_bytes"])
+
+
+_RESULT_ADAPTER: TypeAdapter[RunResult] = TypeAdapter(RunResult)
+
+
+def config_hash(config: Mapping[str, object]) -> str:
+    """Return 16 hexadecimal digits that identify ``config``, whatever the order of its keys."""
+    text = json.dumps(
+        to_plain(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+    )
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
+def utc_now() -> str:
+    """Return the present time as ISO 8601 in UTC, to the second."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def rounds_table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
+    """Return evaluations (mappings with the keys of ROUNDS_COLUMNS) as a typed table."""
+    return _typed(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS)
+
+
+def ledger_table(entries: Iterable[LedgerEntry]) -> pd.DataFrame:
+    """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order."""
+    rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
+    return _typed(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
+
+
+def check_writable(out_dir: Path) -> None:
+    """Create ``out_dir`` if needed and prove that files can be written there.
+
+    To be called before a run starts: hours of work must not end at a full or read-only disk.
+
+    Raises:
+        UserError: naming the folder and the reason.
+    """
+    probe = out_dir / f".writable-{uuid.uuid4().hex}.tmp"
+    try:
+        out_dir.mkdir(parents=True, exist_ok=True)
+        probe.write_bytes(b"x")
+        probe.unlink()
+    except OSError as error:
+        raise UserError(
+            f"cannot write to the output folder {out_dir}: {error.strerror or error}; "
+            "choose another one"
+        ) from error
+
+
+def write_files(out_dir: Path, contents: Mapping[str, bytes]) -> None:
+    """Replace files in ``out_dir`` atomically: all are staged before the first is replaced.
+
+    Args:
+        out_dir: created if needed.
+        contents: file name to content, replaced in this order.
+
+    Raises:
+        UserError: if the disk refuses; the old files are then still there.
+    """
+    check_writable(out_dir)
+    # Not tempfile: its files are readable by their owner only, and results are shared.
+    staged = {name: out_dir / f".{name}-{uuid.uuid4().hex}.tmp" for name in contents}
+    try:
+        for name, temporary in staged.items():
+            with temporary.open("xb") as stream:
+                stream.write(contents[name])
+                stream.flush()
+                os.fsync(stream.fileno())
+        for name, temporary in staged.items():
+            os.replace(temporary, out_dir / name)  # noqa: PTH105  (the atomic call, by its name)
+    except OSError as error:
+        raise UserError(
+            f"cannot write {', '.join(contents)} to {out_dir}: {error.strerror or error}"
+        ) from error
+    finally:
+        for temporary in staged.values():
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+
+
+def write_run(out_dir: Path, result: RunResult, rounds: pd.DataFrame, ledger: pd.DataFrame) -> None:
+    """Write what a run leaves behind; `result.json` last, so that where it is, all is.
+
+    Raises:
+        ValueError: if a table lacks a column or has one too many (a mistake of the caller).
+        UserError: if the folder cannot be written.
+    """
+    text = json.dumps(to_plain(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
+    contents = {
+        LEDGER_FILE: _parquet_bytes(_typed(ledger, LEDGER_COLUMNS)),
+        ROUNDS_FILE: _parquet_bytes(_typed(rounds, ROUNDS_COLUMNS)),
+        RESULT_FILE: (text + "\n").encode("utf-8", "backslashreplace"),
+    }
+    write_files(out_dir, contents)
+
+
+def read_run(run_dir: Path) -> Run:
+    """Read a run written by :func:`write_run`.
+
+    Raises:
+        UserError: if a file is missing, damaged or not ours, naming the file and the reason.
+    """
+    return Run(
+        result=_read_result(run_dir / RESULT_FILE),
+        rounds=_read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS),
+        ledger=_read_table(run_dir / LEDGER_FILE, LEDGER_COLUMNS),
+        path=run_dir,
+    )
+
+
+def find_runs(root: Path) -> list[Path]:
+    """Return every folder at or below ``root`` that holds a `result.json`, sorted.
+
+    Raises:
+        UserError: if ``root`` is not a folder.
+    """
+    if not root.is_dir():
+        raise UserError(f"no folder {root}; give the output folder of a run or of a comparison")
+    return sorted(path.parent for path in root.rglob(RESULT_FILE))
+
+
+def collect_environment() -> tuple[dict[str, str], str | None, dict[str, Any]]:
+    """Return (versions, commit, hardware) of this process; never raises.
+
+    Host names and paths are left out on purpose: results are published.
+    """
+    versions = {"python": platform.python_version()}
+    for package in _PACKAGES:
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except Exception:  # absent or broken metadata: the run matters more than this line
+            versions[package] = "not installed"
+    hardware: dict[str, Any] = dict.fromkeys(["cpu_model", "cores", "memory_gb", "gpu"])
+    hardware["platform"] = f"{platform.system()} {platform.machine()}"
+    for key, read in (("cpu_model", _cpu_model), ("cores", _cores), ("gpu", _gpu)):
+        with suppress(Exception):
+            hardware[key] = read()
+    with suppress(Exception):
+        hardware["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
+    commit: str | None = None
+    with suppress(Exception):
+        commit = _git_commit(Path(__file__).resolve())
+    return versions, commit, hardware
+
+
+def _typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    if table.columns.empty:  # pandas names no columns for a list of no rows
+        table = pd.DataFrame(columns=list(columns))
+    missing = [name for name in columns if name not in table.columns]
+    unexpected = [name for name in table.columns if name not in columns]
+    if missing or unexpected:
+        raise ValueError(f"table columns: missing {missing}, unexpected {unexpected}")
+    return table[list(columns)].astype(dict(columns)).reset_index(drop=True)
+
+
+def _parquet_bytes(table: pd.DataFrame) -> bytes:
+    buffer = io.BytesIO()
+    table.to_parquet(buffer, index=False, compression="zstd")
+    return buffer.getvalue()
+
+
+def _read_result(path: Path) -> RunResult:
+    try:
+        raw = json.loads(path.read_bytes())
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot read {path}: not valid JSON ({error})") from error
+    if not isinstance(raw, dict) or "schema_version" not in raw:
+        raise UserError(f"cannot read {path}: not a leansplit result (it has no schema_version)")
+    if raw["schema_version"] != SCHEMA_VERSION:
+        raise UserError(
+            f"cannot read {path}: its schema_version is {raw['schema_version']!r}, this leansplit "
+            f"reads {SCHEMA_VERSION}; use the leansplit version that wrote it"
+        )
+    try:
+        return _RESULT_ADAPTER.validate_python(raw)
+    except ValidationError as error:
+        problems = [f"{'.'.join(map(str, e['loc']))}: {e['msg']}" for e in error.errors()]
+        raise UserError(f"cannot read {path}: {'; '.join(problems[:3])}") from error
+
+
+def _read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    try:
+        return _typed(pd.read_parquet(io.BytesIO(path.read_bytes())), columns)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except (ValueError, pa.ArrowException) as error:
+        raise UserError(f"cannot read {path}: not such a table ({error})") from error
+
+
+def _cpu_model() -> str | None:
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or None
+
+
+def _cores() -> int | None:
+    """Logical cores this process may use: fewer than the machine has under taskset or Slurm."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count()
+
+
+def _gpu() -> str | None:
+    import torch
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # a broken driver warns; it is then simply no GPU
+        if not torch.cuda.is_available():
+            return None
+        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
+
+
+def _git_commit(source: Path) -> str | None:
+    """Commit of the checkout that tracks ``source``, None if there is none.
+
+    It must be tracked: a package installed inside another project is not that project's commit.
+    """
+    environment = {key: v for key, v in os.environ.items() if not key.startswith("GIT_")}
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(
+            ["git", "--no-optional-locks", *arguments],
+            cwd=source.parent,
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", source.name)
+        head = git("rev-parse", "HEAD")
+        # Only files that can change what runs: a results folder in the checkout is not "dirty".
+        changed = git("status", "--porcelain", "--", ":/*.py", ":/*.toml")
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}+dirty" if changed else head

@@ -1,0 +1,226 @@
+"""A run's configuration: typed, flat, checked before anything starts."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, get_type_hints
+
+from pydantic import TypeAdapter, ValidationError
+
+from leansplit.clients.partition import PartitionConfig, PartitionKind
+from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.federated import OptimizerConfig
+from leansplit.federated.config import ClientOrder
+from leansplit.tasks import TASKS
+from leansplit.tasks.workload import WorkloadConfig, default_cut_layer, default_model
+from leansplit.models import MODELS
+from leansplit.wire import ReplicaStorage
+from leansplit.zeroth_order import ZerothOrderConfig
+
+_NUM_EVALUATIONS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """Everything that decides what a run does. Keys of sections are written ``section.key``."""
+
+    method: str
+    """Name of the method; ``leansplit methods`` lists them."""
+    task: str = "digits"
+    """Name of the task; ``leansplit tasks`` lists them."""
+    task_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the task, such as ``task_options.data_path``."""
+    model: str = ""
+    """Name of the model; empty = the task's default."""
+    model_options: dict[str, Any] = field(default_factory=dict)
+    """Options of the model, such as ``model_options.norm``."""
+    cut_layer: str = ""
+    """Name of the last client-side layer; empty = the model's default."""
+    clients: int = 100
+    """N, virtual clients in all."""
+    cohort: int = 20
+    """K, clients that take part in a round."""
+    rounds: int = 300
+    """T, the most rounds that the run takes."""
+    samples: int = 0
+    """Budget: the run ends with the first round that reaches it; 0 = no budget but the rounds."""
+    batch_size: int = 8
+    """Samples of a client's batch."""
+    local_steps: int = 1
+    """Batches of a client's round (sflv1, sflv2, fedavg)."""
+    client_order: ClientOrder = "interleaved"
+    """Order in which sflv2's server trains on batches when ``local_steps`` is above 1."""
+    seed: int = 0
+    """Root seed: initial weights, partition, cohorts, batches, perturbations."""
+    partition: PartitionKind = "iid"
+    """How training data are spread: ``iid``, ``dirichlet`` or ``pathological``."""
+    alpha: float = 0.5
+    """Dirichlet concentration: the smaller the more skewed."""
+    classes_per_client: int = 2
+    """Classes that a client holds under ``pathological``."""
+    min_samples: int = 1
+    """Fewest samples that a client may hold."""
+    client: OptimizerConfig = OptimizerConfig()
+    """Optimizer of the client model: ``client.name``, ``client.lr``, …"""
+    server: OptimizerConfig = OptimizerConfig()
+    """Optimizer of the server model: ``server.name``, ``server.lr``, …"""
+    probe: ZerothOrderConfig = ZerothOrderConfig()
+    """Zeroth-order estimate (ho-sfl): ``probe.num_perturbations``, …"""
+    paper_code_scaling: bool = False
+    """ho-sfl: scale the smashed gradient by 1/K as the authors' released code does."""
+    evaluate_every: int = 0
+    """Rounds between evaluations; 0 = about twenty in the run."""
+    evaluation_batch_size: int = 500
+    """Test samples evaluated at once."""
+    workers: int = 0
+    """Ray worker processes; 0 = one for each core; -1 = no Ray, everything in this process."""
+    clients_per_node: int = 1
+    """Virtual clients that one SuperNode hosts."""
+    num_threads: int = 1
+    """Torch threads of each computation; results are bit-equal only for equal numbers."""
+    replica_storage: ReplicaStorage = "worker"
+    """``worker`` for simulations, ``context`` for real SuperNodes."""
+    exchange_timeout_s: float = 600.0
+    """Clients that take longer than this to answer are dropped from the step."""
+    out: str = ""
+    """Absolute folder for results of ``flwr run``; the leansplit command has its own option."""
+
+    def __post_init__(self) -> None:
+        """Check what can be checked without data."""
+        from leansplit.server_app.methods import METHODS
+
+        require_choice("method", self.method, METHODS)
+        require_choice("task", self.task, TASKS)
+        model = self.model or default_model(self.task)
+        require_choice("model", model, MODELS)
+        object.__setattr__(self, "model", model)
+        object.__setattr__(self, "cut_layer", self.cut_layer or default_cut_layer(model))
+        for name in (
+            "clients",
+            "cohort",
+            "rounds",
+            "batch_size",
+            "local_steps",
+            "evaluation_batch_size",
+            "clients_per_node",
+            "num_threads",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name, lowest in (("samples", 0), ("evaluate_every", 0), ("workers", -1)):
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if self.cohort > self.clients:
+            raise UserError(
+                f"cohort of {self.cohort} cannot be drawn from {self.clients} clients; lower the "
+                "cohort or raise the number of clients"
+            )
+        if not -(2**63) <= self.seed < 2**63:
+            raise UserError(f"seed must fit in 64 bits, got {self.seed}")
+        self.partition_config()
+
+    def partition_config(self) -> PartitionConfig:
+        """Return how the data are spread."""
+        return PartitionConfig(
+            kind=self.partition,
+            alpha=self.alpha,
+            classes_per_client=self.classes_per_client,
+            min_samples=self.min_samples,
+        )
+
+    def workload(self) -> WorkloadConfig:
+        """Return the learning problem."""
+        return WorkloadConfig(
+            task=self.task,
+            task_options=self.task_options,
+            model=self.model,
+            model_options=self.model_options,
+            cut_layer=self.cut_layer,
+            num_clients=self.clients,
+            partition=dataclasses.asdict(self.partition_config()),
+            root_seed=self.seed,
+        )
+
+    @property
+    def evaluation_period(self) -> int:
+        """Rounds between evaluations."""
+        return self.evaluate_every or max(1, self.rounds // _NUM_EVALUATIONS)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return all fields as nested plain values."""
+        return dataclasses.asdict(self)
+
+
+def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
+    """Build a configuration from flat keys such as ``{"clients": 100, "client.lr": 0.1}``.
+
+    Nested mappings mean the same as dotted keys. Strings are read as the field's type. An
+    optimizer lifetime that is not given is the method's own default.
+
+    Raises:
+        UserError: for a key that does not exist (with the nearest), or a value of a wrong type.
+    """
+    from leansplit.server_app.methods import METHODS
+
+    require_choice("method", method, METHODS)
+    flat = _flatten(settings)
+    flat.setdefault("client.lifetime", METHODS[method].client_lifetime)
+    flat.setdefault("server.lifetime", METHODS[method].server_lifetime)
+    values: dict[str, Any] = {"method": method}
+    sections: dict[str, dict[str, Any]] = {}
+    for key, value in flat.items():
+        name, _, rest = key.partition(".")
+        if name == "method" and value == method:
+            continue
+        if name in FREE_SECTIONS and rest:
+            sections.setdefault(name, {})[rest] = value
+        elif key in KEYS:
+            if rest:
+                sections.setdefault(name, {})[rest] = _typed(key, value)
+            else:
+                values[name] = _typed(key, value)
+        else:
+            known = [*KEYS, *(f"{section}.…" for section in FREE_SECTIONS)]
+            raise UserError(f"unknown key {key!r}; {did_you_mean(key, known)}")
+    for name, section in sections.items():
+        kind = _FIELD_TYPES[name]
+        values[name] = section if name in FREE_SECTIONS else kind(**section)
+    return RunConfig(**values)
+
+
+def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            flat |= _flatten(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
+
+
+def _typed(key: str, value: Any) -> Any:
+    adapter = KEYS[key]
+    try:
+        return adapter.validate_python(value)
+    except ValidationError as error:
+        detail = error.errors()[0]["msg"]
+        raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
+
+
+_FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
+_SECTIONS = ("client", "server", "probe")
+FREE_SECTIONS = ("task_options", "model_options")
+"""Sections whose keys belong to the task or model, which checks them itself."""
+
+KEYS: dict[str, TypeAdapter[Any]] = {
+    name: TypeAdapter(kind)
+    for name, kind in _FIELD_TYPES.items()
+    if name not in (*_SECTIONS, *FREE_SECTIONS, "method")
+} | {
+    f"{section}.{name}": TypeAdapter(kind)
+    for section in _SECTIONS
+    for name, kind in get_type_hints(_FIELD_TYPES[section]).items()
+}
+"""Every key that may be set, with what reads its values."""

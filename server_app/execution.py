@@ -1,0 +1,218 @@
+"""One run, from configuration to outcome, on whatever grid it is given."""
+
+from __future__ import annotations
+
+import copy
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from flwr.app import ArrayRecord, MetricRecord
+from flwr.serverapp import Grid
+
+from leansplit.errors import RunFailedError
+from leansplit.parameters import checksum
+from leansplit.server_app.config import RunConfig
+from leansplit.server_app.evaluation import evaluate
+from leansplit.server_app.methods import METHODS
+from leansplit.strategies.federation import Federation
+from leansplit.strategies.running import Deployment, RoundReport, RunningStrategy
+from leansplit.tasks.task import Task
+from leansplit.wire import Ledger
+
+Status = Literal["completed", "interrupted", "failed"]
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands, for progress displays."""
+
+    round: int
+    num_rounds: int
+    samples_seen: int
+    num_samples: int
+    """The budget; 0 if there is none."""
+    accuracy: float | None
+    """Of the last evaluation."""
+    num_bytes: int
+    """Traffic so far, both directions."""
+
+
+@dataclass
+class Outcome:
+    """What a run measured, complete or not."""
+
+    config: RunConfig
+    status: Status = "completed"
+    error: str | None = None
+    rounds: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each evaluation."""
+    ledger: Ledger = field(default_factory=Ledger)
+    events: dict[str, int] = field(default_factory=dict)
+    samples_seen: int = 0
+    rounds_completed: int = 0
+    num_exchanges: int = 0
+    client_forwards: int = 0
+    client_backwards: int = 0
+    wall_time_s: float = 0.0
+    final_model_checksum: str = ""
+    final_state: dict[str, torch.Tensor] = field(default_factory=dict)
+    num_samples: dict[int, int] = field(default_factory=dict)
+    """client id -> training samples it holds."""
+    label_counts: dict[int, list[int]] = field(default_factory=dict)
+    """client id -> samples of each class."""
+
+
+class Recorder:
+    """Watches a strategy: evaluates, keeps rows, ends the run at its budget or on request."""
+
+    def __init__(
+        self,
+        outcome: Outcome,
+        task: Task,
+        strategy: RunningStrategy,
+        model: torch.nn.Module,
+        stop: threading.Event,
+        on_progress: Callable[[Progress], None] | None,
+    ) -> None:
+        self._outcome = outcome
+        self._task = task
+        self._strategy = strategy
+        self._model = model
+        self._stop = stop
+        self._on_progress = on_progress
+        self._train_loss: float | None = None
+        self._started = time.monotonic()
+
+    def on_set_up(self, federation: Federation) -> None:
+        """Note who holds what."""
+        self._outcome.num_samples = dict(sorted(federation.num_samples.items()))
+        self._outcome.label_counts = dict(sorted(federation.label_counts.items()))
+
+    def on_round(self, report: RoundReport) -> bool:
+        """Count the round; False at the budget's end or when a stop was asked for."""
+        config, outcome = self._outcome.config, self._outcome
+        forwards, backwards = METHODS[config.method].client_passes(config)
+        outcome.client_forwards += forwards * report.num_replied
+        outcome.client_backwards += backwards * report.num_replied
+        outcome.samples_seen, outcome.rounds_completed = report.samples_seen, report.round
+        self._train_loss = report.train_loss
+        self._show_progress()
+        if self._stop.is_set():
+            outcome.status = "interrupted"
+            return False
+        return not 0 < config.samples <= report.samples_seen
+
+    def evaluate(self, round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate the global model and add a row."""
+        self._model.load_state_dict(arrays.to_torch_state_dict())
+        accuracy, loss = evaluate(
+            self._model, self._task, self._outcome.config.evaluation_batch_size
+        )
+        ledger = self._strategy.ledger
+        self._outcome.rounds.append(
+            {
+                "round": round,
+                "samples_seen": self._strategy.samples_seen,
+                "accuracy": accuracy,
+                "loss": loss,
+                "train_loss": self._train_loss,
+                "uplink_bytes": ledger.total_bytes("uplink"),
+                "downlink_bytes": ledger.total_bytes("downlink"),
+                "num_exchanges": self._strategy.num_exchanges,
+                "wall_time_s": time.monotonic() - self._started,
+            }
+        )
+        self._show_progress()
+        return MetricRecord({"accuracy": accuracy, "loss": loss})
+
+    def finish(self) -> None:
+        """Evaluate the last round if the run ended between two evaluations."""
+        done = self._outcome.rounds_completed
+        if self._outcome.rounds and self._outcome.rounds[-1]["round"] != done:
+            self.evaluate(done, self._strategy.arrays())
+
+    def _show_progress(self) -> None:
+        if self._on_progress is None:
+            return
+        rows, config = self._outcome.rounds, self._outcome.config
+        self._on_progress(
+            Progress(
+                round=self._outcome.rounds_completed,
+                num_rounds=config.rounds,
+                samples_seen=self._outcome.samples_seen,
+                num_samples=config.samples,
+                accuracy=rows[-1]["accuracy"] if rows else None,
+                num_bytes=self._strategy.ledger.total_bytes(),
+            )
+        )
+
+
+def execute(
+    config: RunConfig,
+    grid: Grid,
+    *,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
+    """Run ``config`` on ``grid``.
+
+    Args:
+        config: what to run.
+        grid: where the clients are.
+        stop: set it to end the run after the current round.
+        on_progress: called after every round and evaluation.
+
+    Returns:
+        What was measured; ``status`` says whether the run came to its end.
+
+    Raises:
+        UserError: if the configuration does not fit the data.
+    """
+    torch.set_num_threads(config.num_threads)  # per thread: a ServerApp runs in one of its own
+    workload = config.workload()
+    task = workload.load_task()
+    model = workload.build_model(task)
+    method = METHODS[config.method]
+    outcome = Outcome(config)
+    strategy = method.strategy(
+        model,
+        task.loss,
+        method.config(config),
+        deployment=Deployment(
+            num_clients=config.clients,
+            clients_per_node=config.clients_per_node,
+            replica_storage=config.replica_storage,
+            num_threads=config.num_threads,
+            exchange_timeout_s=config.exchange_timeout_s,
+            workload=workload.to_dict(),
+        ),
+        evaluate_every=config.evaluation_period,
+    )
+    evaluated = copy.deepcopy(model.full_model)
+    recorder = Recorder(
+        outcome, task, strategy, evaluated, stop or threading.Event(), on_progress
+    )
+    strategy.observers.append(recorder)
+    started = time.monotonic()
+    try:
+        strategy.start(
+            grid=grid,
+            initial_arrays=ArrayRecord(model.full_state_dict()),
+            num_rounds=config.rounds,
+            evaluate_fn=recorder.evaluate,
+        )
+        recorder.finish()
+    except RunFailedError as error:
+        outcome.status, outcome.error = "failed", str(error)
+    outcome.wall_time_s = time.monotonic() - started
+    outcome.ledger = strategy.ledger
+    outcome.events = dict(sorted(strategy.events.items()))
+    outcome.num_exchanges = strategy.num_exchanges
+    strategy.arrays()  # brings the mirror's parameters into the model
+    outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
+    outcome.final_model_checksum = checksum(outcome.final_state)
+    return outcome

@@ -1,0 +1,169 @@
+"""Every method as one row: what the command line, comparisons and tests know about it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from leansplit import reference
+from leansplit.federated import (
+    FedAvgConfig,
+    FrozenConfig,
+    HOSFLConfig,
+    MethodConfig,
+    SplitFedConfig,
+)
+from leansplit.federated.optimizers import Lifetime
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.server_app.config import RunConfig
+from leansplit.strategies import HOSFL, FedAvg, FrozenClient, SplitFedV1, SplitFedV2
+from leansplit.strategies.running import RunningStrategy
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """One method."""
+
+    name: str
+    """Name on the command line."""
+    title: str
+    """Name in tables and plots."""
+    description: str
+    """One line."""
+    source: str
+    """The paper."""
+    client_order: str
+    """What a client computes: ``zeroth``, ``first`` or ``none``."""
+    client_lifetime: Lifetime
+    """Default lifetime of the client optimizer's moments."""
+    server_lifetime: Lifetime
+    """Default lifetime of the server optimizer's moments."""
+    config: Callable[[RunConfig], MethodConfig]
+    """Picks the method's settings out of a run's."""
+    strategy: Callable[..., RunningStrategy]
+    """(model, loss, config, **options) -> strategy."""
+    reference: Callable[..., None]
+    """The plain loop."""
+    client_passes: Callable[[RunConfig], tuple[int, int]]
+    """(forward, backward) passes of a client in one round."""
+
+
+def _common(run: RunConfig) -> dict[str, Any]:
+    return {"cohort_size": run.cohort, "batch_size": run.batch_size, "root_seed": run.seed}
+
+
+def _ho_sfl(run: RunConfig) -> HOSFLConfig:
+    return HOSFLConfig(
+        **_common(run),
+        zeroth_order=run.probe,
+        client_optimizer=run.client,
+        server_optimizer=run.server,
+        paper_code_scaling=run.paper_code_scaling,
+    )
+
+
+def _splitfed(run: RunConfig) -> SplitFedConfig:
+    return SplitFedConfig(
+        **_common(run),
+        local_steps=run.local_steps,
+        client_optimizer=run.client,
+        server_optimizer=run.server,
+        client_order=run.client_order,
+    )
+
+
+def _fedavg(run: RunConfig) -> FedAvgConfig:
+    return FedAvgConfig(
+        **_common(run), local_steps=run.local_steps, client_optimizer=run.client
+    )
+
+
+def _frozen(run: RunConfig) -> FrozenConfig:
+    return FrozenConfig(**_common(run), server_optimizer=run.server)
+
+
+def _fedavg_strategy(
+    model: SplitModel, loss: Loss, config: FedAvgConfig, **options: Any
+) -> FedAvg:
+    return FedAvg(model, config, **options)  # FedAvg's server never evaluates the loss
+
+
+def _zeroth_order_passes(run: RunConfig) -> tuple[int, int]:
+    # The anchor z is a forward pass of its own; the forward estimator reuses it.
+    is_forward = run.probe.estimator == "forward"
+    return run.probe.num_forwards + (0 if is_forward else 1), 0
+
+
+METHODS: Mapping[str, MethodSpec] = {
+    spec.name: spec
+    for spec in (
+        MethodSpec(
+            name="ho-sfl",
+            title="HO-SFL",
+            description="zeroth-order clients against the server's cut gradient; no model sync",
+            source="arXiv 2603.14773 (ICML 2026)",
+            client_order="zeroth",
+            client_lifetime="run",
+            server_lifetime="run",
+            config=_ho_sfl,
+            strategy=HOSFL,
+            reference=reference.ho_sfl,
+            client_passes=_zeroth_order_passes,
+        ),
+        MethodSpec(
+            name="sflv1",
+            title="SFLV1",
+            description="first-order split federated learning, one server replica for each client",
+            source="Thapa et al., AAAI 2022",
+            client_order="first",
+            client_lifetime="round",
+            server_lifetime="round",
+            config=_splitfed,
+            strategy=SplitFedV1,
+            reference=reference.splitfed_v1,
+            client_passes=lambda run: (run.local_steps, run.local_steps),
+        ),
+        MethodSpec(
+            name="sflv2",
+            title="SFLV2",
+            description="first-order split federated learning, one server model in turn",
+            source="Thapa et al., AAAI 2022",
+            client_order="first",
+            client_lifetime="round",
+            server_lifetime="run",
+            config=_splitfed,
+            strategy=SplitFedV2,
+            reference=reference.splitfed_v2,
+            client_passes=lambda run: (run.local_steps, run.local_steps),
+        ),
+        MethodSpec(
+            name="fedavg",
+            title="FedAvg",
+            description="the whole model trained at the client and averaged by Flower",
+            source="McMahan et al., AISTATS 2017",
+            client_order="first",
+            client_lifetime="round",
+            server_lifetime="run",
+            config=_fedavg,
+            strategy=_fedavg_strategy,
+            reference=reference.fedavg,
+            client_passes=lambda run: (run.local_steps, run.local_steps),
+        ),
+        MethodSpec(
+            name="frozen",
+            title="Frozen client",
+            description="the control: a client model that never changes, a trained server",
+            source="asked for by the papers' reviewers",
+            client_order="none",
+            client_lifetime="run",
+            server_lifetime="run",
+            config=_frozen,
+            strategy=FrozenClient,
+            reference=reference.frozen,
+            client_passes=lambda run: (1, 0),
+        ),
+    )
+}
+"""Name -> method, in the order in which methods are listed."""

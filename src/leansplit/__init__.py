@@ -1,0 +1,1 @@
+"""leansplit: hybrid-order split federated learning; clients never run backpropagation."""

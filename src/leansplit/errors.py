@@ -1,0 +1,51 @@
+"""Errors for users: what was wrong, what was given, what is allowed, what to do next."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+_MAX_LISTED = 12
+
+
+class UserError(ValueError):
+    """A mistake in what the user asked for; shown as one line, without a traceback."""
+
+
+class RunFailedError(RuntimeError):
+    """A run that cannot keep its promises: it stops, says why, and exits non-zero."""
+
+
+def did_you_mean(given: str, allowed: Iterable[str]) -> str:
+    """Return a sentence fragment naming the nearest allowed values, then all of them.
+
+    Example:
+        >>> did_you_mean("ho-sf", ["ho-sfl", "fedavg"])
+        "did you mean 'ho-sfl'? allowed: fedavg, ho-sfl"
+    """
+    names = sorted(allowed)
+    near: Sequence[str] = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
+    listed = ", ".join(names[:_MAX_LISTED]) + (
+        f", … ({len(names) - _MAX_LISTED} more)" if len(names) > _MAX_LISTED else ""
+    )
+    hint = "did you mean " + " or ".join(repr(name) for name in near) + "? " if near else ""
+    return f"{hint}allowed: {listed or 'none'}"
+
+
+def require_choice(what: str, given: str, allowed: Iterable[str]) -> str:
+    """Return ``given`` if it is allowed.
+
+    Raises:
+        UserError: naming what was given and the nearest allowed values.
+    """
+    names = list(allowed)
+    if given not in names:
+        raise UserError(f"unknown {what} {given!r}; {did_you_mean(given, names)}")
+    return given
+
+
+def require_positive(what: str, given: float) -> float:
+    """Return ``given`` if it is a finite number above zero, else raise ``UserError``."""
+    if not (given > 0 and given != float("inf")):
+        raise UserError(f"{what} must be a finite number above 0, got {given!r}")
+    return given

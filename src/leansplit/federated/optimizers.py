@@ -1,0 +1,99 @@
+"""Optimizers by name, and their state as plain tensors that can be stored, sent and compared."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from leansplit.errors import UserError, require_choice, require_positive
+
+OptimizerName = Literal["sgd", "adamw"]
+OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
+Lifetime = Literal["run", "round"]
+LIFETIMES: Final[tuple[str, ...]] = get_args(Lifetime)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """An optimizer and how long its state lives."""
+
+    name: OptimizerName = "sgd"
+    """``sgd`` (with ``momentum``; 0 = plain) or ``adamw``."""
+    lr: float = 0.1
+    """Learning rate."""
+    momentum: float = 0.0
+    """SGD's heavy-ball momentum."""
+    beta1: float = 0.9
+    """AdamW's first-moment decay."""
+    beta2: float = 0.999
+    """AdamW's second-moment decay."""
+    eps: float = 1e-8
+    """AdamW's denominator offset."""
+    weight_decay: float = 0.0
+    """Decoupled for AdamW, added to the gradient for SGD."""
+    lifetime: Lifetime = "run"
+    """``run``: moments live as long as the run; ``round``: they start from zero every round."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no step can be taken with."""
+        require_choice("optimizer", self.name, OPTIMIZERS)
+        require_choice("optimizer lifetime", self.lifetime, LIFETIMES)
+        require_positive("learning rate", self.lr)
+        require_positive("optimizer eps", self.eps)
+        for what in ("momentum", "beta1", "beta2"):
+            if not 0 <= getattr(self, what) < 1:
+                raise UserError(f"{what} must be in [0, 1), got {getattr(self, what)}")
+        if not 0 <= self.weight_decay < float("inf"):
+            raise UserError(f"weight_decay must be at least 0, got {self.weight_decay}")
+
+
+def build_optimizer(
+    config: OptimizerConfig, parameters: Iterable[Tensor]
+) -> torch.optim.Optimizer | None:
+    """Return torch's optimizer over ``parameters``; None if there is nothing to train."""
+    parameters = list(parameters)
+    if not parameters:
+        return None
+    if config.name == "adamw":
+        return torch.optim.AdamW(
+            parameters,
+            lr=config.lr,
+            betas=(config.beta1, config.beta2),
+            eps=config.eps,
+            weight_decay=config.weight_decay,
+        )
+    return torch.optim.SGD(
+        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+    )
+
+
+def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:
+    """Return the moments as named tensors, ``<parameter index>.<moment>``; empty if stateless."""
+    if optimizer is None:
+        return {}
+    state: dict[int, dict[str, Tensor | None]] = optimizer.state_dict()["state"]
+    return {
+        f"{index}.{moment}": value.detach().clone()
+        for index, moments in state.items()
+        for moment, value in moments.items()
+        if value is not None
+    }
+
+
+def load_optimizer_state_(
+    optimizer: torch.optim.Optimizer | None, state: Mapping[str, Tensor]
+) -> None:
+    """Put moments from :func:`optimizer_state` back."""
+    if optimizer is None:
+        return
+    nested: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        index, moment = key.split(".", 1)
+        nested.setdefault(int(index), {})[moment] = value.clone()
+    full = optimizer.state_dict()
+    full["state"] = nested
+    optimizer.load_state_dict(full)

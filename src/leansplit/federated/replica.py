@@ -1,0 +1,129 @@
+"""A client model's replica: the same bits wherever the same updates were applied."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from leansplit.errors import RunFailedError
+from leansplit.federated.optimizers import (
+    OptimizerConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+)
+from leansplit.federated.update_log import Update
+from leansplit.parameters import ParameterDict, ParameterSpec, checksum
+from leansplit.zeroth_order import ZerothOrderConfig, estimate
+
+PARAMETERS_PREFIX = "parameters."
+OPTIMIZER_PREFIX = "optimizer."
+
+
+class Replica:
+    """(version, trainable parameters, optimizer moments) of a client model.
+
+    Every HO-SFL client, and the server's mirror, is one of these. An update is P seeds and P
+    mean scalars; applying it is one optimizer step on the estimate they rebuild
+    (arXiv 2603.14773, step 7). Replicas that applied the same updates are equal bit for bit.
+
+    Attributes:
+        version: the round of the last update applied; 0 = initial parameters.
+        vector: the parameters in canonical order, shape [d].
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizer: OptimizerConfig,
+        zeroth_order: ZerothOrderConfig,
+        *,
+        version: int = 0,
+        optimizer_tensors: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.spec = ParameterSpec.of(parameters)
+        self.version = version
+        self.vector = self.spec.flatten(parameters)
+        self._zeroth_order = zeroth_order
+        self._config = optimizer
+        self._optimizer = self._fresh_optimizer()
+        if optimizer_tensors:
+            load_optimizer_state_(self._optimizer, optimizer_tensors)
+        self._checksum: str | None = None
+
+    def _fresh_optimizer(self) -> torch.optim.Optimizer | None:
+        return build_optimizer(self._config, [self.vector] if self.spec.num_elements else [])
+
+    @property
+    def parameters(self) -> ParameterDict:
+        """The parameters by name; views of the replica's memory, valid until the next update."""
+        return self.spec.views(self.vector)
+
+    def apply_(self, update: Update) -> None:
+        """Take the optimizer step that ``update`` stands for.
+
+        Raises:
+            RunFailedError: if the update is not newer than this replica.
+        """
+        if update.round <= self.version:
+            raise RunFailedError(
+                f"update of round {update.round} offered to a replica at version {self.version}"
+            )
+        if self._config.lifetime == "round":
+            self._optimizer = self._fresh_optimizer()
+        gradient = estimate(
+            self.spec,
+            update.seeds,
+            torch.tensor(update.scalars, dtype=torch.float64),
+            self._zeroth_order,
+            device=self.vector.device,
+        )
+        if self._optimizer is not None:
+            self.vector.grad = gradient
+            self._optimizer.step()
+            self.vector.grad = None
+        self.version = update.round
+        self._checksum = None
+
+    def catch_up_(self, updates: Iterable[Update]) -> None:
+        """Replay the updates that are newer than this replica, in order."""
+        for update in updates:
+            if update.round > self.version:
+                self.apply_(update)
+
+    def state(self) -> dict[str, Tensor]:
+        """Return parameters and moments as named tensors (copies), to store or to send."""
+        state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
+        moments = optimizer_state(self._optimizer)
+        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in moments.items()}
+
+    @classmethod
+    def from_state(
+        cls,
+        state: Mapping[str, Tensor],
+        optimizer: OptimizerConfig,
+        zeroth_order: ZerothOrderConfig,
+        *,
+        version: int,
+    ) -> Replica:
+        """Rebuild a replica from :meth:`state`."""
+
+        def part(prefix: str) -> dict[str, Tensor]:
+            return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+        return cls(
+            part(PARAMETERS_PREFIX),
+            optimizer,
+            zeroth_order,
+            version=version,
+            optimizer_tensors=part(OPTIMIZER_PREFIX),
+        )
+
+    @property
+    def checksum(self) -> str:
+        """16 hex digits over parameters and moments; equal checksums mean equal replicas."""
+        if self._checksum is None:
+            self._checksum = checksum(self.state())
+        return self._checksum

@@ -1,0 +1,12 @@
+"""Models and the cut: split a model at a layer, and the models that come with leansplit."""
+
+from leansplit.models.cnn import small_cnn as small_cnn
+from leansplit.models.registry import MODELS as MODELS
+from leansplit.models.registry import ModelSpec as ModelSpec
+from leansplit.models.registry import build_model as build_model
+from leansplit.models.registry import register_model as register_model
+from leansplit.models.resnet import FrozenBatchNorm2d as FrozenBatchNorm2d
+from leansplit.models.resnet import resnet18 as resnet18
+from leansplit.models.split import SplitModel as SplitModel
+from leansplit.models.split import cut_layers as cut_layers
+from leansplit.models.split import split_at as split_at

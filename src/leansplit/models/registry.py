@@ -1,0 +1,132 @@
+"""Models by name: what exists, which options it takes, and how it is built from a seed."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import nn
+
+from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.models.cnn import small_cnn
+from leansplit.models.resnet import resnet18
+
+# builder(input_shape (C, H, W), num_classes, **options) -> model
+Builder = Callable[..., nn.Module]
+_NUM_SEEDS = 2**64  # what torch.Generator.manual_seed accepts
+
+
+@dataclass(frozen=True)
+class ModelSpec:
+    """One registered model.
+
+    Attributes:
+        name: what users write.
+        description: one line.
+        default_cut_layer: the cut used when none is given.
+        builder: builder(input_shape, num_classes, **options) returns the model.
+        options: the options the builder takes, with their defaults.
+    """
+
+    name: str
+    description: str
+    default_cut_layer: str
+    builder: Builder
+    options: Mapping[str, Any]
+
+
+_specs: dict[str, ModelSpec] = {}
+MODELS: Mapping[str, ModelSpec] = MappingProxyType(_specs)
+
+
+def register_model(
+    name: str, builder: Builder, *, description: str, default_cut_layer: str
+) -> ModelSpec:
+    """Add a model to ``MODELS``; its options are the builder's keyword-only arguments.
+
+    For example, ``def linear(input_shape, num_classes, *, bias=True)`` has the option ``bias``.
+
+    Raises:
+        UserError: if the name is taken, or an option has no default.
+    """
+    if name in _specs:
+        raise UserError(f"a model named {name!r} is registered already; choose another name")
+    keywords = [
+        parameter
+        for parameter in inspect.signature(builder).parameters.values()
+        if parameter.kind is parameter.KEYWORD_ONLY
+    ]
+    without_default = [p.name for p in keywords if p.default is p.empty]
+    if without_default:
+        raise UserError(f"give the options {without_default} of model {name!r} a default")
+    options = MappingProxyType({parameter.name: parameter.default for parameter in keywords})
+    _specs[name] = ModelSpec(name, description, default_cut_layer, builder, options)
+    return _specs[name]
+
+
+def build_model(
+    name: str,
+    *,
+    input_shape: tuple[int, int, int],
+    num_classes: int,
+    seed: int,
+    options: Mapping[str, Any] | None = None,
+) -> nn.Module:
+    """Build a registered model on the CPU; equal arguments give equal bits.
+
+    Neither torch's global generator nor any accelerator's is read or moved.
+
+    Args:
+        name: a key of ``MODELS``.
+        input_shape: (C, H, W) of one sample.
+        num_classes: number of logits.
+        seed: 0 to 2**64 - 1; decides the initial weights.
+        options: of this model; see ``MODELS[name].options``.
+
+    Raises:
+        UserError: on an unknown model or option, a value out of range, or an input that is too
+            small for the model.
+    """
+    spec = MODELS[require_choice("model", name, MODELS)]
+    given = dict(options or {})
+    for option in given:
+        if option not in spec.options:
+            hint = did_you_mean(option, spec.options)
+            raise UserError(f"model {name!r} has no option {option!r}; {hint}")
+    if len(input_shape) != 3 or min(input_shape) < 1:
+        raise UserError(f"input_shape is (channels, height, width), got {tuple(input_shape)}")
+    if num_classes < 1:
+        raise UserError(f"num_classes must be at least 1, got {num_classes}")
+    if not 0 <= seed < _NUM_SEEDS:
+        raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
+    # The CPU generator alone: torch.manual_seed would reseed accelerators, which are not restored.
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        return spec.builder(tuple(input_shape), num_classes, **given)
+
+
+register_model(
+    "digits-cnn",
+    functools.partial(small_cnn, channels=(16, 16, 32), pool_after=(2, 3), hidden=64),
+    description="Three convolutions for 8x8 digits; 2,480 client parameters at the default cut.",
+    default_cut_layer="relu2",
+)
+register_model(
+    "cifar-cnn",
+    functools.partial(
+        small_cnn, channels=(16, 32, 64, 128), pool_after=(1, 2, 4), hidden=128, norm="none"
+    ),
+    description="Four convolutions for 32x32 images; 5,088 client parameters at the default cut.",
+    default_cut_layer="relu2",
+)
+register_model(
+    "resnet18",
+    resnet18,
+    description="ResNet-18 for small images (He et al. 2016), with group or frozen batch norm.",
+    default_cut_layer="layer1.0",
+)

@@ -1,0 +1,400 @@
+"""Cut a model in two after a named layer: the client model below the cut, the server model above.
+
+One mechanism serves every model. To cut after ``layer1.0``, only the modules that contain it (the
+model and ``layer1``) are *opened*: their ``forward`` is traced once with ``torch.fx``. All other
+modules are called whole, so a block that cannot be traced may stand on either side of a cut, and
+nested ``nn.Sequential`` can always be cut. The halves share the modules of the given model under
+their qualified names, and hold their program as plain data: they can be copied and pickled
+wherever their layers can. Tracing fixes what an opened ``forward`` decides in Python, except that
+``self.training`` may be handed on, as in ``F.dropout(x, training=self.training)``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import inspect
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+from torch.fx.node import map_aggregate, map_arg
+
+from leansplit.errors import UserError, did_you_mean
+
+_MAX_NAMED = 5
+_TUPLE_LAYERS = (nn.RNNBase, nn.MultiheadAttention)  # others show it by how they are used
+# What may be dropped when nobody uses the result. Anything else might act in place, so it stays.
+_PURE_TARGETS = (getattr, operator.getitem, "size", "dim", "numel")
+
+
+@dataclass(frozen=True)
+class SplitModel:
+    """The two halves of one model; ``split_at`` makes it.
+
+    Attributes:
+        client_model: the layers up to and including ``cut_layer``; returns the smashed data.
+        server_model: the layers above it; takes the smashed data as its only argument.
+        cut_layer: qualified name of the last client-side module.
+    """
+
+    client_model: nn.Module
+    server_model: nn.Module
+    cut_layer: str
+    _composition: nn.Module | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def full_model(self) -> nn.Module:
+        """Client model, then server model, on the same parameters, named as in the unsplit model.
+
+        Halves put together by hand are chained, which puts ``0.`` and ``1.`` before the names.
+        """
+        return self._composition or nn.Sequential(self.client_model, self.server_model)
+
+    def full_state_dict(self) -> dict[str, Tensor]:
+        """Return both halves' state under the names, and in the order, of the unsplit model."""
+        state = {**self.client_model.state_dict(), **self.server_model.state_dict()}
+        known = [name for name in self.full_model.state_dict() if name in state]
+        return {name: state[name] for name in dict.fromkeys([*known, *state])}
+
+    def load_full_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Copy ``state`` into both halves; nothing is changed if it does not fit.
+
+        Raises:
+            UserError: naming missing and unexpected keys, and tensors of another shape.
+        """
+        own = self.full_state_dict()
+        missing = [name for name in own if name not in state]
+        unexpected = [name for name in state if name not in own]
+        shapes = [(name, state[name].shape, own[name].shape) for name in own if name in state]
+        wrong = [
+            f"{name} {tuple(got)}, not {tuple(has)}" for name, got, has in shapes if got != has
+        ]
+        if missing or unexpected or wrong:
+            raise UserError(
+                f"this state is not that of the model cut at {self.cut_layer!r}: missing "
+                f"{_few(missing)}; unexpected {_few(unexpected)}; of wrong shape {_few(wrong)}"
+            )
+        for half in (self.client_model, self.server_model):
+            half.load_state_dict({name: state[name] for name in half.state_dict()})
+
+
+def split_at(model: nn.Module, cut_layer: str) -> SplitModel:
+    """Cut ``model`` after the module called ``cut_layer`` (as in ``model.named_modules()``).
+
+    The halves share the modules of ``model``, which is left as it was. Only the output of
+    ``cut_layer`` crosses. Arguments of ``model.forward`` that have a default keep that default.
+
+    Example:
+        >>> split = split_at(nn.Sequential(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), "1")
+        >>> list(split.server_model.state_dict())
+        ['2.weight', '2.bias']
+
+    Raises:
+        UserError: if there is no such module, or no cut is possible there: a half would be empty,
+            the server could train nothing, parameters would sit on both sides, anything but one
+            tensor would cross, or the model cannot be traced.
+    """
+    if cut_layer not in {name for name, _ in model.named_modules(remove_duplicate=False) if name}:
+        raise UserError(
+            f"unknown cut layer {cut_layer!r}; " + did_you_mean(cut_layer, cut_layers(model))
+        )
+    try:
+        return _cut(model, cut_layer)
+    except UserError as error:
+        raise UserError(
+            f"cannot cut {type(model).__name__} after {cut_layer!r}: {error}; "
+            f"{_nearby(model, cut_layer)}"
+        ) from error
+
+
+def cut_layers(model: nn.Module) -> list[str]:
+    """Return the allowed cuts in forward order; a stage follows the layers inside it.
+
+    Raises:
+        UserError: if ``model.forward`` itself cannot be traced.
+    """
+    return [name for name in _forward_order(model) if _allows_cut(model, name)]
+
+
+class TracedPart(nn.Module):
+    """Some steps of a traced model, over modules held under their full-model names.
+
+    Values are freed after their last use, as in the model's own ``forward``, so that a forward
+    pass without a graph peaks no higher than in the unsplit model.
+    """
+
+    def __init__(self, root: nn.Module, nodes: list[fx.Node], inputs: list[str], output: Any):
+        """Take the steps of ``nodes``, from the values ``inputs`` to the value(s) ``output``."""
+        super().__init__()
+        self._inputs, self._output = tuple(inputs), map_arg(output, _refer)
+        steps: list[_Step] = []
+        needed: set[fx.Node] = set()
+        map_arg(output, needed.add)
+        for node in reversed(nodes):
+            frees = [v.name for v in (*node.all_input_nodes, node) if v not in needed]
+            needed.update(node.all_input_nodes)
+            args, kwargs = map_arg(node.args, _refer), map_arg(node.kwargs, _refer)
+            steps.insert(0, _Step(node.name, node.op, node.target, args, kwargs, tuple(frees)))
+        self._steps = tuple(steps)
+        _fill(self, root, _used(root, nodes))
+
+    def forward(self, *inputs: Any) -> Any:
+        """Run the steps."""
+        if len(inputs) != len(self._inputs):
+            raise TypeError(f"takes the inputs {list(self._inputs)}, got {len(inputs)} of them")
+        values = dict(zip(self._inputs, inputs, strict=True))
+
+        def look_up(value: Any) -> Any:
+            return values[value.name] if isinstance(value, _Reference) else value
+
+        for step in self._steps:
+            args, kwargs = map_aggregate((step.args, step.kwargs), look_up)
+            if step.op == "call_method":
+                values[step.name] = getattr(args[0], step.target)(*args[1:], **kwargs)
+            elif step.op == "call_function":
+                values[step.name] = step.target(*args, **kwargs)
+            else:
+                found = operator.attrgetter(step.target)(self)
+                values[step.name] = found(*args, **kwargs) if step.op == "call_module" else found
+            for name in step.frees:
+                del values[name]
+        return map_aggregate(self._output, look_up)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """Stands for the value of an earlier step among the arguments of a step."""
+
+    name: str
+
+
+def _refer(node: fx.Node) -> Any:
+    return _Reference(node.name)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    """One operation: what to call on what, and which values nobody needs afterwards."""
+
+    name: str
+    op: str
+    target: Any  # qualified name, method name or function, by op
+    args: Any
+    kwargs: Any
+    frees: tuple[str, ...]
+
+
+class _OpeningTracer(fx.Tracer):
+    """Traces into the opened modules only, and records where they read ``self.training``."""
+
+    proxy_buffer_attributes = True  # else `self.count += 1` would act on the user's buffer
+
+    def __init__(self, opened: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        self._opened = opened
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+        return all(m is not module for module in self._opened.values())
+
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
+        for name, module in self._opened.items():
+            flag = self.create_proxy("get_attr", f"{name}.training".lstrip("."), (), {})
+            module.__dict__["training"] = flag
+        required = [
+            self.create_proxy("placeholder", parameter.name, (), {})
+            for parameter in list(inspect.signature(root_fn).parameters.values())[1:]
+            if parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_")
+        ]
+        return root_fn, [self.root, *required]
+
+
+def _trace(model: nn.Module, opened_names: Sequence[str]) -> tuple[nn.Module, fx.Graph]:
+    """Trace ``model`` with the named modules (outermost first) opened; it is not changed.
+
+    Returns a root, in which opened modules are shallow copies and the rest the model's own, and
+    the graph of its forward.
+
+    Raises:
+        UserError: if the forward of an opened module cannot be traced faithfully.
+    """
+    opened = {"": _shell(model)}
+    for name in opened_names:
+        parent, _, own_name = name.rpartition(".")
+        opened[name] = opened[parent]._modules[own_name] = _shell(model.get_submodule(name))
+    tracer = _OpeningTracer(opened)
+    try:
+        if "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks:
+            raise TypeError("its forward is replaced or hooked, which a trace would miss")
+        with torch.random.fork_rng(devices=[]):
+            before = torch.get_rng_state()
+            graph = tracer.trace(opened[""])
+            if not torch.equal(before, torch.get_rng_state()):
+                raise ValueError("it draws random numbers of a fixed shape")
+    except Exception as error:  # whatever the user's forward raises on symbolic values
+        where, kind = next(reversed(tracer.module_stack.values()), ("", type(model)))
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"{kind.__name__}.forward{f' of {where!r}' if where else ''} cannot be traced by "
+            f"torch.fx ({reason}); write it as an nn.Sequential of stages, or choose one of "
+            "cut_layers(model)"
+        ) from error
+    for name, module in opened.items():
+        module.__dict__["training"] = model.get_submodule(name).training
+    graph.eliminate_dead_code(lambda n: n.op != "get_attr" and n.target not in _PURE_TARGETS)
+    return opened[""], graph
+
+
+def _cut(model: nn.Module, name: str) -> SplitModel:
+    """Cut after the module ``name``; the errors are bare reasons, which ``split_at`` completes."""
+    root, graph = _trace(model, _ancestors(name))
+    module = root.get_submodule(name)
+    inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    layers = [node for node in nodes if node.op == "call_module"]
+    calls = [node for node in layers if root.get_submodule(str(node.target)) is module]
+    if len(calls) != 1:
+        raise UserError(f"forward calls it {len(calls)} times, and a cut needs exactly one call")
+    cut, output = calls[0], graph.output_node()
+    below = {cut}  # and all that it depends on
+    for node in reversed(graph.nodes):
+        if not below.isdisjoint(node.users):
+            below.add(node)
+    # Reading a parameter costs nothing, so both sides may do it; ties are refused further down.
+    shared = {n for n in below if n.op == "get_attr" and not below.issuperset(n.users)}
+    above = [node for node in nodes if node not in below or node in shared]
+    needed = dict.fromkeys(value for node in [*above, output] for value in node.all_input_nodes)
+    crossing = [_describe(value) for value in needed if value not in {cut, *above}]
+    if crossing:
+        raise UserError(
+            f"the server would also need {_few(crossing)}, but only the output of the cut layer "
+            "can cross (a skip connection passes by the cut)"
+        )
+    if _is_structured(module, cut):
+        raise UserError("it returns several values, and exactly one tensor can cross")
+    if below.issuperset(layers):
+        raise UserError("nothing is left for the server model")
+    client_model = TracedPart(root, [node for node in nodes if node in below], inputs, cut)
+    client_model.register_forward_hook(_require_one_tensor)
+    server_model = TracedPart(root, above, [cut.name], output.args[0])
+    if not any(parameter.requires_grad for parameter in server_model.parameters()):
+        raise UserError("the server model would have no trainable parameters")
+    client_ids, server_ids = ({id(t) for _, t in _tensors(m)} for m in (client_model, server_model))
+    tied = [key for key, tensor in _tensors(model) if id(tensor) in client_ids & server_ids]
+    if tied:
+        raise UserError(f"both halves would use {_few(tied)}; untie them, or cut elsewhere")
+    held = {**client_model.state_dict(), **server_model.state_dict()}
+    unused = [key for key in model.state_dict() if key not in held]
+    if unused:
+        raise UserError(f"forward never uses {_few(unused)}; remove them from the model")
+    full_model = TracedPart(root, nodes, inputs, output.args[0])
+    return SplitModel(client_model, server_model, name, full_model)
+
+
+def _is_structured(module: nn.Module, call: fx.Node) -> bool:
+    """Say whether a module shows itself to return a tuple or a mapping, not one tensor."""
+    keys = [user.args[1] if user.target is operator.getitem else None for user in call.users]
+    if isinstance(module, _TUPLE_LAYERS) or (keys and all(isinstance(k, int | str) for k in keys)):
+        return True
+    with contextlib.suppress(UserError):  # a module that cannot be traced shows it when it runs
+        return not isinstance(_trace(module, [])[1].output_node().args[0], fx.Node)
+    return False
+
+
+def _require_one_tensor(_client_model: nn.Module, _inputs: Any, smashed_data: Any) -> None:
+    if not isinstance(smashed_data, Tensor):
+        raise UserError(
+            f"the cut layer returned {type(smashed_data)}; exactly one tensor can cross"
+        )
+
+
+def _forward_order(model: nn.Module, inside: str = "") -> list[str]:
+    """Return the modules that are called, in the order in which they finish."""
+    _, graph = _trace(model, [*_ancestors(inside), inside] if inside else [])
+    order: list[str] = []
+    for name in dict.fromkeys(str(n.target) for n in graph.nodes if n.op == "call_module"):
+        if name.startswith(f"{inside}." if inside else ""):
+            if any(True for _ in model.get_submodule(name).children()):
+                with contextlib.suppress(UserError):  # a block that cannot be traced has no cuts
+                    order += _forward_order(model, name)
+            order.append(name)
+    return order
+
+
+def _allows_cut(model: nn.Module, name: str) -> bool:
+    with contextlib.suppress(UserError):
+        return _cut(model, name).cut_layer == name
+    return False
+
+
+def _nearby(model: nn.Module, name: str) -> str:
+    """Return a phrase that names the allowed cuts just before and after ``name``."""
+    order = _forward_order(model)
+    around = {name, *_ancestors(name)}
+    at = min((i for i, n in enumerate(order) if n in around or n.startswith(f"{name}.")), default=0)
+    sides = (reversed(order[:at]), order[at:])
+    near = [next((repr(n) for n in side if _allows_cut(model, n)), None) for side in sides]
+    return f"nearest allowed cuts: {_few([n for n in near if n])}"
+
+
+def _shell(module: nn.Module) -> nn.Module:
+    """Return a copy that shares everything, but whose children can be exchanged."""
+    shell = type(module).__new__(type(module))
+    shell.__dict__.update(module.__dict__, _modules=dict(module._modules))
+    return shell
+
+
+def _used(root: nn.Module, nodes: Iterable[fx.Node]) -> set[int]:
+    """Return the ids of the modules and tensors that the nodes touch."""
+    used = set()
+    for node in nodes:
+        if node.op in ("call_module", "get_attr"):
+            value = operator.attrgetter(str(node.target))(root)
+            if isinstance(value, bool):  # the flag `block.training`: an empty `block` will do
+                value = vars(root.get_submodule(str(node.target).rpartition(".")[0]))
+            used.add(id(value))
+    return used
+
+
+def _fill(part: nn.Module, source: nn.Module, used: set[int]) -> bool:
+    """Give ``part`` the used modules and tensors below ``source``, in order; say if any were."""
+    part.training = source.training
+    for name, parameter in source._parameters.items():
+        if id(parameter) in used:
+            part.register_parameter(name, parameter)
+    constants = {name: value for name, value in vars(source).items() if isinstance(value, Tensor)}
+    for name, buffer in {**source._buffers, **constants}.items():
+        if id(buffer) in used:
+            is_saved = name in source._buffers and name not in source._non_persistent_buffers_set
+            part.register_buffer(name, buffer, persistent=is_saved)
+    for name, child in source._modules.items():
+        if id(child) in used:
+            part.add_module(name, child)
+        elif child is not None and _fill(branch := nn.Module(), child, used):
+            part.add_module(name, branch)
+    return id(vars(source)) in used or bool(part._parameters or part._buffers or part._modules)
+
+
+def _describe(value: fx.Node) -> str:
+    if value.op == "placeholder":
+        return f"the input {value.name!r} of the model"
+    source = repr(value.target) if value.op == "call_module" else f"the operation {value.name!r}"
+    return f"the output of {source}"
+
+
+def _ancestors(name: str) -> list[str]:
+    """Return the names of the modules that contain ``name``, outermost first."""
+    return [name[:at] for at, character in enumerate(name) if character == "."]
+
+
+def _tensors(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters and buffers by name, tied ones under each of their names."""
+    kinds = (model.named_parameters, model.named_buffers)
+    return [pair for kind in kinds for pair in kind(remove_duplicate=False)]
+
+
+def _few(names: Sequence[str]) -> str:
+    more = f" and {len(names) - _MAX_NAMED} more" if len(names) > _MAX_NAMED else ""
+    return ", ".join(names[:_MAX_NAMED]) + more if names else "none"

@@ -1,0 +1,98 @@
+"""Seeds by hashing: every random draw is named by a tuple, never by seed arithmetic.
+
+Arithmetic such as ``seed * (i + 17) + i`` collides and correlates; a hash of the tuple
+(root seed, purpose, round, client, step, direction) does not.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import struct
+
+import numpy as np
+
+STREAM_VERSION = 1
+"""Version of seed derivation and of the noise stream; changes whenever a byte would."""
+
+_PERSON = b"leansplit-seed-1"  # domain separation, 16 bytes at most
+NO_INDEX = -1
+"""Stands for "this draw has no such index"."""
+
+
+def derive_seed(
+    root_seed: int,
+    purpose: str,
+    *,
+    round: int = NO_INDEX,
+    client_id: int = NO_INDEX,
+    local_step: int = NO_INDEX,
+    direction: int = NO_INDEX,
+) -> int:
+    """Return the 64-bit seed of one draw: a BLAKE2b hash of what the draw is for.
+
+    Args:
+        root_seed: the run's seed, any integer that fits in 64 signed bits.
+        purpose: what the draw is for, such as ``"perturbation"``, ``"cohort"``, ``"batch"``.
+        round: server round, 1-based.
+        client_id: the client's id (= partition id).
+        local_step: the step within the round, 0-based.
+        direction: the direction within the step, 0-based.
+
+    Returns:
+        An integer in [0, 2**64).
+
+    Example:
+        >>> derive_seed(0, "cohort", round=1) != derive_seed(0, "cohort", round=2)
+        True
+    """
+    message = struct.pack("<qqqqq", root_seed, round, client_id, local_step, direction)
+    digest = hashlib.blake2b(message + purpose.encode(), digest_size=8, person=_PERSON).digest()
+    return int.from_bytes(digest, "little")
+
+
+def perturbation_seeds(
+    root_seed: int,
+    num_perturbations: int,
+    *,
+    round: int,
+    client_id: int = NO_INDEX,
+    local_step: int = NO_INDEX,
+) -> tuple[int, ...]:
+    """Return the seeds of one step's directions, as they cross the wire: 32 bits each.
+
+    HO-SFL shares one set of directions among all clients of a round, so it passes no
+    ``client_id``; methods with private directions do.
+    """
+    return tuple(
+        derive_seed(
+            root_seed,
+            "perturbation",
+            round=round,
+            client_id=client_id,
+            local_step=local_step,
+            direction=direction,
+        )
+        & 0xFFFF_FFFF
+        for direction in range(num_perturbations)
+    )
+
+
+def numpy_generator(seed: int) -> np.random.Generator:
+    """Return numpy's counter-based generator (Philox) keyed by ``seed`` alone."""
+    return np.random.Generator(np.random.Philox(key=seed))
+
+
+def server_dropout_seed(
+    root_seed: int, round: int, client_id: int = NO_INDEX, local_step: int = 0
+) -> int:
+    """Seed of the server model's random layers; no ``client_id`` = the whole cohort at once."""
+    return derive_seed(
+        root_seed, "server-dropout", round=round, client_id=client_id, local_step=local_step
+    )
+
+
+def client_dropout_seed(root_seed: int, round: int, client_id: int, local_step: int) -> int:
+    """Seed of a client model's random layers in a first-order step."""
+    return derive_seed(
+        root_seed, "client-dropout", round=round, client_id=client_id, local_step=local_step
+    )

@@ -1,0 +1,79 @@
+"""FedAvg as one plain loop (McMahan et al., AISTATS 2017): documentation and oracle.
+
+The average is Flower's own arithmetic: float32 products and sums in the order of client ids.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leansplit.federated import (
+    ClientData,
+    FedAvgConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+    sample_cohort,
+    sample_weights,
+    take_batch,
+)
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.noise import client_dropout_seed, torch_seeded
+from leansplit.parameters import load_parameters_, trainable_parameters
+
+
+def fedavg(
+    model: SplitModel,
+    loss: Loss,
+    clients: Sequence[ClientData],
+    config: FedAvgConfig,
+    num_rounds: int,
+) -> None:
+    """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
+    seed = config.root_seed
+    full_model = model.full_model
+    client_moments: dict[int, dict[str, Tensor]] = {}
+
+    for t in range(1, num_rounds + 1):
+        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+        states, num_samples = [], []
+        for m in cohort:
+            # 1. Download theta. 2. Local first-order steps on the whole model.
+            local = copy.deepcopy(full_model).train()
+            optimizer = build_optimizer(config.client_optimizer, local.parameters())
+            assert optimizer is not None
+            if config.client_optimizer.lifetime == "run":
+                load_optimizer_state_(optimizer, client_moments.get(m, {}))
+            samples = 0
+            for h in range(config.local_steps):
+                x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
+                samples += len(y)
+                with torch_seeded(client_dropout_seed(seed, t, m, h)):
+                    value = loss(local(x), y)
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            client_moments[m] = optimizer_state(optimizer)
+            states.append(trainable_parameters(local))
+            num_samples.append(samples)
+        # 3. Upload; 4. sample-weighted mean.
+        factors = sample_weights(num_samples)
+        mean = {
+            name: torch.from_numpy(
+                _float32_sum([state[name] for state in states], factors)  # Flower's order
+            )
+            for name in states[0]
+        }
+        load_parameters_(full_model, mean)
+
+
+def _float32_sum(tensors: Sequence[Tensor], factors: Sequence[float]):  # type: ignore[no-untyped-def]
+    total = tensors[0].numpy() * factors[0]
+    for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
+        total += tensor.numpy() * factor
+    return total

@@ -1,0 +1,126 @@
+"""HO-SFL as one plain loop (arXiv 2603.14773, ICML 2026): documentation and oracle.
+
+The client model is trained by zeroth-order steps on the surrogate <lambda, f_c(x; theta)>, the
+server model by backpropagation. No client ever differentiates; all clients hold one theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch.func import functional_call
+
+from leansplit.federated import (
+    ClientData,
+    HOSFLConfig,
+    build_optimizer,
+    sample_cohort,
+    take_batch,
+)
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.noise import (
+    draw_perturbation,
+    perturbation_seeds,
+    server_dropout_seed,
+    torch_seeded,
+)
+from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+
+
+def ho_sfl(
+    model: SplitModel,
+    loss: Loss,
+    clients: Sequence[ClientData],
+    config: HOSFLConfig,
+    num_rounds: int,
+) -> None:
+    """Train ``model`` in place for ``num_rounds`` rounds.
+
+    Args:
+        model: client and server halves.
+        loss: (outputs, labels) -> mean loss.
+        clients: the data of client 0, 1, ...
+        config: the method's settings.
+        num_rounds: T.
+    """
+    zo = config.zeroth_order
+    mu = zo.perturbation_scale
+    client_model = model.client_model.eval()
+    server_model = model.server_model.train()
+    initial = trainable_parameters(client_model)
+    spec = ParameterSpec.of(initial)
+    theta = spec.flatten(initial)
+    client_optimizer = build_optimizer(config.client_optimizer, [theta])
+    server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+    assert client_optimizer is not None and server_optimizer is not None
+
+    for t in range(1, num_rounds + 1):
+        # 1. The server samples a cohort and P shared seeds.
+        cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
+        seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
+        directions = [
+            draw_perturbation(s, spec.num_elements, direction=zo.direction) for s in seeds
+        ]
+
+        # 3. Each client runs forward once and uploads its smashed data and labels.
+        data = [
+            take_batch(clients[m], config.root_seed, t, m, batch_size=config.batch_size)
+            for m in cohort
+        ]
+        with torch.inference_mode():
+            smashed = [functional_call(client_model, spec.views(theta), (x,)) for x, _ in data]
+        num_samples = sum(len(y) for _, y in data)
+        weights = [len(y) / num_samples for _, y in data]
+
+        # 4. The server takes one step on the mean loss and returns each client's lambda.
+        if config.server_optimizer.lifetime == "round":
+            server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+            assert server_optimizer is not None
+        z = torch.cat(smashed).detach().clone().requires_grad_(True)
+        sizes = [len(y) for _, y in data]
+        with torch_seeded(server_dropout_seed(config.root_seed, t)):
+            outputs = server_model(z).split(sizes)
+            losses = [loss(o, y) for o, (_, y) in zip(outputs, data, strict=True)]
+        mean_loss = torch.stack([w * v for w, v in zip(weights, losses, strict=True)]).sum()
+        server_optimizer.zero_grad(set_to_none=True)
+        mean_loss.backward()  # type: ignore[no-untyped-call]
+        server_optimizer.step()
+        assert z.grad is not None
+        lambdas = [g / w for g, w in zip(z.grad.split(sizes), weights, strict=True)]
+        if config.paper_code_scaling:
+            lambdas = [w * g for w, g in zip(weights, lambdas, strict=True)]
+
+        # 5. Each client probes every direction: v = <lambda, f_c(x; theta + mu u) - z>.
+        scalars = []
+        for (x, _), z_m, lambda_m in zip(data, smashed, lambdas, strict=True):
+            v = []
+            for u in directions:
+                with torch.inference_mode():
+                    plus = functional_call(client_model, spec.views(theta + u * mu), (x,))
+                    minus = z_m
+                    if zo.estimator == "central":
+                        minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
+                    product = (plus - minus) * lambda_m
+                    v.append(float(product.sum(dtype=torch.float64)))
+            scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
+
+        # 6. The server averages the scalars over the cohort.
+        mean = torch.zeros(len(seeds), dtype=torch.float64)
+        for w, v_m in zip(weights, scalars, strict=True):
+            mean += w * v_m.double()
+        mean = mean.float().double()
+
+        # 7. Every client rebuilds the same gradient and takes the same optimizer step.
+        width = 1.0 if zo.estimator == "forward" else 2.0
+        gradient = torch.zeros_like(theta)
+        for u, v_mean in zip(directions, mean.tolist(), strict=True):
+            gradient += u * (v_mean / (width * len(seeds) * mu))
+        if config.client_optimizer.lifetime == "round":
+            client_optimizer = build_optimizer(config.client_optimizer, [theta])
+            assert client_optimizer is not None
+        theta.grad = gradient
+        client_optimizer.step()
+
+    load_parameters_(client_model, spec.views(theta))

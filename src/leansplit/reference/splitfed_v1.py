@@ -1,0 +1,83 @@
+"""SFLV1 as one plain loop (Thapa et al., "SplitFed", AAAI 2022): documentation and oracle.
+
+Every client trains its own copy of the client model against its own replica of the server
+model; both kinds of copies are averaged at the end of the round.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leansplit.federated import (
+    ClientData,
+    SplitFedConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+    sample_cohort,
+    sample_weights,
+    take_batch,
+    weighted_mean,
+)
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
+from leansplit.parameters import load_parameters_, trainable_parameters
+
+
+def splitfed_v1(
+    model: SplitModel,
+    loss: Loss,
+    clients: Sequence[ClientData],
+    config: SplitFedConfig,
+    num_rounds: int,
+) -> None:
+    """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
+    seed = config.root_seed
+    client_moments: dict[int, dict[str, Tensor]] = {}
+    server_moments: dict[str, Tensor] = {}
+
+    for t in range(1, num_rounds + 1):
+        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+        client_states, server_states, moments, num_samples = [], [], [], []
+        for m in cohort:
+            # 1. The client downloads theta_c; the server starts a replica for it.
+            client_model = copy.deepcopy(model.client_model).train()
+            server_model = copy.deepcopy(model.server_model).train()
+            client_optimizer = build_optimizer(config.client_optimizer, client_model.parameters())
+            server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+            assert client_optimizer is not None and server_optimizer is not None
+            if config.client_optimizer.lifetime == "run":
+                load_optimizer_state_(client_optimizer, client_moments.get(m, {}))
+            if config.server_optimizer.lifetime == "run":
+                load_optimizer_state_(server_optimizer, server_moments)
+            # 2. Per batch: forward, z and y up, replica step, lambda down, client step.
+            samples = 0
+            for h in range(config.local_steps):
+                x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
+                samples += len(y)
+                with torch_seeded(client_dropout_seed(seed, t, m, h)):
+                    smashed = client_model(x)
+                z = smashed.detach().requires_grad_(True)
+                with torch_seeded(server_dropout_seed(seed, t, m, h)):
+                    value = loss(server_model(z), y)
+                server_optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                server_optimizer.step()
+                client_optimizer.zero_grad(set_to_none=True)
+                torch.autograd.backward([smashed], [z.grad])
+                client_optimizer.step()
+            client_moments[m] = optimizer_state(client_optimizer)
+            client_states.append(trainable_parameters(client_model))
+            server_states.append(trainable_parameters(server_model))
+            moments.append(optimizer_state(server_optimizer))
+            num_samples.append(samples)
+        # 3. Average client models, server replicas and the replicas' moments.
+        weights = sample_weights(num_samples)
+        load_parameters_(model.client_model, weighted_mean(client_states, weights))
+        load_parameters_(model.server_model, weighted_mean(server_states, weights))
+        server_moments = weighted_mean(moments, weights)

@@ -1,0 +1,87 @@
+"""SFLV2 as one plain loop (Thapa et al., "SplitFed", AAAI 2022): documentation and oracle.
+
+As SFLV1, but the one server model is trained on the clients' batches in turn and never averaged.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from leansplit.federated import (
+    ClientData,
+    SplitFedConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+    sample_cohort,
+    sample_weights,
+    service_order,
+    take_batch,
+    weighted_mean,
+)
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
+from leansplit.parameters import load_parameters_, trainable_parameters
+
+
+def splitfed_v2(
+    model: SplitModel,
+    loss: Loss,
+    clients: Sequence[ClientData],
+    config: SplitFedConfig,
+    num_rounds: int,
+) -> None:
+    """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
+    seed = config.root_seed
+    server_model = model.server_model.train()
+    server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+    client_moments: dict[int, dict[str, Tensor]] = {}
+
+    for t in range(1, num_rounds + 1):
+        # 1. Broadcast theta_c to the cohort, which is served in a fresh random order.
+        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+        order = service_order(seed, t, cohort)
+        if config.server_optimizer.lifetime == "round":
+            server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+        assert server_optimizer is not None
+        models = {m: copy.deepcopy(model.client_model).train() for m in cohort}
+        optimizers = {
+            m: build_optimizer(config.client_optimizer, models[m].parameters()) for m in cohort
+        }
+        for m, optimizer in optimizers.items():
+            if config.client_optimizer.lifetime == "run":
+                load_optimizer_state_(optimizer, client_moments.get(m, {}))
+        # 2. Client by client and batch by batch, or step by step over all clients.
+        steps = range(config.local_steps)
+        if config.client_order == "sequential":
+            turns = [(m, h) for m in order for h in steps]
+        else:
+            turns = [(m, h) for h in steps for m in order]
+        num_samples = dict.fromkeys(cohort, 0)
+        for m, h in turns:
+            x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
+            num_samples[m] += len(y)
+            with torch_seeded(client_dropout_seed(seed, t, m, h)):
+                smashed = models[m](x)
+            z = smashed.detach().requires_grad_(True)
+            with torch_seeded(server_dropout_seed(seed, t, m, h)):
+                value = loss(server_model(z), y)
+            server_optimizer.zero_grad(set_to_none=True)
+            value.backward()  # type: ignore[no-untyped-call]
+            server_optimizer.step()
+            client_optimizer = optimizers[m]
+            assert client_optimizer is not None
+            client_optimizer.zero_grad(set_to_none=True)
+            torch.autograd.backward([smashed], [z.grad])
+            client_optimizer.step()
+        # 3. Average the client models; the server model is already one.
+        for m in cohort:
+            client_moments[m] = optimizer_state(optimizers[m])
+        weights = sample_weights([num_samples[m] for m in cohort])
+        states = [trainable_parameters(models[m]) for m in cohort]
+        load_parameters_(model.client_model, weighted_mean(states, weights))

@@ -1,0 +1,114 @@
+"""Every task by name, with its options: what a run's configuration may ask for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.tasks.digits import build_digits_task
+from leansplit.tasks.images import build_cifar10_task, build_images_task
+from leansplit.tasks.task import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskSpec:
+    """One task that can be asked for by name."""
+
+    name: str
+
+    description: str
+    """One line, for lists of tasks."""
+
+    default_model: str
+    """The model used where a run names none."""
+
+    builder: Callable[..., Task]
+    """Called with options as keyword arguments."""
+
+    options: Mapping[str, object]
+    """Every option with its default; ``options_of`` reads them off a builder."""
+
+
+def options_of(builder: Callable[..., Task]) -> Mapping[str, object]:
+    """Return the keyword-only arguments of ``builder`` with their defaults.
+
+    Raises:
+        UserError: if an argument has no default or can be given by position.
+    """
+    options: dict[str, object] = {}
+    for name, parameter in inspect.signature(builder).parameters.items():
+        if parameter.kind is not parameter.KEYWORD_ONLY or parameter.default is parameter.empty:
+            raise UserError(
+                f"a task's builder takes keyword-only arguments with defaults; {name!r} of "
+                f"{getattr(builder, '__name__', builder)!s} is not one"
+            )
+        options[name] = parameter.default
+    return MappingProxyType(options)
+
+
+def _built_in(name: str, description: str, builder: Callable[..., Task]) -> TaskSpec:
+    return TaskSpec(
+        name=name,
+        description=description,
+        default_model="small-cnn",
+        builder=builder,
+        options=options_of(builder),
+    )
+
+
+_TASKS: dict[str, TaskSpec] = {
+    spec.name: spec
+    for spec in (
+        _built_in(
+            "digits",
+            "1,797 real handwritten digits of 8x8 pixels, 10 classes; no download",
+            build_digits_task,
+        ),
+        _built_in(
+            "cifar10",
+            "CIFAR-10: 60,000 colour images of 32x32 pixels, 10 classes; local copy or hub",
+            build_cifar10_task,
+        ),
+        _built_in(
+            "images",
+            "any labelled images: local parquet, class-per-folder images, or a hub data set",
+            build_images_task,
+        ),
+    )
+}
+
+TASKS: Mapping[str, TaskSpec] = MappingProxyType(_TASKS)
+"""Name -> task, read-only; add to it with ``register_task``."""
+
+
+def register_task(spec: TaskSpec) -> None:
+    """Make a task available by name.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    if spec.name in _TASKS:
+        raise UserError(f"a task named {spec.name!r} exists already; choose another name")
+    _TASKS[spec.name] = spec
+
+
+def load_task(name: str, **options: object) -> Task:
+    """Build the task called ``name``.
+
+    Args:
+        name: a key of ``TASKS``.
+        options: some of the task's options; the others take their defaults.
+
+    Raises:
+        UserError: if the task or an option does not exist, or the builder rejects a value.
+    """
+    spec = TASKS[require_choice("task", name, TASKS)]
+    for option in options:
+        if option not in spec.options:
+            raise UserError(
+                f"task {name!r} has no option {option!r}; {did_you_mean(option, spec.options)}"
+            )
+    return spec.builder(**{**spec.options, **options})

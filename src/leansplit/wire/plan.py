@@ -1,0 +1,67 @@
+"""The plan that every client receives once: all it must know to take part."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from leansplit.federated.optimizers import OptimizerConfig
+from leansplit.zeroth_order import ZerothOrderConfig
+
+ReplicaStorage = Literal["context", "worker"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientPlan:
+    """What a client needs beside its data and its half of the model."""
+
+    run_id: str
+    """Names this run; worker processes keep the replicas of different runs apart."""
+    method: str
+    num_clients: int
+    clients_per_node: int = 1
+    """Virtual clients that one SuperNode hosts."""
+    root_seed: int
+    batch_size: int
+    local_steps: int = 1
+    client_optimizer: OptimizerConfig | None = None
+    zeroth_order: ZerothOrderConfig | None = None
+    replica_storage: ReplicaStorage = "context"
+    """``context``: each client's replica lives in its Flower context, as on real SuperNodes.
+    ``worker``: one replica per worker process serves all its clients (simulation only)."""
+    num_threads: int = 0
+    """Torch threads of a client's computation; 0 leaves them as they are."""
+    workload: dict[str, Any] = field(default_factory=dict)
+    """Passed to the app's workload provider, such as task, model and partition."""
+
+    def to_json(self) -> str:
+        """Return the plan as JSON text."""
+        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+
+    @classmethod
+    def from_json(cls, text: str) -> ClientPlan:
+        """Read a plan from :meth:`to_json`."""
+        values: dict[str, Any] = json.loads(text)
+        if values["client_optimizer"] is not None:
+            values["client_optimizer"] = OptimizerConfig(**values["client_optimizer"])
+        if values["zeroth_order"] is not None:
+            values["zeroth_order"] = ZerothOrderConfig(**values["zeroth_order"])
+        return cls(**values)
+
+    @property
+    def digest(self) -> str:
+        """A short name for exactly this plan."""
+        return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    def hosted_clients(self, partition_id: int) -> list[int]:
+        """Return the ids of the clients that the node with ``partition_id`` hosts."""
+        first = partition_id * self.clients_per_node
+        return list(range(first, min(first + self.clients_per_node, self.num_clients)))
+
+    @property
+    def num_nodes(self) -> int:
+        """SuperNodes that the federation needs."""
+        return -(-self.num_clients // self.clients_per_node)

@@ -1,0 +1,185 @@
+"""The typed records that cross the wire, one class for each message of each protocol.
+
+A field made with :func:`payload` holds tensors and says under which kind the ledger books them;
+all other fields are small header values and belong to the envelope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from leansplit.federated.update_log import Update
+from leansplit.parameters import ParameterDict
+from leansplit.wire.kinds import Kind
+
+KIND_KEY = "leansplit.kind"
+MANY_KEY = "leansplit.many"
+
+
+def payload(kind: Kind, *, many: bool = False, **options: Any) -> Any:
+    """Declare a tensor field (``many``: a dictionary of tensors) booked under ``kind``."""
+    return field(metadata={KIND_KEY: kind, MANY_KEY: many}, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all wire records."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupRequest(Record):
+    """Server to node, once: what the federation is about."""
+
+    plan: str
+    """The plan as JSON (see :class:`leansplit.wire.plan.ClientPlan`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SetupReply(Record):
+    """Client to server, once."""
+
+    num_samples: int
+    label_counts: list[int]
+    """Samples of each label; empty if labels are not class indices."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CatchUpRequest(Record):
+    """Server to client: what brings a replica up to date, before anything else is asked of it.
+
+    The update of the last round rides on the next request, which saves a round trip. A client
+    holds the seeds of the last round that it answered, so of that round only the mean scalars
+    are sent; rounds that it missed come whole.
+    """
+
+    round: int
+    target_version: int = 0
+    """The version that the replica must reach."""
+    base_version: int = 0
+    """The oldest version that the updates below join up with."""
+    weights: ParameterDict = payload("weights", many=True, default_factory=dict)
+    """Initial parameters for a client's first round, or a replica's whole state in a resync."""
+    weights_version: int = -1
+    """Version of ``weights``; -1 if there are none."""
+    known_round: int = -1
+    """The round whose seeds the client holds; -1 if there is none."""
+    scalars: Tensor = payload("scalars", default_factory=lambda: torch.empty(0))
+    """Mean scalars [P] of ``known_round``, float32."""
+    missed_rounds: list[int] = field(default_factory=list)
+    missed_seeds: Tensor = payload(
+        "catch_up", default_factory=lambda: torch.empty(0, 0, dtype=torch.uint32)
+    )
+    """Seeds [R, P] of the missed rounds, uint32."""
+    missed_scalars: Tensor = payload("catch_up", default_factory=lambda: torch.empty(0, 0))
+    """Mean scalars [R, P] of the missed rounds, float32."""
+
+    def updates(self, known_seeds: tuple[int, ...]) -> list[Update]:
+        """Return the updates that this request carries, oldest first.
+
+        Args:
+            known_seeds: the seeds that the client holds for ``known_round``.
+        """
+        carried = []
+        if self.known_round >= 0:
+            carried.append(Update(self.known_round, known_seeds, tuple(self.scalars.tolist())))
+        for round, seeds, scalars in zip(
+            self.missed_rounds,
+            self.missed_seeds.tolist(),
+            self.missed_scalars.tolist(),
+            strict=True,
+        ):
+            carried.append(Update(round, tuple(seeds), tuple(scalars)))
+        return carried
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardRequest(CatchUpRequest):
+    """HO-SFL and frozen client, server to client: run your model on the next batch."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncRequest(CatchUpRequest):
+    """HO-SFL, server to client: nothing but the catch-up."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SyncReply(Record):
+    """Client to server: where the replica stands after a final catch-up."""
+
+    version: int
+    checksum: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class BehindReply(Record):
+    """Client to server: the replica cannot be brought up to date from what was sent."""
+
+    version: int
+    """The version that the replica is at; -1 if there is none."""
+    is_worker_gap: bool
+    """True if the client itself is up to date and only the simulation's worker process lags."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmashedDataReply(Record):
+    """Client to server: the cut layer's output for one batch."""
+
+    smashed_data: Tensor = payload("smashed_data")
+    """z, shape [B, ...]."""
+    labels: Tensor = payload("labels")
+    """y, shape [B, ...]."""
+    checksum: str = ""
+    """Of the replica that produced z; empty if the protocol keeps none."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeRequest(CatchUpRequest):
+    """HO-SFL, server to client: probe these directions against this gradient.
+
+    The client is up to date since the forward request of the same round; the catch-up fields are
+    used only after a fault.
+    """
+
+    smashed_gradient: Tensor = payload("smashed_gradient")
+    """lambda, the shape of the client's smashed data."""
+    seeds: Tensor = payload("seeds")
+    """Perturbation seeds [P], uint32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProbeReply(Record):
+    """HO-SFL, client to server: the directional differences v."""
+
+    scalars: Tensor = payload("scalars")
+    """v [P], float32, not divided by mu."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainForwardRequest(Record):
+    """Split federated learning, server to client: start a round from these weights."""
+
+    round: int
+    local_step: int
+    weights: ParameterDict = payload("weights", many=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BackwardRequest(Record):
+    """Split federated learning, server to client: back-propagate, then go on."""
+
+    round: int
+    local_step: int
+    is_last: bool
+    """True: answer with the weights; False: answer with the next step's smashed data."""
+    smashed_gradient: Tensor = payload("smashed_gradient")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsReply(Record):
+    """Client to server: the client model after its local steps."""
+
+    weights: ParameterDict = payload("weights", many=True)

@@ -1,0 +1,27 @@
+"""Zeroth-order gradient estimation: forward passes, seeds and scalars."""
+
+from leansplit.zeroth_order.estimators import (
+    ESTIMATORS,
+    Estimator,
+    ZerothOrderConfig,
+    estimate,
+    probe,
+)
+from leansplit.zeroth_order.objective import (
+    Objective,
+    SumObjective,
+    SurrogateObjective,
+    forward_only,
+)
+
+__all__ = [
+    "ESTIMATORS",
+    "Estimator",
+    "Objective",
+    "SumObjective",
+    "SurrogateObjective",
+    "ZerothOrderConfig",
+    "estimate",
+    "forward_only",
+    "probe",
+]

@@ -1,0 +1,131 @@
+"""Two-point zeroth-order gradient estimators behind one interface.
+
+Forward difference:  v_p = F(theta + mu u_p) - F(theta),            g = 1/(P mu)   sum_p v_p u_p
+Central difference:  v_p = F(theta + mu u_p) - F(theta - mu u_p),   g = 1/(2 P mu) sum_p v_p u_p
+
+with E[u u^T] = I, so no factor d appears; Gaussian directions combined with a factor d are d
+times too long. Parameters are never written: theta + mu u - mu u is not theta in floating point,
+so each probe works on its own perturbed copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from leansplit.errors import UserError, require_choice, require_positive
+from leansplit.noise import DIRECTIONS, Direction, draw_perturbation
+from leansplit.parameters import ParameterSpec
+from leansplit.zeroth_order.objective import Objective
+
+Estimator = Literal["forward", "central"]
+ESTIMATORS: Final[tuple[str, ...]] = get_args(Estimator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZerothOrderConfig:
+    """How a client estimates a gradient from forward passes."""
+
+    num_perturbations: int = 5
+    """P, directions per estimate."""
+    perturbation_scale: float = 1e-3
+    """mu, the finite-difference step."""
+    estimator: Estimator = "forward"
+    """``forward`` costs P + 1 forward passes (the anchor included), ``central`` 2 P."""
+    direction: Direction = "gaussian"
+    """Distribution of the directions; every choice has E[u u^T] = I."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no estimate can be made with."""
+        if isinstance(self.num_perturbations, bool) or self.num_perturbations < 1:
+            raise UserError(
+                f"num_perturbations (P) must be at least 1, got {self.num_perturbations}"
+            )
+        require_positive("perturbation_scale (mu)", self.perturbation_scale)
+        require_choice("estimator", self.estimator, ESTIMATORS)
+        require_choice("direction", self.direction, DIRECTIONS)
+
+    @property
+    def num_forwards(self) -> int:
+        """Forward passes per estimate, the anchor included."""
+        p = self.num_perturbations
+        return p + 1 if self.estimator == "forward" else 2 * p
+
+
+def probe(
+    objective: Objective,
+    spec: ParameterSpec,
+    vector: Tensor,
+    seeds: Sequence[int],
+    config: ZerothOrderConfig,
+    *,
+    anchor: Tensor | None = None,
+) -> Tensor:
+    """Return the un-normalised directional differences v_p, one for each seed.
+
+    Args:
+        objective: F, evaluated under inference mode only.
+        spec: layout of the parameters.
+        vector: theta, shape [d]; not written.
+        seeds: one perturbation seed for each direction.
+        config: estimator, mu and distribution.
+        anchor: the unreduced value at ``vector`` if the caller has it already (HO-SFL's clients
+            keep their smashed data); saves the forward estimator one pass.
+
+    Returns:
+        float64 tensor of shape [P].
+    """
+    mu = config.perturbation_scale
+    differences = torch.empty(len(seeds), dtype=torch.float64)
+    if config.estimator == "forward" and anchor is None:
+        anchor = objective.evaluate(spec.views(vector))
+    for index, seed in enumerate(seeds):
+        step = draw_perturbation(
+            seed, spec.num_elements, direction=config.direction, device=vector.device
+        ).mul_(mu)
+        plus = objective.evaluate(spec.views(vector + step))
+        if config.estimator == "forward":
+            assert anchor is not None
+            minus = anchor
+        else:
+            minus = objective.evaluate(spec.views(vector - step))
+        differences[index] = objective.difference(plus, minus)
+    return differences
+
+
+def estimate(
+    spec: ParameterSpec,
+    seeds: Sequence[int],
+    differences: Tensor,
+    config: ZerothOrderConfig,
+    *,
+    device: torch.device | str = "cpu",
+) -> Tensor:
+    """Rebuild the gradient estimate from seeds and scalars.
+
+    Anyone who holds the same seeds and the same scalars gets the same bits: directions are added
+    in the order given, with one rounding for each product and each sum.
+
+    Args:
+        spec: layout of the parameters.
+        seeds: P perturbation seeds.
+        differences: P un-normalised differences v_p.
+        config: the configuration that the differences were probed with.
+        device: where the estimate is wanted.
+
+    Returns:
+        float32 tensor of shape [d].
+    """
+    width = 1.0 if config.estimator == "forward" else 2.0
+    gradient = torch.zeros(spec.num_elements, device=device)
+    for seed, difference in zip(seeds, differences.tolist(), strict=True):
+        coefficient = difference / (width * len(seeds) * config.perturbation_scale)
+        direction = draw_perturbation(
+            seed, spec.num_elements, direction=config.direction, device=device
+        )
+        gradient += direction.mul_(coefficient)
+    return gradient

@@ -1,0 +1,75 @@
+"""What a zeroth-order estimator probes: a function of parameters that is only ever evaluated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from leansplit.parameters import ParameterDict
+
+
+class Objective(Protocol):
+    """A scalar function F of the parameters, kept as the tensor that it reduces.
+
+    The estimator needs F(plus) - F(minus). Subtracting two large sums loses the digits that
+    matter, so objectives subtract elementwise first and reduce in float64 afterwards.
+    """
+
+    def evaluate(self, parameters: ParameterDict) -> Tensor:
+        """Return the unreduced value at ``parameters``: one forward pass."""
+        ...
+
+    def difference(self, plus: Tensor, minus: Tensor) -> float:
+        """Return F(plus) - F(minus) from two unreduced values."""
+        ...
+
+
+@dataclass(frozen=True)
+class SumObjective:
+    """F = the sum of the elements that ``function`` returns, such as per-sample losses."""
+
+    function: Callable[[ParameterDict], Tensor]
+
+    def evaluate(self, parameters: ParameterDict) -> Tensor:
+        """Return ``function(parameters)``, any shape."""
+        return self.function(parameters)
+
+    def difference(self, plus: Tensor, minus: Tensor) -> float:
+        """Return the float64 sum of ``plus - minus``."""
+        return float((plus - minus).double().sum())
+
+
+@dataclass(frozen=True)
+class SurrogateObjective:
+    """HO-SFL's client objective F(theta) = <lambda, f_c(x; theta)> (arXiv 2603.14773).
+
+    Attributes:
+        client_model: f_c; its parameters are replaced, never written.
+        inputs: x, shape [B, ...].
+        smashed_gradient: lambda = dl/dz at the cut, the shape of f_c(x).
+    """
+
+    client_model: nn.Module
+    inputs: Tensor
+    smashed_gradient: Tensor
+
+    def evaluate(self, parameters: ParameterDict) -> Tensor:
+        """Return f_c(x; parameters), shape [B, ...]."""
+        return forward_only(self.client_model, parameters, self.inputs)
+
+    def difference(self, plus: Tensor, minus: Tensor) -> float:
+        """Return <lambda, plus - minus>: difference and product in float32, sum in float64."""
+        return float(((plus - minus) * self.smashed_gradient).sum(dtype=torch.float64))
+
+
+def forward_only(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
+    """Evaluate ``model`` at ``parameters`` in inference mode: no graph, no way to a gradient."""
+    with torch.inference_mode():
+        output = functional_call(model, dict(parameters), (inputs,))
+    assert isinstance(output, Tensor)
+    return output

@@ -1,0 +1,176 @@
+"""The clients of a run: who they are, where they can be reached, and how to ask them all."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Generic, TypeVar
+
+from flwr.app import Message
+
+from leansplit.errors import RunFailedError
+from leansplit.strategies.flower_records import NODE, pack, unpack, unpack_failures
+from leansplit.strategies.observed_grid import ObservedGrid
+from leansplit.wire import (
+    ClientPlan,
+    DecodeError,
+    Record,
+    SetupReply,
+    SetupRequest,
+    decode_as,
+    encode,
+    price,
+)
+
+R = TypeVar("R", bound=Record)
+log = logging.getLogger("leansplit")
+
+SETUP_ROUND = 0
+
+
+@dataclass(frozen=True)
+class Replies(Generic[R]):
+    """What came back from one exchange.
+
+    Attributes:
+        records: client id -> record, in ascending order of ids.
+        failures: client id -> why there is no record, in ascending order of ids.
+    """
+
+    records: dict[int, R]
+    failures: dict[int, str] = field(default_factory=dict)
+
+
+class Federation:
+    """Addresses of all clients, and exchanges with any of them.
+
+    Flower's node ids are random in every run; a client's identity is its partition id. A message
+    addresses all clients of a node that are asked; one client per node is the plain case.
+    """
+
+    def __init__(self, grid: ObservedGrid, plan: ClientPlan, timeout_s: float) -> None:
+        self.grid = grid
+        self.plan = plan
+        self.timeout_s = timeout_s
+        self.num_samples: dict[int, int] = {}
+        self.label_counts: dict[int, list[int]] = {}
+        self._node_of_client: dict[int, int] = {}
+
+    @property
+    def population(self) -> list[int]:
+        """Ids of all clients, ascending."""
+        return sorted(self._node_of_client)
+
+    def node_of(self, client_id: int) -> int:
+        """Return the address of a client's node."""
+        return self._node_of_client[client_id]
+
+    def set_up(self) -> None:
+        """Send the plan to every node and learn which clients are there.
+
+        Raises:
+            RunFailedError: if a client of the plan does not answer, naming the reasons.
+        """
+        node_ids = self._wait_for_nodes(self.plan.num_nodes)
+        blob = encode(SetupRequest(plan=self.plan.to_json()))
+        messages = [
+            Message(
+                pack({NODE: blob}), node_id, "query.leansplit_setup", group_id=str(SETUP_ROUND)
+            )
+            for node_id in node_ids
+        ]
+        reasons: list[str] = []
+        for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
+            if reply.has_error():
+                reasons.append(reply.error.reason)
+                continue
+            reasons += unpack_failures(reply.content).values()
+            for client_id, answer in unpack(reply.content).items():
+                report = decode_as(answer, SetupReply)
+                self._node_of_client[client_id] = reply.metadata.src_node_id
+                self.num_samples[client_id] = report.num_samples
+                self.label_counts[client_id] = report.label_counts
+                self.grid.ledger.record(SETUP_ROUND, client_id, "downlink", price(blob))
+        missing = sorted(set(range(self.plan.num_clients)) - set(self._node_of_client))
+        if missing:
+            why = f": {reasons[0]}" if reasons else " (no answer)"
+            raise RunFailedError(
+                f"{len(missing)} of {self.plan.num_clients} clients could not be set up, the first "
+                f"is client {missing[0]}{why}"
+            )
+        self.grid.name_nodes({node: client for client, node in self._node_of_client.items()})
+
+    def _wait_for_nodes(self, num_nodes: int) -> list[int]:
+        deadline = time.monotonic() + self.timeout_s
+        while len(node_ids := sorted(self.grid.get_node_ids())) < num_nodes:
+            if time.monotonic() > deadline:
+                raise RunFailedError(
+                    f"only {len(node_ids)} of {num_nodes} SuperNodes connected within "
+                    f"{self.timeout_s:.0f} s; start more or lower the number of clients"
+                )
+            time.sleep(0.05)
+        return node_ids
+
+    def messages(
+        self, requests: Mapping[int, Record], action: str, round: int
+    ) -> list[Message]:
+        """Return the messages that carry ``requests`` (client id -> record) to their nodes."""
+        of_node: dict[int, dict[int, bytes]] = {}
+        for client_id in sorted(requests):
+            node = of_node.setdefault(self._node_of_client[client_id], {})
+            node[client_id] = encode(requests[client_id])
+        return [
+            Message(pack(payloads), node_id, f"train.{action}", group_id=str(round))
+            for node_id, payloads in of_node.items()
+        ]
+
+    def collect(
+        self,
+        replies: Iterable[Message],
+        expected_ids: Iterable[int],
+        record_types: type[R] | tuple[type[R], ...],
+    ) -> Replies[R]:
+        """Decode replies and put them in order; whoever is missing is a failure with a reason."""
+        expected = sorted(expected_ids)
+        records: dict[int, R] = {}
+        failures: dict[int, str] = {}
+        node_errors: dict[int, str] = {}
+        for reply in replies:
+            if reply.has_error():
+                node_errors[reply.metadata.src_node_id] = reply.error.reason
+                continue
+            failures |= unpack_failures(reply.content)
+            for client_id, blob in unpack(reply.content).items():
+                try:
+                    records[client_id] = decode_as(blob, record_types)
+                except DecodeError as error:
+                    failures[client_id] = str(error)
+        for client_id in expected:
+            if client_id not in records and client_id not in failures:
+                node_id = self._node_of_client[client_id]
+                failures[client_id] = node_errors.get(
+                    node_id, next(iter(node_errors.values()), "no answer in time")
+                )
+        for client_id in expected:
+            if client_id in failures:
+                log.warning("client %d dropped from this step: %s", client_id, failures[client_id])
+        return Replies(
+            {i: records[i] for i in expected if i in records},
+            {i: failures[i] for i in expected if i in failures},
+        )
+
+    def exchange(
+        self,
+        requests: Mapping[int, Record],
+        action: str,
+        round: int,
+        record_types: type[R] | tuple[type[R], ...],
+    ) -> Replies[R]:
+        """Ask clients and wait for their answers."""
+        if not requests:
+            return Replies({})
+        messages = self.messages(requests, action, round)
+        replies = self.grid.send_and_receive(messages, timeout=self.timeout_s)
+        return self.collect(replies, requests, record_types)

@@ -1,0 +1,149 @@
+"""A Flower grid that waits briskly, counts exchanges and prices what crosses.
+
+It stands between a strategy and the real grid, so strategies contain no accounting.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from math import prod
+
+import numpy as np
+from flwr.app import Message, RecordDict
+from flwr.common.serde import recorddict_to_proto
+from flwr.serverapp import Grid
+from flwr.supercore.run import Run
+
+from leansplit.strategies.flower_records import NODE, unpack
+from leansplit.wire import Direction, Kind, Ledger, price
+
+_FIRST_POLL_S = 0.002
+_LONGEST_POLL_S = 0.25
+_POLL_GROWTH = 1.3
+
+
+class ObservedGrid(Grid):
+    """Wraps a grid; everything else is passed on.
+
+    Attributes:
+        ledger: books every record that crosses.
+        num_exchanges: times that the server sent something and waited for the answers.
+    """
+
+    def __init__(self, grid: Grid, ledger: Ledger) -> None:
+        self._grid = grid
+        self.ledger = ledger
+        self.num_exchanges = 0
+        self._client_of_node: dict[int, int] = {}
+        self._is_priced = True
+
+    def name_nodes(self, client_of_node: dict[int, int]) -> None:
+        """Say which client a node stands for in messages that do not name one (FedAvg's)."""
+        self._client_of_node = dict(client_of_node)
+
+    @contextmanager
+    def unpriced(self) -> Iterator[None]:
+        """Neither price nor count inside the block: traffic that only a simulation has."""
+        self._is_priced = False
+        try:
+            yield
+        finally:
+            self._is_priced = True
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        """Send, then poll for the replies: often at first, ever less often later.
+
+        Replies that do not come within ``timeout`` seconds are missing from what is returned.
+        """
+        sent = list(messages)
+        if not sent:
+            return []
+        message_ids = set(self.push_messages(sent))
+        if self._is_priced:
+            self.num_exchanges += 1
+        replies: list[Message] = []
+        deadline = None if timeout is None else time.monotonic() + timeout
+        pause = _FIRST_POLL_S
+        while message_ids and (deadline is None or time.monotonic() < deadline):
+            arrived = list(self.pull_messages(message_ids))
+            replies += arrived
+            message_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
+            if message_ids:
+                time.sleep(pause)
+                pause = _FIRST_POLL_S if arrived else min(pause * _POLL_GROWTH, _LONGEST_POLL_S)
+        return replies
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        """Price the messages and pass them on."""
+        sent = list(messages)
+        self._book(sent, "downlink", [message.metadata.dst_node_id for message in sent])
+        return self._grid.push_messages(sent)
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        """Fetch replies and price them."""
+        replies = list(self._grid.pull_messages(message_ids))
+        self._book(replies, "uplink", [reply.metadata.src_node_id for reply in replies])
+        return replies
+
+    def _book(self, messages: list[Message], direction: Direction, nodes: list[int]) -> None:
+        if not self._is_priced:
+            return
+        shared: dict[int, dict[Kind, int]] = {}  # FedAvg sends one content object to many nodes
+        for message, node_id in zip(messages, nodes, strict=True):
+            if message.has_error():
+                continue
+            payloads = unpack(message.content)
+            round = _round_of(message)
+            for client_id, blob in payloads.items():
+                if client_id != NODE:
+                    self.ledger.record(round, client_id, direction, price(blob))
+            if not payloads and node_id in self._client_of_node:
+                key = id(message.content)
+                if key not in shared:
+                    shared[key] = _price_flower_records(message.content)
+                self.ledger.record(round, self._client_of_node[node_id], direction, shared[key])
+
+    def get_node_ids(self) -> Iterable[int]:
+        """Return the ids of the connected nodes."""
+        return self._grid.get_node_ids()
+
+    def set_run(self, run: Run) -> None:
+        """Pass the run on to the wrapped grid."""
+        self._grid.set_run(run)
+
+    @property
+    def run(self) -> Run:
+        """The run, as the wrapped grid has it."""
+        return self._grid.run
+
+    def create_message(
+        self,
+        content: RecordDict,
+        message_type: str,
+        dst_node_id: int,
+        group_id: str,
+        ttl: float | None = None,
+    ) -> Message:
+        """Create a message as the wrapped grid does."""
+        return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+
+def _round_of(message: Message) -> int:
+    """Return the round that a message belongs to, which strategies put into its group id."""
+    group = message.metadata.group_id
+    return int(group) if group.isdigit() else 0
+
+
+def _price_flower_records(content: RecordDict) -> dict[Kind, int]:
+    """Price a message in Flower's own format: array contents are weights, the rest envelope."""
+    weights = sum(
+        prod(array.shape) * np.dtype(array.dtype).itemsize
+        for record in content.array_records.values()
+        for array in record.values()
+    )
+    encoded = recorddict_to_proto(content).ByteSize()
+    return {"weights": weights, "envelope": encoded - weights}

@@ -1,0 +1,123 @@
+"""Strategies whose clients all hold the same model without ever being sent it again.
+
+The server keeps a mirror of the replica that every client holds, knows which version each client
+has reached, and mends replicas that are behind or differ.
+"""
+
+from __future__ import annotations
+
+import logging
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any, TypeVar, cast
+
+from flwr.app import ArrayRecord
+
+from leansplit.errors import RunFailedError
+from leansplit.federated import NEVER, Attendance, MethodConfig, Replica
+from leansplit.parameters import load_parameters_
+from leansplit.strategies.federation import Replies
+from leansplit.strategies.split import SplitStrategy
+from leansplit.wire import BehindReply, Record
+
+C = TypeVar("C", bound=MethodConfig)
+R = TypeVar("R", bound=Record)
+
+log = logging.getLogger("leansplit")
+
+_MAX_RESYNCS = 3
+
+
+class ReplicatedStrategy(SplitStrategy[C]):
+    """Mirror, attendance and resynchronisation.
+
+    Attributes:
+        mirror: the replica as every up-to-date client holds it.
+        attendance: versions of all clients, and the log that brings them up to date.
+    """
+
+    @abstractmethod
+    def new_mirror(self) -> Replica:
+        """Return the replica that the server keeps in step with the clients'."""
+
+    def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+        """Load the initial model; clients receive their half with their first request."""
+        arrays = super().begin(initial_arrays)
+        self.mirror = self.new_mirror()
+        self.attendance = Attendance(
+            {name: value.clone() for name, value in self.mirror.parameters.items()}
+        )
+        return arrays
+
+    def arrays(self) -> ArrayRecord:
+        """Return the current global model, the mirror's parameters included."""
+        load_parameters_(self.model.client_model, self.mirror.parameters)
+        return super().arrays()
+
+    def settle(
+        self,
+        replies: Replies[R | BehindReply],
+        build: Callable[[int, dict[str, Any]], Record],
+        action: str,
+        round: int,
+        wanted: type[R],
+    ) -> Replies[R]:
+        """Resynchronise clients whose replica is behind or differs, and ask them again.
+
+        A worker process of a simulation that lags behind the client it stands in for is refilled
+        without a price; anything else is counted as ``resyncs``, logged and priced.
+
+        Args:
+            replies: what came back at first.
+            build: (client id, catch-up fields) -> the request, to be sent again.
+            action: the request's action.
+            round: the current round.
+            wanted: the record that a settled client answers with.
+
+        Raises:
+            RunFailedError: if a client differs from the mirror even after it was sent a copy.
+        """
+        records: dict[int, R | BehindReply] = dict(replies.records)
+        failures = dict(replies.failures)
+        for attempt in range(_MAX_RESYNCS):
+            refills: dict[int, Record] = {}
+            resyncs: dict[int, Record] = {}
+            for m, reply in records.items():
+                if isinstance(reply, BehindReply):
+                    # Another worker may answer the second time: then send the whole log.
+                    version = reply.version if attempt == 0 else NEVER
+                    target = refills if reply.is_worker_gap else resyncs
+                    target[m] = build(m, self.attendance.replay_from(version))
+                elif self._differs(reply):
+                    resyncs[m] = build(m, self.attendance.snapshot(self.mirror.state()))
+            if not refills and not resyncs:
+                break
+            self.count("worker_refills", len(refills))
+            self.count("resyncs", len(resyncs))
+            if resyncs:
+                log.warning("round %d: resynchronising clients %s", round, sorted(resyncs))
+            types = (wanted, BehindReply)
+            with self.federation.grid.unpriced():
+                again = [self.federation.exchange(refills, action, round, types)]
+            again.append(self.federation.exchange(resyncs, action, round, types))
+            for part in again:
+                records |= part.records
+                failures |= part.failures
+        settled: dict[int, R] = {}
+        for m, reply in sorted(records.items()):
+            if m in failures:
+                continue
+            if isinstance(reply, BehindReply):
+                failures[m] = "its replica could not be brought up to date"
+            elif self._differs(reply):
+                raise RunFailedError(
+                    f"client {m} still differs from the server's mirror after a full resync in "
+                    f"round {round}; its device rounds differently from the server's"
+                )
+            else:
+                settled[m] = cast(R, reply)
+        return Replies(settled, dict(sorted(failures.items())))
+
+    def _differs(self, reply: Record) -> bool:
+        """Say whether a reply's checksum, if it has one, is not the mirror's."""
+        return getattr(reply, "checksum", "") not in ("", self.mirror.checksum)

@@ -1,0 +1,264 @@
+"""How a strategy runs: set-up, rounds, evaluation when it is due, a clean end.
+
+Everything here is the same for every method, so that strategy files hold nothing but the method.
+"""
+
+from __future__ import annotations
+
+import logging
+import secrets
+from abc import abstractmethod
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import Result, Strategy
+
+from leansplit.errors import RunFailedError, UserError
+from leansplit.strategies.federation import Federation
+from leansplit.strategies.observed_grid import ObservedGrid
+from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
+
+log = logging.getLogger("leansplit")
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Deployment:
+    """Where and how the clients of a strategy run; nothing here changes what is learned."""
+
+    num_clients: int | None = None
+    """Clients in all; default: one for each connected SuperNode."""
+    clients_per_node: int = 1
+    """Virtual clients that one SuperNode hosts."""
+    replica_storage: ReplicaStorage = "context"
+    """See :class:`leansplit.wire.ClientPlan`; ``worker`` saves memory in simulations."""
+    num_threads: int = 0
+    """Torch threads of a client's computation; 0 leaves them as they are."""
+    exchange_timeout_s: float = 600.0
+    """Clients that take longer than this to answer are dropped from the step."""
+    workload: dict[str, Any] = field(default_factory=dict)
+    """Passed to the client app's workload provider."""
+
+    def __post_init__(self) -> None:
+        """Refuse sizes below one."""
+        if self.num_clients is not None and self.num_clients < 1:
+            raise UserError(f"num_clients must be at least 1, got {self.num_clients}")
+        if self.clients_per_node < 1:
+            raise UserError(f"clients_per_node must be at least 1, got {self.clients_per_node}")
+        if not self.exchange_timeout_s > 0:
+            raise UserError(f"exchange_timeout_s must be above 0, got {self.exchange_timeout_s}")
+
+
+@dataclass(frozen=True)
+class RoundReport:
+    """What one finished round did.
+
+    Attributes:
+        round: 1-based.
+        samples_seen: samples that the method processed up to and including this round.
+        train_loss: sample-weighted mean training loss of the round; None if unknown.
+        num_replied: clients whose work counted.
+        failures: client id -> reason, of the clients that were dropped in this round.
+    """
+
+    round: int
+    samples_seen: int
+    train_loss: float | None
+    num_replied: int
+    failures: dict[int, str]
+
+
+class Observer(Protocol):
+    """Watches a run from outside; :meth:`on_round` may stop it by returning False."""
+
+    def on_set_up(self, federation: Federation) -> None:
+        """All clients are known."""
+
+    def on_round(self, report: RoundReport) -> bool:
+        """A round has ended; return False to end the run here."""
+        ...
+
+
+class StopRunning(Exception):
+    """An observer asked for the end of the run."""
+
+
+_MAX_EMPTY_ROUNDS = 3
+
+
+class RunningStrategy(Strategy):
+    """Mixed into every strategy: ``start`` with set-up, observers and scheduled evaluation.
+
+    Attributes:
+        ledger: every byte that crossed.
+        events: counts of what went wrong and was mended, such as ``dropped_clients``.
+        evaluate_every: rounds between evaluations (the last round is always evaluated).
+    """
+
+    method: str
+
+    def __init__(
+        self,
+        *args: Any,
+        deployment: Deployment | None = None,
+        evaluate_every: int = 1,
+        observers: Iterable[Observer] = (),
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        if evaluate_every < 1:
+            raise UserError(f"evaluate_every must be at least 1, got {evaluate_every}")
+        self.deployment = deployment or Deployment()
+        self.evaluate_every = evaluate_every
+        self.observers = list(observers)
+        self.ledger = Ledger()
+        self.events: dict[str, int] = {}
+        self.samples_seen = 0
+        self.rounds_completed = 0
+        self._grid: ObservedGrid | None = None
+        self._num_rounds = 0
+        self._num_empty_rounds = 0
+        self._federation: Federation | None = None
+
+    @abstractmethod
+    def client_plan(self, run_id: str, num_clients: int) -> ClientPlan:
+        """Return what clients must know."""
+
+    @abstractmethod
+    def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+        """Take the initial model; return the arrays that Flower's loop passes around."""
+
+    @abstractmethod
+    def arrays(self) -> ArrayRecord:
+        """Return the current global model under the full model's names."""
+
+    def end(self) -> None:
+        """Do what is left to do after the last round."""
+
+    @property
+    def federation(self) -> Federation:
+        """The clients of the run that is going on."""
+        if self._federation is None:
+            raise RuntimeError("the strategy has not been started")
+        return self._federation
+
+    @property
+    def num_exchanges(self) -> int:
+        """Times that the server has sent something and waited for the answers."""
+        return self._grid.num_exchanges if self._grid else 0
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Run the method for ``num_rounds`` rounds; arguments as in Flower's own strategies.
+
+        ``evaluate_fn`` is called before the first round, every ``evaluate_every`` rounds and
+        after the last.
+
+        Raises:
+            UserError: if the settings do not fit the federation.
+            RunFailedError: if the run cannot go on; what was measured so far stays available.
+        """
+        observed = self._grid = ObservedGrid(grid, self.ledger)
+        self._num_rounds = num_rounds
+        arrays = self.begin(initial_arrays)
+        num_clients = self.deployment.num_clients or (
+            len(list(grid.get_node_ids())) * self.deployment.clients_per_node
+        )
+        plan = self.client_plan(secrets.token_hex(8), num_clients)
+        self._federation = Federation(
+            observed, plan, min(timeout, self.deployment.exchange_timeout_s)
+        )
+        self._federation.set_up()
+        for observer in self.observers:
+            observer.on_set_up(self._federation)
+
+        def evaluate_when_due(round: int, current: ArrayRecord) -> MetricRecord | None:
+            if evaluate_fn is None or not self.is_evaluated(round):
+                return None
+            return evaluate_fn(round, current)
+
+        try:
+            result = super().start(
+                grid=observed,
+                initial_arrays=arrays,
+                num_rounds=num_rounds,
+                timeout=self._federation.timeout_s,
+                train_config=train_config,
+                evaluate_config=evaluate_config,
+                evaluate_fn=evaluate_when_due if evaluate_fn else None,
+            )
+        except StopRunning:
+            result = Result()
+        self.end()
+        result.arrays = self.arrays()
+        return result
+
+    def is_evaluated(self, round: int) -> bool:
+        """Say whether the model is evaluated after ``round`` (0 = before the first)."""
+        return round % self.evaluate_every == 0 or round == self._num_rounds
+
+    def finish_round(
+        self,
+        round: int,
+        *,
+        num_samples: int,
+        train_loss: float | None,
+        num_replied: int,
+        failures: dict[int, str],
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Count the round, tell observers, and return what Flower's loop expects.
+
+        Raises:
+            RunFailedError: after several rounds in a row in which no client answered.
+        """
+        self.rounds_completed = round
+        self.samples_seen += num_samples
+        self.count("dropped_clients", len(failures))
+        if num_replied:
+            self._num_empty_rounds = 0
+        else:
+            self.count("empty_rounds")
+            self._num_empty_rounds += 1
+            if self._num_empty_rounds >= _MAX_EMPTY_ROUNDS:
+                reason = next(iter(failures.values()), "no reason given")
+                raise RunFailedError(
+                    f"no client answered in {_MAX_EMPTY_ROUNDS} rounds in a row, the last of them "
+                    f"round {round}; the first reason: {reason}"
+                )
+        report = RoundReport(round, self.samples_seen, train_loss, num_replied, failures)
+        if not all([observer.on_round(report) for observer in self.observers]):
+            raise StopRunning
+        metrics = {"num-samples": num_samples, "num-replied": num_replied}
+        record = MetricRecord(
+            metrics if train_loss is None else metrics | {"train-loss": train_loss}
+        )
+        return (self.arrays() if self.is_evaluated(round) else None), record
+
+    def count(self, event: str, times: int = 1) -> None:
+        """Count something that went wrong and was dealt with."""
+        if times:
+            self.events[event] = self.events.get(event, 0) + times
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Evaluate at the server only."""
+        return []
+
+    def aggregate_evaluate(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> MetricRecord | None:
+        """Evaluate at the server only."""
+        return None

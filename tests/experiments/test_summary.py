@@ -1,0 +1,378 @@
+"""The comparison table: hand-computed numbers, controls, and seeds that are never dropped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from leansplit.experiments.results import (
+    Run,
+    RunResult,
+    config_hash,
+    ledger_table,
+    rounds_table,
+)
+from leansplit.experiments.summary import (
+    MethodSummary,
+    Summary,
+    summarise,
+    summary_markdown,
+    summary_table,
+    write_summary,
+)
+from rich.console import Console
+
+from leansplit.errors import UserError
+
+LABELS = {"sflv1": "SFLV1", "sflv2": "SFLV2", "ho-sfl": "HO-SFL", "frozen": "Frozen client"}
+
+
+def make_run(
+    method: str,
+    seed: int,
+    accuracies: Sequence[float],
+    *,
+    samples_per_evaluation: int = 100,
+    uplink_bytes: int = 3_000_000,
+    downlink_bytes: int = 1_000_000,
+    **changes: Any,
+) -> Run:
+    """A run evaluated every ``samples_per_evaluation``; bytes are per evaluation interval."""
+    count = len(accuracies)
+    rounds = rounds_table(
+        {
+            "round": i,
+            "samples_seen": i * samples_per_evaluation,
+            "accuracy": accuracy,
+            "loss": 1.0,
+            "train_loss": 1.0,
+            "uplink_bytes": i * uplink_bytes,
+            "downlink_bytes": i * downlink_bytes,
+            "num_exchanges": 2 * i,
+            "wall_time_s": 0.5 * i,
+        }
+        for i, accuracy in enumerate(accuracies, start=1)
+    )
+    config = {"method": method, "root_seed": seed}
+    values: dict[str, Any] = {
+        "method": method,
+        "label": LABELS.get(method, method),
+        "task": "digits",
+        "status": "completed",
+        "config": config,
+        "config_hash": config_hash(config),
+        "root_seed": seed,
+        "versions": {"python": "3.11.7", "torch": "2.13.0"},
+        "commit": "c" * 40,
+        "hardware": {"cpu_model": "Some CPU", "cores": 2},
+        "command": ["leansplit", "compare", "--note", "two words"],
+        "started_at": f"2026-01-0{seed + 1}T00:00:00+00:00",
+        "wall_time_s": 0.5 * count,
+        "rounds_completed": count,
+        "samples_seen": count * samples_per_evaluation,
+        "final_accuracy": accuracies[-1] if accuracies else None,
+        "best_accuracy": max(accuracies, default=None),
+        "num_exchanges": 2 * count,
+        "uplink_bytes": count * uplink_bytes,
+        "downlink_bytes": count * downlink_bytes,
+        "client_forwards": 3 * count * samples_per_evaluation,
+        "client_backwards": 0,
+        "client_step_flops": 2_500_000_000,
+        "client_peak_memory_bytes": 5_000_000,
+    }
+    result = RunResult(**{**values, **changes})
+    return Run(result=result, rounds=rounds, ledger=ledger_table([]))
+
+
+def comparison() -> list[Run]:
+    return [
+        make_run("ho-sfl", 0, [0.50, 0.83, 0.88, 0.86]),
+        make_run("ho-sfl", 1, [0.60, 0.70, 0.83, 0.89]),
+        make_run("sflv1", 0, [0.60, 0.80, 0.85, 0.90]),
+        make_run("sflv1", 1, [0.60, 0.80, 0.85, 0.94]),
+        make_run("frozen", 0, [0.50, 0.60, 0.65, 0.70], uplink_bytes=2_000_000, downlink_bytes=0),
+        make_run("frozen", 1, [0.50, 0.60, 0.65, 0.74], uplink_bytes=2_000_000, downlink_bytes=0),
+    ]
+
+
+def row_of(summary: Summary, method: str) -> MethodSummary:
+    (row,) = [row for row in summary.rows if row.method == method]
+    return row
+
+
+def test_hand_computed_numbers() -> None:
+    summary = summarise(comparison())
+    assert summary.warnings == ()
+    assert summary.sfl_label == "SFLV1"
+    assert summary.target_accuracy == pytest.approx(0.9 * 0.92)  # mean of 0.90 and 0.94
+    row = row_of(summary, "ho-sfl")
+    assert row.label == "HO-SFL"
+    assert (row.num_seeds, row.num_completed, row.num_failed, row.num_interrupted) == (2, 2, 0, 0)
+    assert row.accuracy_mean_percent == pytest.approx(87.5)
+    assert row.accuracy_std_percent == pytest.approx(3 / 2**0.5)  # sample std of 86 and 89
+    assert row.best_accuracy_mean_percent == pytest.approx(88.5)
+    assert row.best_accuracy_std_percent == pytest.approx(1 / 2**0.5)
+    # seed 0: (0.86 - 0.70) / (0.90 - 0.70) = 0.80; seed 1: (0.89 - 0.74) / (0.94 - 0.74) = 0.75
+    assert row.gain_recovered_mean_percent == pytest.approx(77.5)
+    assert row.gain_recovered_std_percent == pytest.approx(5 / 2**0.5)
+    assert row.num_gain_seeds == 2
+    assert row.samples_seen == 400
+    assert (row.uplink_mb, row.downlink_mb, row.total_mb) == (12, 4, 16)
+    # target 0.828: seed 0 reaches it at evaluation 2, seed 1 at 3; 4 MB per evaluation
+    assert row.num_reached_target == 2
+    assert row.samples_to_target == 250
+    assert row.mb_to_target == 10
+    assert row.num_exchanges == 8
+    assert row.client_forwards_per_sample == 3
+    assert row.client_backwards_per_sample == 0
+    assert row.client_step_gflops == 2.5
+    assert row.client_peak_memory_mb == 5
+    assert row.wall_time_s == 2
+
+
+def test_the_controls_score_nought_and_a_hundred() -> None:
+    summary = summarise(comparison())
+    assert row_of(summary, "frozen").gain_recovered_mean_percent == pytest.approx(0)
+    assert row_of(summary, "sflv1").gain_recovered_mean_percent == pytest.approx(100)
+    assert row_of(summary, "frozen").num_reached_target == 0
+    assert row_of(summary, "frozen").samples_to_target is None
+
+
+def test_rows_follow_the_given_order_then_the_order_of_the_runs() -> None:
+    runs = comparison()
+    assert [row.method for row in summarise(runs).rows] == ["ho-sfl", "sflv1", "frozen"]
+    ordered = summarise(runs, order=["frozen", "sflv1"])
+    assert [row.method for row in ordered.rows] == ["frozen", "sflv1", "ho-sfl"]
+    missing = summarise(runs, order=["sflv1", "fsl-sage"])
+    assert missing.warnings == ("No run of 'fsl-sage' was given.",)
+
+
+def test_one_seed_has_no_spread() -> None:
+    row = row_of(summarise([run for run in comparison() if run.result.root_seed == 0]), "ho-sfl")
+    assert row.accuracy_mean_percent == pytest.approx(86)
+    assert row.accuracy_std_percent is None
+    assert row.gain_recovered_mean_percent == pytest.approx(80)
+    assert row.gain_recovered_std_percent is None
+
+
+# --- target -------------------------------------------------------------------------------------
+
+
+def test_the_target_is_reached_at_the_first_evaluation_at_or_above_it() -> None:
+    run = make_run("ho-sfl", 0, [0.2, 0.72, 0.5, 0.9])
+    # Not interpolated; equality counts, also where 0.9 * 0.8 exceeds 0.72 by rounding.
+    assert 0.9 * 0.8 > 0.72
+    assert run.first_crossing(0.9 * 0.8) == (200, 8_000_000)
+    assert run.first_crossing(0.7201) == (400, 16_000_000)
+    assert run.first_crossing(0.91) is None
+    assert make_run("ho-sfl", 0, []).first_crossing(0.1) is None
+
+
+def test_a_mean_over_the_lucky_seeds_only_is_not_given() -> None:
+    summary = summarise(comparison(), target_accuracy=0.88)
+    row = row_of(summary, "ho-sfl")
+    assert (row.num_reached_target, row.samples_to_target) == (2, 350)
+    summary = summarise(comparison(), target_accuracy=0.92)
+    row = row_of(summary, "sflv1")
+    assert (row.num_reached_target, row.samples_to_target, row.mb_to_target) == (1, None, None)
+    assert "| 1/2 seeds |" in summary_markdown(summary, comparison())
+
+
+def test_the_best_of_several_sfl_methods_sets_the_default_target_but_v1_is_the_reference() -> None:
+    runs = [*comparison(), make_run("sflv2", 0, [0.5, 0.96]), make_run("sflv2", 1, [0.5, 0.98])]
+    summary = summarise(runs)
+    assert summary.target_accuracy == pytest.approx(0.9 * 0.97)
+    assert summary.sfl_label == "SFLV1"
+    without_v1 = summarise([run for run in runs if run.result.method != "sflv1"])
+    assert without_v1.sfl_label == "SFLV2"
+
+
+@pytest.mark.parametrize("target", [0.0, -0.1, 83.8, float("nan")])
+def test_a_target_that_is_no_fraction_is_refused(target: float) -> None:
+    with pytest.raises(UserError, match="target accuracy must be a fraction"):
+        summarise(comparison(), target_accuracy=target)
+
+
+# --- controls -----------------------------------------------------------------------------------
+
+
+def test_no_gain_is_shown_where_frozen_matches_sfl() -> None:
+    runs = [
+        make_run("sflv1", 0, [0.838]),
+        make_run("sflv1", 1, [0.840]),
+        make_run("frozen", 0, [0.838]),
+        make_run("frozen", 1, [0.825]),  # this seed alone would pass: the mean gap is 0.75 points
+        make_run("ho-sfl", 0, [0.9]),
+        make_run("ho-sfl", 1, [0.9]),
+    ]
+    summary = summarise(runs)
+    assert all(row.gain_recovered_mean_percent is None for row in summary.rows)
+    (warning,) = summary.warnings
+    assert "ends less than 1 point above a frozen client (83.9 % against 83.1 %)" in warning
+    assert warning in summary_markdown(summary, runs)
+
+
+def test_a_single_weak_seed_is_left_out_and_named() -> None:
+    runs = comparison()
+    runs[4] = make_run("frozen", 0, [0.5, 0.6, 0.65, 0.895])
+    summary = summarise(runs)
+    row = row_of(summary, "ho-sfl")
+    assert row.num_gain_seeds == 1
+    assert row.gain_recovered_mean_percent == pytest.approx(75)
+    assert summary.warnings[0].startswith("Seeds [0] are left out of client gain recovered")
+
+
+def test_exactly_one_point_is_enough() -> None:
+    runs = [make_run("sflv1", 0, [0.82]), make_run("frozen", 0, [0.81])]
+    assert summarise(runs).warnings == ()
+
+
+def test_seeds_without_both_controls_are_not_in_the_gain() -> None:
+    row = row_of(summarise([*comparison(), make_run("ho-sfl", 2, [0.5] * 4)]), "ho-sfl")
+    assert row.num_completed == 3
+    assert row.num_gain_seeds == 2
+    assert row.gain_recovered_mean_percent == pytest.approx(77.5)
+
+
+@pytest.mark.parametrize("absent", ["frozen", "sflv1"])
+def test_a_missing_control_is_said(absent: str) -> None:
+    summary = summarise([run for run in comparison() if run.result.method != absent])
+    assert all(row.gain_recovered_mean_percent is None for row in summary.rows)
+    assert any(w.startswith("No seed has completed runs of both") for w in summary.warnings)
+    assert (summary.target_accuracy is None) == (absent == "sflv1")
+
+
+# --- fairness and status ------------------------------------------------------------------------
+
+
+def test_unequal_samples_are_said() -> None:
+    runs = comparison()[2:]
+    runs += [make_run("ho-sfl", seed, [0.8], samples_per_evaluation=500) for seed in (0, 1)]
+    (warning,) = summarise(runs).warnings
+    assert "SFLV1 400, Frozen client 400, HO-SFL 500" in warning
+    close = [make_run("ho-sfl", seed, [0.8], samples_per_evaluation=403) for seed in (0, 1)]
+    assert summarise(comparison()[2:] + close).warnings == ()
+
+
+def test_failed_and_interrupted_seeds_are_counted_named_and_kept_out_of_means() -> None:
+    failed = make_run(
+        "ho-sfl", 2, [0.1], status="failed", error="client 3: out of memory\nTraceback"
+    )
+    interrupted = make_run("ho-sfl", 3, [0.2], status="interrupted")
+    runs = [*comparison(), failed, interrupted]
+    summary = summarise(runs)
+    row = row_of(summary, "ho-sfl")
+    assert (row.num_seeds, row.num_completed, row.num_failed, row.num_interrupted) == (4, 2, 1, 1)
+    assert row.accuracy_mean_percent == pytest.approx(87.5)
+    text = summary_markdown(summary, runs)
+    assert "| HO-SFL | 2/4 (1 failed, 1 interrupted) |" in text
+    assert "HO-SFL, seed 2, failed after round 1 and is not in the means: client 3: out of" in text
+    assert "HO-SFL, seed 3, interrupted after round 1" in text
+    assert "Traceback" not in text
+
+
+def test_a_method_whose_runs_all_failed_keeps_its_row() -> None:
+    failed = make_run("sflv2", 0, [], status="failed", samples_seen=0)
+    summary = summarise([*comparison(), failed])
+    row = row_of(summary, "sflv2")
+    assert row.num_completed == 0
+    assert row.accuracy_mean_percent is row.total_mb is row.wall_time_s is None
+    assert "| SFLV2 | 0/1 (1 failed) | – | – | – |" in summary_markdown(summary, [failed])
+
+
+def test_labels_split_a_method_into_rows() -> None:
+    runs = comparison() + [
+        make_run("ho-sfl", seed, [0.9] * 4, label="HO-SFL, 8 | 8") for seed in (0, 1)
+    ]
+    summary = summarise(runs)
+    assert [row.label for row in summary.rows if row.method == "ho-sfl"] == [
+        "HO-SFL",
+        "HO-SFL, 8 | 8",
+    ]
+    assert "| HO-SFL, 8 \\| 8 |" in summary_markdown(summary, runs)
+
+
+@pytest.mark.parametrize(
+    ("runs", "message"),
+    [
+        ([], "no runs to compare"),
+        ([make_run("ho-sfl", 0, [0.5])] * 2, r"HO-SFL has several runs of one seed \(\[0, 0\]\)"),
+        (
+            [make_run("ho-sfl", 0, [0.5]), make_run("sflv1", 0, [0.5], task="sst2")],
+            "runs of several tasks cannot be compared: digits, sst2",
+        ),
+        (
+            [make_run("ho-sfl", 0, [0.5]), make_run("sflv1", 1, [0.5], label="HO-SFL")],
+            "the label 'HO-SFL' stands for several methods",
+        ),
+    ],
+)
+def test_what_cannot_be_compared_is_refused(runs: list[Run], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        summarise(runs)
+
+
+# --- files and terminal -------------------------------------------------------------------------
+
+
+def test_write_summary(tmp_path: Path) -> None:
+    out_dir = tmp_path / "comparison"
+    summary = write_summary(
+        out_dir, comparison(), learning_rate_note="best of 0.1 and 0.01 per method on seed 99."
+    )
+    table = pd.read_csv(out_dir / "summary.csv")
+    assert list(table["method"]) == ["ho-sfl", "sflv1", "frozen"]
+    assert list(table.columns) == list(summary.table.columns)
+    assert table.loc[0, "gain_recovered_mean_percent"] == 77.5
+    assert table.loc[0, "total_mb"] == 16
+    assert pd.isna(table.loc[2, "samples_to_target"])
+    text = (out_dir / "summary.md").read_text(encoding="utf-8")
+    for expected in (
+        "# Comparison on digits",
+        "| HO-SFL | 2/2 | 87.5 ± 2.1 | 88.5 ± 0.7 | 77.5 ± 3.5 | 400 | 250 | 10 |",
+        "| HO-SFL | 12 | 4 | 16 | 8 | 3 | 0 | 2.5 | 5 | 2 |",
+        "compared at equal samples seen",
+        "Client gain recovered = (method − frozen) / (first-order SFL − frozen)",
+        "First-order SFL here is SFLV1.",
+        "Target accuracy: 82.8 %",
+        "Learning rates: best of 0.1 and 0.01 per method on seed 99.",
+        "- Versions: python 3.11.7, torch 2.13.0",
+        "- Commit: " + "c" * 40,
+        "- Hardware: cpu_model: Some CPU, cores: 2",
+        "- Command: `leansplit compare --note 'two words'`",
+        "- Seeds: 0, 1",
+        "- Date: 2026-01-01 to 2026-01-02",
+    ):
+        assert expected in text
+    assert text.count("- Command:") == 1
+    assert "## Warnings" not in text
+    assert sorted(path.name for path in out_dir.iterdir()) == ["summary.csv", "summary.md"]
+
+
+def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write to the output folder"):
+        write_summary(tmp_path / "file", comparison())
+
+
+def test_terminal_table_fits_eighty_columns() -> None:
+    runs = [*comparison(), make_run("ho-sfl", 2, [0.1], status="failed")]
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(summary_table(summarise(runs, target_accuracy=0.92), title="digits"))
+    text = capture.get()
+    assert max(len(line) for line in text.splitlines()) <= 80
+    assert "…" not in text
+    for expected in (
+        "digits",
+        "Frozen client",
+        "87.5 ± 2.1",
+        "77.5 ± 3.5",
+        "1/2 seeds",
+        "2/3 (1",
+        "Target accuracy",
+    ):
+        assert expected in text
