@@ -1,0 +1,1 @@
+"""Flower ClientApp: one file for each method half, with the same stems as the strategies."""

@@ -30,7 +30,8 @@ class Session:
     @property
     def client_model(self) -> nn.Module:
         """The layers below the cut; shared by the clients of this process, so never rely on
-        what another message left in its parameters."""
+        what another message left in its parameters.
+        """
         return self.worker.workload.model.client_model
 
     @property

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from leansplit.clients.partition import PartitionConfig, partition_labels
+from leansplit.clients.partition import PartitionConfig
+from leansplit.clients.partition_cache import cached_partition
 from leansplit.clients.workload import Workload
 from leansplit.tasks.task import Examples
 from leansplit.tasks.workload import WorkloadConfig
@@ -13,7 +14,7 @@ def provide_task_workload(plan: ClientPlan) -> Workload:
     """Load the task, draw the partition and build the model that the plan describes."""
     config = WorkloadConfig.from_dict(plan.workload)
     task = config.load_task()
-    shares = partition_labels(
+    shares = cached_partition(
         task.train.labels,
         num_clients=config.num_clients,
         config=PartitionConfig(**config.partition),

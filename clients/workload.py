@@ -61,4 +61,3 @@ def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
         _workers.clear()  # an earlier run's data and model are not needed any more
         _workers[plan.digest] = worker
     return _workers[plan.digest]
-

@@ -1,0 +1,1 @@
+"""Named experiments, comparisons, reports and the leansplit command."""

@@ -16,13 +16,13 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from leansplit.experiments.results import Run, check_writable, write_files
-from leansplit.experiments.summary import FROZEN_METHOD, MB, group_runs
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from leansplit.errors import UserError
+from leansplit.experiments.summary import FROZEN_METHOD, MB, group_runs
+from leansplit.server_app.results import Run, check_writable, write_files
 
 Floats = npt.NDArray[np.float64]
 Axis = Literal["samples", "bytes"]

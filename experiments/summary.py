@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 import pandas as pd
-from leansplit.experiments.results import Run, write_files
 from rich import box
 from rich.table import Table
 
 from leansplit.errors import UserError
+from leansplit.server_app.results import Run, write_files
 
 SFL_METHODS = ("sflv1", "sflv2")  # the first of them present is the reference of the gain
 FROZEN_METHOD = "frozen"

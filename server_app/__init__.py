@@ -1,0 +1,1 @@
+"""Flower ServerApp: run configuration to strategy, central evaluation, results."""

@@ -13,9 +13,9 @@ from leansplit.clients.partition import PartitionConfig, PartitionKind
 from leansplit.errors import UserError, did_you_mean, require_choice
 from leansplit.federated import OptimizerConfig
 from leansplit.federated.config import ClientOrder
-from leansplit.tasks import TASKS
-from leansplit.tasks.workload import WorkloadConfig, default_cut_layer, default_model
 from leansplit.models import MODELS
+from leansplit.tasks import TASKS
+from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -72,6 +72,8 @@ class RunConfig:
     """ho-sfl: scale the smashed gradient by 1/K as the authors' released code does."""
     evaluate_every: int = 0
     """Rounds between evaluations; 0 = about twenty in the run."""
+    evaluate_on: EvaluateOn = "test"
+    """``validation``: hold out a fifth of the training data and evaluate on that (for tuning)."""
     evaluation_batch_size: int = 500
     """Test samples evaluated at once."""
     workers: int = 0
@@ -141,6 +143,7 @@ class RunConfig:
             num_clients=self.clients,
             partition=dataclasses.asdict(self.partition_config()),
             root_seed=self.seed,
+            evaluate_on=self.evaluate_on,
         )
 
     @property

@@ -14,7 +14,9 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
+from leansplit.models import SplitModel
 from leansplit.parameters import checksum
+from leansplit.server_app.client_costs import ClientCosts, measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.methods import METHODS
@@ -55,8 +57,8 @@ class Outcome:
     samples_seen: int = 0
     rounds_completed: int = 0
     num_exchanges: int = 0
-    client_forwards: int = 0
-    client_backwards: int = 0
+    client_costs: ClientCosts | None = None
+    """Of one client step on a full batch."""
     wall_time_s: float = 0.0
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -64,6 +66,10 @@ class Outcome:
     """client id -> training samples it holds."""
     label_counts: dict[int, list[int]] = field(default_factory=dict)
     """client id -> samples of each class."""
+    num_train_samples: int = 0
+    """Training samples in all, held by a client or not."""
+    task_notes: str = ""
+    """Where the data come from, if that matters to a reader."""
 
 
 class Recorder:
@@ -95,9 +101,6 @@ class Recorder:
     def on_round(self, report: RoundReport) -> bool:
         """Count the round; False at the budget's end or when a stop was asked for."""
         config, outcome = self._outcome.config, self._outcome
-        forwards, backwards = METHODS[config.method].client_passes(config)
-        outcome.client_forwards += forwards * report.num_replied
-        outcome.client_backwards += backwards * report.num_replied
         outcome.samples_seen, outcome.rounds_completed = report.samples_seen, report.round
         self._train_loss = report.train_loss
         self._show_progress()
@@ -177,7 +180,12 @@ def execute(
     task = workload.load_task()
     model = workload.build_model(task)
     method = METHODS[config.method]
-    outcome = Outcome(config)
+    outcome = Outcome(
+        config,
+        client_costs=_measure_client(config, task, model),
+        num_train_samples=len(task.train),
+        task_notes=task.notes,
+    )
     strategy = method.strategy(
         model,
         task.loss,
@@ -193,9 +201,7 @@ def execute(
         evaluate_every=config.evaluation_period,
     )
     evaluated = copy.deepcopy(model.full_model)
-    recorder = Recorder(
-        outcome, task, strategy, evaluated, stop or threading.Event(), on_progress
-    )
+    recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
     strategy.observers.append(recorder)
     started = time.monotonic()
     try:
@@ -216,3 +222,15 @@ def execute(
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
     return outcome
+
+
+def _measure_client(config: RunConfig, task: Task, model: SplitModel) -> ClientCosts:
+    """Measure a client step on a copy of the model and the first batch of the training data."""
+    step = METHODS[config.method].client_step(
+        config,
+        copy.deepcopy(model),
+        task.loss,
+        task.train.inputs[: config.batch_size],
+        task.train.labels[: config.batch_size],
+    )
+    return measure(step)

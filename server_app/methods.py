@@ -6,6 +6,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from leansplit import reference
 from leansplit.federated import (
     FedAvgConfig,
@@ -17,6 +19,12 @@ from leansplit.federated import (
 from leansplit.federated.optimizers import Lifetime
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
+from leansplit.server_app.client_costs import (
+    first_order_step,
+    forward_step,
+    full_model_step,
+    zeroth_order_step,
+)
 from leansplit.server_app.config import RunConfig
 from leansplit.strategies import HOSFL, FedAvg, FrozenClient, SplitFedV1, SplitFedV2
 from leansplit.strategies.running import RunningStrategy
@@ -36,6 +44,8 @@ class MethodSpec:
     """The paper."""
     client_order: str
     """What a client computes: ``zeroth``, ``first`` or ``none``."""
+    averages_weights: bool
+    """Whether client models are averaged, which running batch statistics would not survive."""
     client_lifetime: Lifetime
     """Default lifetime of the client optimizer's moments."""
     server_lifetime: Lifetime
@@ -47,7 +57,9 @@ class MethodSpec:
     reference: Callable[..., None]
     """The plain loop."""
     client_passes: Callable[[RunConfig], tuple[int, int]]
-    """(forward, backward) passes of a client in one round."""
+    """(forward, backward) passes of a client for each sample it processes."""
+    client_step: Callable[[RunConfig, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]
+    """(run, model, loss, inputs, labels) -> one step of a client, to be measured."""
 
 
 def _common(run: RunConfig) -> dict[str, Any]:
@@ -75,18 +87,14 @@ def _splitfed(run: RunConfig) -> SplitFedConfig:
 
 
 def _fedavg(run: RunConfig) -> FedAvgConfig:
-    return FedAvgConfig(
-        **_common(run), local_steps=run.local_steps, client_optimizer=run.client
-    )
+    return FedAvgConfig(**_common(run), local_steps=run.local_steps, client_optimizer=run.client)
 
 
 def _frozen(run: RunConfig) -> FrozenConfig:
     return FrozenConfig(**_common(run), server_optimizer=run.server)
 
 
-def _fedavg_strategy(
-    model: SplitModel, loss: Loss, config: FedAvgConfig, **options: Any
-) -> FedAvg:
+def _fedavg_strategy(model: SplitModel, loss: Loss, config: FedAvgConfig, **options: Any) -> FedAvg:
     return FedAvg(model, config, **options)  # FedAvg's server never evaluates the loss
 
 
@@ -105,12 +113,14 @@ METHODS: Mapping[str, MethodSpec] = {
             description="zeroth-order clients against the server's cut gradient; no model sync",
             source="arXiv 2603.14773 (ICML 2026)",
             client_order="zeroth",
+            averages_weights=False,
             client_lifetime="run",
             server_lifetime="run",
             config=_ho_sfl,
             strategy=HOSFL,
             reference=reference.ho_sfl,
             client_passes=_zeroth_order_passes,
+            client_step=lambda run, model, loss, x, y: zeroth_order_step(model, x, run.probe),
         ),
         MethodSpec(
             name="sflv1",
@@ -118,12 +128,14 @@ METHODS: Mapping[str, MethodSpec] = {
             description="first-order split federated learning, one server replica for each client",
             source="Thapa et al., AAAI 2022",
             client_order="first",
+            averages_weights=True,
             client_lifetime="round",
             server_lifetime="round",
             config=_splitfed,
             strategy=SplitFedV1,
             reference=reference.splitfed_v1,
-            client_passes=lambda run: (run.local_steps, run.local_steps),
+            client_passes=lambda run: (1, 1),
+            client_step=lambda run, model, loss, x, y: first_order_step(model, x, run.client),
         ),
         MethodSpec(
             name="sflv2",
@@ -131,12 +143,14 @@ METHODS: Mapping[str, MethodSpec] = {
             description="first-order split federated learning, one server model in turn",
             source="Thapa et al., AAAI 2022",
             client_order="first",
+            averages_weights=True,
             client_lifetime="round",
             server_lifetime="run",
             config=_splitfed,
             strategy=SplitFedV2,
             reference=reference.splitfed_v2,
-            client_passes=lambda run: (run.local_steps, run.local_steps),
+            client_passes=lambda run: (1, 1),
+            client_step=lambda run, model, loss, x, y: first_order_step(model, x, run.client),
         ),
         MethodSpec(
             name="fedavg",
@@ -144,12 +158,16 @@ METHODS: Mapping[str, MethodSpec] = {
             description="the whole model trained at the client and averaged by Flower",
             source="McMahan et al., AISTATS 2017",
             client_order="first",
+            averages_weights=True,
             client_lifetime="round",
             server_lifetime="run",
             config=_fedavg,
             strategy=_fedavg_strategy,
             reference=reference.fedavg,
-            client_passes=lambda run: (run.local_steps, run.local_steps),
+            client_passes=lambda run: (1, 1),
+            client_step=lambda run, model, loss, x, y: full_model_step(
+                model, loss, x, y, run.client
+            ),
         ),
         MethodSpec(
             name="frozen",
@@ -157,12 +175,14 @@ METHODS: Mapping[str, MethodSpec] = {
             description="the control: a client model that never changes, a trained server",
             source="asked for by the papers' reviewers",
             client_order="none",
+            averages_weights=False,
             client_lifetime="run",
             server_lifetime="run",
             config=_frozen,
             strategy=FrozenClient,
             reference=reference.frozen,
             client_passes=lambda run: (1, 0),
+            client_step=lambda run, model, loss, x, y: forward_step(model, x),
         ),
     )
 }

@@ -125,7 +125,7 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             for reply in replies
             if not reply.has_error()
         }
-        errors = [reply.error.reason for reply in replies if reply.has_error()]
+        errors = [str(reply.error.reason) for reply in replies if reply.has_error()]
         failures = {
             m: errors[0] if errors else "no answer in time"
             for m in self._cohort

@@ -76,15 +76,13 @@ class Federation:
         node_ids = self._wait_for_nodes(self.plan.num_nodes)
         blob = encode(SetupRequest(plan=self.plan.to_json()))
         messages = [
-            Message(
-                pack({NODE: blob}), node_id, "query.leansplit_setup", group_id=str(SETUP_ROUND)
-            )
+            Message(pack({NODE: blob}), node_id, "query.leansplit_setup", group_id=str(SETUP_ROUND))
             for node_id in node_ids
         ]
         reasons: list[str] = []
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
             if reply.has_error():
-                reasons.append(reply.error.reason)
+                reasons.append(str(reply.error.reason))
                 continue
             reasons += unpack_failures(reply.content).values()
             for client_id, answer in unpack(reply.content).items():
@@ -113,9 +111,7 @@ class Federation:
             time.sleep(0.05)
         return node_ids
 
-    def messages(
-        self, requests: Mapping[int, Record], action: str, round: int
-    ) -> list[Message]:
+    def messages(self, requests: Mapping[int, Record], action: str, round: int) -> list[Message]:
         """Return the messages that carry ``requests`` (client id -> record) to their nodes."""
         of_node: dict[int, dict[int, bytes]] = {}
         for client_id in sorted(requests):
@@ -139,7 +135,7 @@ class Federation:
         node_errors: dict[int, str] = {}
         for reply in replies:
             if reply.has_error():
-                node_errors[reply.metadata.src_node_id] = reply.error.reason
+                node_errors[reply.metadata.src_node_id] = str(reply.error.reason)
                 continue
             failures |= unpack_failures(reply.content)
             for client_id, blob in unpack(reply.content).items():

@@ -4,9 +4,9 @@ The multiplier that makes the Lagrangian of z = f_c(x; theta_c) stationary is la
 client's problem is min <lambda, f_c(x; theta_c)>, which it solves with forward passes only.
 
 Symbols: t ``server_round``; K ``cohort_size``; P ``num_perturbations``; mu
-``perturbation_scale``; z ``smashed_data``; lambda ``smashed_gradient``; v ``scalars``;
-theta_c ``mirror.vector`` (:class:`leansplit.federated.Replica`); w_m ``weights`` (a client's share of the round's samples; the paper's
-1/K for equal batches).
+``perturbation_scale``; z ``smashed_data``; lambda ``smashed_gradient``; v ``scalars``; theta_c
+``mirror.vector``; w_m ``weights`` (a client's share of the round's samples; the paper's 1/K for
+equal batches).
 
 One round takes two exchanges: (z up -> lambda, seeds down) and (v up -> nothing); the mean v of
 round t rides on the next request, or on the final synchronisation. Differs from the paper's code:
@@ -172,9 +172,7 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
             m: sync_request(m, self.attendance.catch_up(m)) for m in self.attendance.participants
         }
         replies = self.settle(
-            self.federation.exchange(
-                requests, "ho_sfl_sync", round, (SyncReply, BehindReply)
-            ),
+            self.federation.exchange(requests, "ho_sfl_sync", round, (SyncReply, BehindReply)),
             sync_request,
             "ho_sfl_sync",
             round,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord
 
@@ -56,7 +56,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
 
     def settle(
         self,
-        replies: Replies[R | BehindReply],
+        replies: Replies[Any],
         build: Callable[[int, dict[str, Any]], Record],
         action: str,
         round: int,
@@ -77,7 +77,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
         Raises:
             RunFailedError: if a client differs from the mirror even after it was sent a copy.
         """
-        records: dict[int, R | BehindReply] = dict(replies.records)
+        records: dict[int, Record] = dict(replies.records)
         failures = dict(replies.failures)
         for attempt in range(_MAX_RESYNCS):
             refills: dict[int, Record] = {}
@@ -115,7 +115,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
                     f"round {round}; its device rounds differently from the server's"
                 )
             else:
-                settled[m] = cast(R, reply)
+                assert isinstance(reply, wanted)
+                settled[m] = reply
         return Replies(settled, dict(sorted(failures.items())))
 
     def _differs(self, reply: Record) -> bool:

@@ -238,12 +238,12 @@ class RunningStrategy(Strategy):
                     f"round {round}; the first reason: {reason}"
                 )
         report = RoundReport(round, self.samples_seen, train_loss, num_replied, failures)
-        if not all([observer.on_round(report) for observer in self.observers]):
+        answers = [observer.on_round(report) for observer in self.observers]
+        if not all(answers):  # every observer has seen the round by then
             raise StopRunning
-        metrics = {"num-samples": num_samples, "num-replied": num_replied}
-        record = MetricRecord(
-            metrics if train_loss is None else metrics | {"train-loss": train_loss}
-        )
+        record = MetricRecord({"num-samples": num_samples, "num-replied": num_replied})
+        if train_loss is not None:
+            record["train-loss"] = train_loss
         return (self.arrays() if self.is_evaluated(round) else None), record
 
     def count(self, event: str, times: int = 1) -> None:

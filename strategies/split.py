@@ -83,9 +83,7 @@ class SplitStrategy(RunningStrategy, Generic[C]):
             workload=self.deployment.workload,
         )
 
-    def server_optimizer(
-        self, config: OptimizerConfig, round: int
-    ) -> torch.optim.Optimizer | None:
+    def server_optimizer(self, config: OptimizerConfig, round: int) -> torch.optim.Optimizer | None:
         """Return the server model's optimizer: kept for the run, or fresh in every round."""
         is_stale = config.lifetime == "round" and self._optimizer_round != round
         if self._server_optimizer is None or is_stale:

@@ -139,6 +139,4 @@ class SplitFed(SplitStrategy[SplitFedConfig]):
 
     def _first_messages(self, round: int, turn: list[int]) -> list[Message]:
         request = TrainForwardRequest(round=round, local_step=0, weights=self._round_weights)
-        return self.federation.messages(
-            dict.fromkeys(turn, request), "splitfed_forward", round
-        )
+        return self.federation.messages(dict.fromkeys(turn, request), "splitfed_forward", round)

@@ -78,6 +78,3 @@ class SplitFedV1(SplitFed):
         self._moments = weighted_mean([moments for _, moments in replicas], shares)
         self._replicas = {}
         load_parameters_(self.model.server_model, self._start)
-
-
-

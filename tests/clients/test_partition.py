@@ -10,6 +10,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
+
 from leansplit.clients import partition as partition_module
 from leansplit.clients.partition import (
     Partition,
@@ -18,8 +20,6 @@ from leansplit.clients.partition import (
     PartitionReport,
     partition_labels,
 )
-from numpy.typing import NDArray
-
 from leansplit.errors import RunFailedError, UserError
 from leansplit.tasks import build_digits_task
 
@@ -119,7 +119,7 @@ def test_nothing_is_printed_and_global_generators_are_left_alone(
     capfd.readouterr()
     np.random.seed(5)  # noqa: NPY002
     torch.manual_seed(5)
-    expected = np.random.get_state()[1].copy()  # type: ignore[index, union-attr]  # noqa: NPY002
+    expected = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
     torch_state = torch.random.get_rng_state()
     draw(sorted_labels(100), 4, kind=kind)
     assert np.array_equal(np.random.get_state()[1], expected)  # type: ignore[index]  # noqa: NPY002

@@ -9,6 +9,13 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pytest
+from matplotlib._pylab_helpers import Gcf
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+from PIL import Image
+
+from leansplit.errors import UserError
 from leansplit.experiments.plots import (
     _style,
     accuracy_curves,
@@ -18,14 +25,7 @@ from leansplit.experiments.plots import (
     plot_accuracy,
     plot_partition,
 )
-from leansplit.experiments.results import Run, RunResult, config_hash, ledger_table, rounds_table
-from matplotlib._pylab_helpers import Gcf
-from matplotlib.axes import Axes
-from matplotlib.colors import to_hex
-from matplotlib.figure import Figure
-from PIL import Image
-
-from leansplit.errors import UserError
+from leansplit.server_app.results import Run, RunResult, config_hash, ledger_table, rounds_table
 
 
 def make_run(

@@ -8,13 +8,9 @@ from typing import Any
 
 import pandas as pd
 import pytest
-from leansplit.experiments.results import (
-    Run,
-    RunResult,
-    config_hash,
-    ledger_table,
-    rounds_table,
-)
+from rich.console import Console
+
+from leansplit.errors import UserError
 from leansplit.experiments.summary import (
     MethodSummary,
     Summary,
@@ -23,9 +19,13 @@ from leansplit.experiments.summary import (
     summary_table,
     write_summary,
 )
-from rich.console import Console
-
-from leansplit.errors import UserError
+from leansplit.server_app.results import (
+    Run,
+    RunResult,
+    config_hash,
+    ledger_table,
+    rounds_table,
+)
 
 LABELS = {"sflv1": "SFLV1", "sflv2": "SFLV2", "ho-sfl": "HO-SFL", "frozen": "Frozen client"}
 
@@ -328,7 +328,7 @@ def test_write_summary(tmp_path: Path) -> None:
     assert list(table.columns) == list(summary.table.columns)
     assert table.loc[0, "gain_recovered_mean_percent"] == 77.5
     assert table.loc[0, "total_mb"] == 16
-    assert pd.isna(table.loc[2, "samples_to_target"])
+    assert bool(table["samples_to_target"].isna()[2])
     text = (out_dir / "summary.md").read_text(encoding="utf-8")
     for expected in (
         "# Comparison on digits",

@@ -1,7 +1,6 @@
-"""Cutting: the halves are the model, under the model's names, and every impossible cut is refused."""
+"""Cutting: the halves are the model under its own names, and impossible cuts are refused."""
 
 import copy
-import itertools
 import pickle
 import re
 import weakref
@@ -21,9 +20,11 @@ from leansplit.models import MODELS, SplitModel, build_model, cut_layers, split_
 
 SHAPES = {"digits-cnn": (1, 8, 8), "cifar-cnn": (3, 32, 32), "resnet18": (3, 8, 8)}
 VARIANTS = [
-    *((name, {}) for name in MODELS if name in SHAPES),
-    ("cifar-cnn", {"norm": "group"}),
-    ("resnet18", {"norm": "batch_frozen", "width": 8}),
+    ("digits-cnn", {}),
+    ("cifar-cnn", {}),
+    ("cifar-cnn", {"norm": "group", "hidden": 0}),
+    ("resnet18", {"width": 8}),
+    ("resnet18", {"width": 8, "norm": "batch_frozen"}),
 ]
 
 
@@ -65,23 +66,28 @@ def assert_same_bits(got, want):
         assert torch.equal(got[name], want[name]), name
 
 
-def assert_is_the_model(split, model, x):
-    """Halves composed, and the full model, give the model's output and gradients bit for bit."""
-    for mode in (False, True):
-        for part in (model, split.client_model, split.server_model, split.full_model):
+def seeded(train, model, x):
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)  # for dropout
+        return train(model, x)
+
+
+def expect(model, x):
+    """Return the output and gradients of the unsplit model, in eval and in train mode."""
+    return {mode: seeded(train_whole, model.train(mode), x) for mode in (False, True)}
+
+
+def assert_is_the_model(split, want, x):
+    """Halves composed, and the full model, give the wanted output and gradients bit for bit."""
+    for mode, (output, grads) in want.items():
+        for part in (split.client_model, split.server_model, split.full_model):
             part.train(mode)
-        results = []
-        for run in (
-            lambda: train_whole(model, x),
-            lambda: train_in_halves(split, x),
-            lambda: train_whole(split.full_model, x),
+        for got_output, got_grads in (
+            seeded(train_in_halves, split, x),
+            seeded(train_whole, split.full_model, x),
         ):
-            torch.manual_seed(3)  # for dropout
-            results.append(run())
-        (want_output, want_gradients), *others = results
-        for output, grads in others:
-            assert torch.equal(output, want_output)
-            assert_same_bits(grads, want_gradients)
+            assert torch.equal(got_output, output)
+            assert_same_bits(got_grads, grads)
 
 
 def assert_names_fit(split, model):
@@ -177,16 +183,26 @@ def linears(*, num_layers=3):
 def test_every_allowed_cut_of_every_registered_model_is_the_model(name, options):
     model = registered(name, options)
     x = inputs_for(name)
+    want = expect(model, x)
     cuts = cut_layers(model)
     assert MODELS[name].default_cut_layer in cuts
     for cut_layer in cuts:
         split = split_at(model, cut_layer)
         assert split.cut_layer == cut_layer
-        assert_is_the_model(split, model, x)
+        assert_is_the_model(split, want, x)
         assert_names_fit(split, model)
 
 
+@pytest.mark.parametrize("name", SHAPES)
+def test_the_default_cut_of_every_registered_model_at_full_size(name):
+    model = registered(name, {})
+    x = inputs_for(name)
+    want = expect(model, x)
+    assert_is_the_model(split_at(model, MODELS[name].default_cut_layer), want, x)
+
+
 def test_every_registered_model_is_tested():
+    assert {name for name, _ in VARIANTS} == set(SHAPES)
     assert set(SHAPES) <= set(MODELS)
 
 
@@ -194,9 +210,10 @@ def test_a_traceable_model_with_skip_connections_and_its_own_parameters_can_be_c
     model = ResidualNet()
     x = torch.randn(2, 3, 4, 4)
     assert cut_layers(model) == ["stem", "blocks.0", "blocks.1"]
+    want = expect(model, x)
     for cut_layer in cut_layers(model):
         split = split_at(model, cut_layer)
-        assert_is_the_model(split, model, x)
+        assert_is_the_model(split, want, x)
         assert_names_fit(split, model)
     names = list(split_at(model, "stem").client_model.state_dict())
     assert names == ["stem.weight", "stem.bias"]
@@ -245,26 +262,26 @@ def test_the_halves_share_modules_and_the_model_is_left_as_it_was():
 def test_no_half_holds_a_layer_it_does_not_run():
     model = registered("resnet18", {"width": 4})
     x = inputs_for("resnet18")
+    ran = []
+    for layer in model.modules():
+        if not list(layer.children()):
+            layer.register_forward_hook(lambda module, *_: ran.append(id(module)))
     for cut_layer in ("stem.conv", "layer2.0", "pool"):
         split = split_at(model, cut_layer)
-        ran = []
-        leaves = [m for m in model.modules() if not list(m.children())]
-        handles = [m.register_forward_hook(lambda m, *_: ran.append(id(m))) for m in leaves]
-        smashed_data = split.client_model(x)
-        by_client, ran[:] = list(ran), []
-        split.server_model(smashed_data)
-        for handle in handles:
-            handle.remove()
-        for half, calls in ((split.client_model, by_client), (split.server_model, ran)):
-            held = [m for m in half.modules() if not list(m.children())]
-            assert sorted(map(id, held)) == sorted(calls)
+        value = x
+        for half in (split.client_model, split.server_model):
+            ran.clear()
+            value = half(value)
+            held = [id(module) for module in half.modules() if not list(module.children())]
+            assert sorted(held) == sorted(ran)
 
 
 def test_a_stateless_layer_may_be_used_on_both_sides():
     relu = nn.ReLU()
     model = nn.Sequential(nn.Linear(4, 4), relu, nn.Linear(4, 4), relu, nn.Linear(4, 2))
     split = split_at(model, "2")
-    assert_is_the_model(split, model, torch.randn(3, 4))
+    x = torch.randn(3, 4)
+    assert_is_the_model(split, expect(model, x), x)
     assert "forward calls it 2 times" in refusal(model, "1")
 
 
@@ -273,7 +290,8 @@ def test_ties_within_one_half_are_kept_under_both_names():
     model[3].weight = model[2].weight
     split = split_at(model, "0")
     assert_names_fit(split, model)
-    assert_is_the_model(split, model, torch.randn(2, 4))
+    x = torch.randn(2, 4)
+    assert_is_the_model(split, expect(model, x), x)
     twice = nn.Linear(4, 4)
     model = nn.Sequential(nn.Linear(4, 4), twice, twice)
     assert_names_fit(split_at(model, "0"), model)
@@ -283,17 +301,19 @@ def test_a_frozen_stem_is_an_allowed_client_model():
     model = linears()
     model.linear1.requires_grad_(False)
     split = split_at(model, "relu1")
-    assert_is_the_model(split, model, torch.randn(2, 4))
+    x = torch.randn(2, 4)
+    assert_is_the_model(split, expect(model, x), x)
 
 
 def test_an_untraceable_block_may_stand_on_either_side():
     model = nn.Sequential(UntraceableBlock(), nn.Linear(4, 4), UntraceableBlock(), nn.Linear(4, 2))
     assert cut_layers(model) == ["0", "1", "2"]
+    x = torch.randn(3, 4)
     for cut_layer in cut_layers(model):
-        assert_is_the_model(split_at(model, cut_layer), model, torch.randn(3, 4))
+        assert_is_the_model(split_at(model, cut_layer), expect(model, x), x)
 
 
-def test_multiplying_the_inputs_is_fine_while_only_the_client_reads_them():
+def test_several_inputs_are_fine_while_only_the_client_reads_them():
     class TwoInputs(nn.Module):
         def __init__(self):
             super().__init__()
@@ -310,7 +330,7 @@ def test_multiplying_the_inputs_is_fine_while_only_the_client_reads_them():
     assert torch.equal(split.server_model(split.client_model(a, b)), model(a, b))
     with pytest.raises(TypeError, match=re.escape("['a', 'b'], got 1")):
         split.client_model(a)
-    assert "the input 'b' of the model" in refusal(model, "left")
+    assert "the model's input 'b'" in refusal(model, "left")
 
 
 def test_in_place_operations_keep_their_order():
@@ -378,7 +398,7 @@ def test_copies_work_and_keep_sharing_among_themselves(duplicate):
     split = split_at(model, "blocks.0")
     twin = duplicate(split)
     x = torch.randn(2, 3, 4, 4)
-    assert_is_the_model(twin, copy.deepcopy(model), x)
+    assert_is_the_model(twin, expect(model, x), x)
     twin_full = dict(twin.full_model.named_parameters())
     for half in (twin.client_model, twin.server_model):
         for name, parameter in half.named_parameters():
@@ -431,12 +451,12 @@ LEAVES = {
     "tanh": nn.Tanh,
     "dropout": lambda: nn.Dropout(0.4),
     "norm": lambda: nn.LayerNorm(3),
-    "residual": lambda: nn.Sequential(),
+    "empty": nn.Sequential,
 }
 trees = st.recursive(
     st.sampled_from(sorted(LEAVES)),
     lambda children: st.lists(children, min_size=1, max_size=4),
-    max_leaves=10,
+    max_leaves=5,
 )
 
 
@@ -447,8 +467,8 @@ def grow(tree):
     return nn.Sequential(OrderedDict(zip(names, map(grow, tree), strict=True)))
 
 
-@settings(max_examples=40, deadline=None)
-@given(st.lists(trees, min_size=1, max_size=4))
+@settings(max_examples=20, deadline=None)
+@given(st.lists(trees, min_size=1, max_size=3))
 def test_any_nested_sequential(tree):
     with torch.random.fork_rng(devices=[]):
         model = grow([*tree, "linear"])
@@ -472,11 +492,11 @@ def test_any_nested_sequential(tree):
             for at, name in enumerate(order)
         }
         assert allowed == [name for name in order if trainable_above[name]]
+        want = expect(model, x)
         for cut_layer in allowed:
             split = split_at(model, cut_layer)
-            assert_is_the_model(split, model, x)
+            assert_is_the_model(split, want, x)
             assert_names_fit(split, model)
-            assert split.full_state_dict().keys() == model.state_dict().keys()
 
 
 # --- what is refused --------------------------------------------------------------------------
@@ -550,16 +570,10 @@ def test_a_module_with_parameters_used_on_both_sides():
     shared = nn.Linear(4, 4)
     model = nn.Sequential(shared, nn.ReLU(), shared, nn.Linear(4, 2))
     message = refusal(model, "1")
-    assert "both halves would use 0.weight, 2.weight, 0.bias, 2.bias" in sort_names(message)
+    assert "both halves would use" in message
+    assert all(name in message for name in ("0.weight", "0.bias", "2.weight", "2.bias"))
     assert "nearest allowed cuts: none" in message
     assert "forward calls it 2 times" in refusal(model, "2")
-
-
-def sort_names(message):
-    """Order the names inside a message by parameter, so that a test does not depend on it."""
-    names = ("0.weight", "0.bias", "2.weight", "2.bias")
-    assert all(name in message for name in names)
-    return re.sub(r"use [^;]*;", "use 0.weight, 2.weight, 0.bias, 2.bias;", message)
 
 
 def test_untraceable_models_say_what_to_do():
@@ -600,12 +614,13 @@ def test_behaviour_that_a_trace_would_miss_is_refused():
             self.count += 1
             return self.head(self.linear(x))
 
+    branching, drawing = Branches(), Draws()
     before = torch.get_rng_state()
-    assert "control flow" in refusal(Branches(), "linear")
-    assert "draws random numbers of a fixed shape" in refusal(Draws(), "linear")
+    assert "control flow" in refusal(branching, "linear")
+    assert "draws random numbers of a fixed shape" in refusal(drawing, "linear")
     assert torch.equal(torch.get_rng_state(), before)
     counting = Counts()
-    assert "cannot be traced" in refusal(counting, "linear")
+    assert "it assigns to its own attributes" in refusal(counting, "linear")
     assert counting.count == 0
     hooked = linears()
     hooked.register_forward_hook(lambda *_: None)
@@ -619,7 +634,7 @@ class Pair(nn.Module):
 
 class OpaquePair(nn.Module):
     def forward(self, x):
-        return (x, x) if x.sum() > -1 else x
+        return (x, x) if x.sum() == x.sum() else x
 
 
 class First(nn.Module):
@@ -655,9 +670,6 @@ def test_an_output_that_shows_itself_only_at_run_time():
 
 
 def test_parameters_that_forward_never_uses():
-    model = Untraceable()
-    model.forward_only = nn.Linear(2, 2)
-
     class Unused(nn.Module):
         def __init__(self):
             super().__init__()
@@ -671,7 +683,7 @@ def test_parameters_that_forward_never_uses():
 
 
 def test_long_lists_are_cut_short():
-    wide = nn.Sequential(*itertools.chain.from_iterable([[nn.Linear(2, 2)]] * 9))
+    wide = nn.Sequential(*(nn.Linear(2, 2) for _ in range(9)))
     first = wide[0]
     for layer in wide:
         layer.weight = first.weight

@@ -111,25 +111,24 @@ def test_loaders_at_the_same_time_decode_once() -> None:
     assert len(num_decodes) == 1
 
 
-def test_processes_at_the_same_time_decode_once(own_cache: Path) -> None:
+def test_a_second_process_waits_for_the_first(own_cache: Path) -> None:
     program = """
 import time, torch
 from leansplit.tasks.image_cache import DecodedImages, load_or_decode
 def decode():
-    print("decoding")
-    time.sleep(1.0)  # long enough for the other process to arrive
-    zeros, labels = torch.zeros(2, 1, 3, 3), torch.tensor([0, 1])
-    return DecodedImages(zeros, labels, zeros + 1, labels, ("a", "b"), 0.0)
-print(load_or_decode("k", decode).test_inputs.sum().item())
+    print("decoding", flush=True)
+    time.sleep(0.3)
+    inputs, labels = torch.full((2, 1, 3, 3), 7.0), torch.tensor([0, 1])
+    return DecodedImages(inputs, labels, inputs.clone(), labels.clone(), ("a", "b"), 0.0)
+load_or_decode("k", decode)
 """
     command = [sys.executable, "-c", program]
-    processes = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
-    outputs = [process.communicate(timeout=120)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0]
-    assert all(output.endswith("18.0\n") for output in outputs)
-    # Both may decode if one is a second late, yet never more than once each.
-    assert "decoding" in "".join(outputs)
-    assert len(list(own_cache.glob("*.safetensors"))) == 1
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as other:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "decoding\n"  # it holds the lock now
+        loaded = load_or_decode("k", refuse)
+    assert other.returncode == 0
+    assert float(loaded.test_inputs[0, 0, 0, 0]) == 7.0
     assert not list(own_cache.glob("*.partial"))
 
 

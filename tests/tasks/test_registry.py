@@ -25,7 +25,7 @@ def test_built_in_tasks() -> None:
     for name, spec in TASKS.items():
         assert spec.name == name
         assert spec.description
-        assert spec.default_model == "small-cnn"
+        assert spec.default_model in ("digits-cnn", "cifar-cnn")
 
 
 def test_options_are_the_builders_arguments_with_defaults() -> None:

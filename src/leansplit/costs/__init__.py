@@ -1,0 +1,20 @@
+"""What a run costs: closed-form traffic, counted FLOPs, peak memory."""
+
+from leansplit.costs.communication import (
+    SplitShape,
+    fedavg_traffic,
+    frozen_traffic,
+    ho_sfl_traffic,
+    splitfed_traffic,
+)
+from leansplit.costs.measure import count_flops, peak_tensor_bytes
+
+__all__ = [
+    "SplitShape",
+    "count_flops",
+    "fedavg_traffic",
+    "frozen_traffic",
+    "ho_sfl_traffic",
+    "peak_tensor_bytes",
+    "splitfed_traffic",
+]

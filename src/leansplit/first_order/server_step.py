@@ -56,7 +56,7 @@ def server_step(
     joint = torch.cat(list(smashed_data)).detach().requires_grad_(True)
     sizes = [len(z) for z in smashed_data]
     with torch_seeded(dropout_seed), torch.enable_grad():
-        outputs = server_model(joint).split(sizes)
+        outputs = torch.split(server_model(joint), sizes)
         losses = [loss(output, y) for output, y in zip(outputs, labels, strict=True)]
         total = torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum()
         if optimizer is not None:
@@ -65,7 +65,7 @@ def server_step(
     if optimizer is not None:
         optimizer.step()
     assert joint.grad is not None
-    gradients = joint.grad.split(sizes)
+    gradients = torch.split(joint.grad, sizes)
     return ServerStep(
         losses=tuple(float(value.detach()) for value in losses),
         smashed_gradients=tuple(g / w for g, w in zip(gradients, weights, strict=True)),

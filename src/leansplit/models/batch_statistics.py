@@ -21,6 +21,6 @@ def refuse_batch_statistics(model: nn.Module, method: str) -> None:
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             raise UserError(
                 f"{method} averages parameters, but layer {name!r} ({type(module).__name__}) also "
-                "keeps running statistics; use group normalisation or frozen statistics (registered "
-                "models: norm=group or norm=batch_frozen)"
+                "keeps running statistics; use group normalisation or frozen statistics "
+                "(model_options.norm: group or batch_frozen)"
             )

@@ -72,7 +72,7 @@ def register_model(
 def build_model(
     name: str,
     *,
-    input_shape: tuple[int, int, int],
+    input_shape: tuple[int, ...],
     num_classes: int,
     seed: int,
     options: Mapping[str, Any] | None = None,

@@ -3,10 +3,10 @@
 One mechanism serves every model. To cut after ``layer1.0``, only the modules that contain it (the
 model and ``layer1``) are *opened*: their ``forward`` is traced once with ``torch.fx``. All other
 modules are called whole, so a block that cannot be traced may stand on either side of a cut, and
-nested ``nn.Sequential`` can always be cut. The halves share the modules of the given model under
-their qualified names, and hold their program as plain data: they can be copied and pickled
-wherever their layers can. Tracing fixes what an opened ``forward`` decides in Python, except that
-``self.training`` may be handed on, as in ``F.dropout(x, training=self.training)``.
+nested ``nn.Sequential`` can always be cut. The halves share the model's modules and names, and
+hold their program as plain data: they can be copied and pickled wherever their layers can.
+Tracing fixes what an opened ``forward`` decides in Python, except that ``self.training`` may be
+handed on, as in ``F.dropout(x, training=self.training)``.
 """
 
 from __future__ import annotations
@@ -122,8 +122,7 @@ def cut_layers(model: nn.Module) -> list[str]:
 class TracedPart(nn.Module):
     """Some steps of a traced model, over modules held under their full-model names.
 
-    Values are freed after their last use, as in the model's own ``forward``, so that a forward
-    pass without a graph peaks no higher than in the unsplit model.
+    Values are freed after their last use, so that inference peaks as in the unsplit model.
     """
 
     def __init__(self, root: nn.Module, nodes: list[fx.Node], inputs: list[str], output: Any):
@@ -196,10 +195,10 @@ class _OpeningTracer(fx.Tracer):
         super().__init__()
         self._opened = opened
 
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:  # noqa: ARG002
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return all(m is not module for module in self._opened.values())
 
-    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:  # noqa: ARG002
+    def create_args_for_root(self, root_fn: Any, is_module: bool, concrete_args: Any = None) -> Any:
         for name, module in self._opened.items():
             flag = self.create_proxy("get_attr", f"{name}.training".lstrip("."), (), {})
             module.__dict__["training"] = flag
@@ -214,8 +213,7 @@ class _OpeningTracer(fx.Tracer):
 def _trace(model: nn.Module, opened_names: Sequence[str]) -> tuple[nn.Module, fx.Graph]:
     """Trace ``model`` with the named modules (outermost first) opened; it is not changed.
 
-    Returns a root, in which opened modules are shallow copies and the rest the model's own, and
-    the graph of its forward.
+    Returns a root, in which only opened modules are (shallow) copies, and its graph.
 
     Raises:
         UserError: if the forward of an opened module cannot be traced faithfully.
@@ -227,12 +225,16 @@ def _trace(model: nn.Module, opened_names: Sequence[str]) -> tuple[nn.Module, fx
     tracer = _OpeningTracer(opened)
     try:
         if "forward" in vars(model) or model._forward_hooks or model._forward_pre_hooks:
-            raise TypeError("its forward is replaced or hooked, which a trace would miss")
+            raise TypeError("it is replaced or hooked")
         with torch.random.fork_rng(devices=[]):
             before = torch.get_rng_state()
             graph = tracer.trace(opened[""])
             if not torch.equal(before, torch.get_rng_state()):
                 raise ValueError("it draws random numbers of a fixed shape")
+        for name, shell in opened.items():
+            shell.__dict__["training"] = model.get_submodule(name).training
+            if any(isinstance(v, fx.Proxy) for v in {**vars(shell), **shell._buffers}.values()):
+                raise ValueError("it assigns to its own attributes")
     except Exception as error:  # whatever the user's forward raises on symbolic values
         where, kind = next(reversed(tracer.module_stack.values()), ("", type(model)))
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -241,8 +243,6 @@ def _trace(model: nn.Module, opened_names: Sequence[str]) -> tuple[nn.Module, fx
             f"torch.fx ({reason}); write it as an nn.Sequential of stages, or choose one of "
             "cut_layers(model)"
         ) from error
-    for name, module in opened.items():
-        module.__dict__["training"] = model.get_submodule(name).training
     graph.eliminate_dead_code(lambda n: n.op != "get_attr" and n.target not in _PURE_TARGETS)
     return opened[""], graph
 
@@ -340,9 +340,10 @@ def _nearby(model: nn.Module, name: str) -> str:
 
 
 def _shell(module: nn.Module) -> nn.Module:
-    """Return a copy that shares everything, but whose children can be exchanged."""
+    """Return a copy that shares layers and tensors, but can be written to."""
     shell = type(module).__new__(type(module))
-    shell.__dict__.update(module.__dict__, _modules=dict(module._modules))
+    for name, value in vars(module).items():
+        shell.__dict__[name] = value.copy() if isinstance(value, dict | list) else value
     return shell
 
 
@@ -378,10 +379,9 @@ def _fill(part: nn.Module, source: nn.Module, used: set[int]) -> bool:
 
 
 def _describe(value: fx.Node) -> str:
-    if value.op == "placeholder":
-        return f"the input {value.name!r} of the model"
-    source = repr(value.target) if value.op == "call_module" else f"the operation {value.name!r}"
-    return f"the output of {source}"
+    kinds = {"placeholder": "the model's input", "call_module": "the output of"}
+    name = str(value.target) if value.op in kinds else value.name
+    return f"{kinds.get(value.op, 'the output of the operation')} {name!r}"
 
 
 def _ancestors(name: str) -> list[str]:

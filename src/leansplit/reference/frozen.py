@@ -37,9 +37,7 @@ def frozen(
     optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
     for t in range(1, num_rounds + 1):
         cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
-        data = [
-            take_batch(clients[m], seed, t, m, batch_size=config.batch_size) for m in cohort
-        ]
+        data = [take_batch(clients[m], seed, t, m, batch_size=config.batch_size) for m in cohort]
         sizes = [len(y) for _, y in data]
         with torch.inference_mode():
             smashed = [client_model(x) for x, _ in data]

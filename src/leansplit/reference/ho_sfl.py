@@ -81,14 +81,14 @@ def ho_sfl(
         z = torch.cat(smashed).detach().clone().requires_grad_(True)
         sizes = [len(y) for _, y in data]
         with torch_seeded(server_dropout_seed(config.root_seed, t)):
-            outputs = server_model(z).split(sizes)
+            outputs = torch.split(server_model(z), sizes)
             losses = [loss(o, y) for o, (_, y) in zip(outputs, data, strict=True)]
         mean_loss = torch.stack([w * v for w, v in zip(weights, losses, strict=True)]).sum()
         server_optimizer.zero_grad(set_to_none=True)
         mean_loss.backward()  # type: ignore[no-untyped-call]
         server_optimizer.step()
         assert z.grad is not None
-        lambdas = [g / w for g, w in zip(z.grad.split(sizes), weights, strict=True)]
+        lambdas = [g / w for g, w in zip(torch.split(z.grad, sizes), weights, strict=True)]
         if config.paper_code_scaling:
             lambdas = [w * g for w, g in zip(weights, lambdas, strict=True)]
 

@@ -49,11 +49,13 @@ def options_of(builder: Callable[..., Task]) -> Mapping[str, object]:
     return MappingProxyType(options)
 
 
-def _built_in(name: str, description: str, builder: Callable[..., Task]) -> TaskSpec:
+def _built_in(
+    name: str, description: str, builder: Callable[..., Task], default_model: str
+) -> TaskSpec:
     return TaskSpec(
         name=name,
         description=description,
-        default_model="small-cnn",
+        default_model=default_model,
         builder=builder,
         options=options_of(builder),
     )
@@ -66,16 +68,19 @@ _TASKS: dict[str, TaskSpec] = {
             "digits",
             "1,797 real handwritten digits of 8x8 pixels, 10 classes; no download",
             build_digits_task,
+            "digits-cnn",
         ),
         _built_in(
             "cifar10",
             "CIFAR-10: 60,000 colour images of 32x32 pixels, 10 classes; local copy or hub",
             build_cifar10_task,
+            "cifar-cnn",
         ),
         _built_in(
             "images",
             "any labelled images: local parquet, class-per-folder images, or a hub data set",
             build_images_task,
+            "cifar-cnn",
         ),
     )
 }

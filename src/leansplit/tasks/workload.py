@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, Literal
+
+import numpy as np
 
 from leansplit.models import MODELS, SplitModel, build_model, split_at
-from leansplit.noise import derive_seed
+from leansplit.noise import derive_seed, numpy_generator
 from leansplit.tasks.registry import TASKS, load_task
 from leansplit.tasks.task import Task
+
+EvaluateOn = Literal["test", "validation"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +39,9 @@ class WorkloadConfig:
     """Fields of :class:`leansplit.clients.partition.PartitionConfig`."""
     root_seed: int = 0
     """Initial weights and partition derive from it."""
+    evaluate_on: EvaluateOn = "test"
+    """``validation``: a fifth of the training data is held out and evaluated in place of the test
+    set, for choosing hyper-parameters."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -43,8 +53,9 @@ class WorkloadConfig:
         return cls(**values)
 
     def load_task(self) -> Task:
-        """Load the data."""
-        return load_task(self.task, **self.task_options)
+        """Load the data; the last task loaded is kept in memory."""
+        text = json.dumps([self.task, self.task_options, self.evaluate_on], sort_keys=True)
+        return _load_task(text)
 
     def build_model(self, task: Task) -> SplitModel:
         """Build the initial model from the root seed and cut it."""
@@ -61,6 +72,26 @@ class WorkloadConfig:
     def partition_seed(self) -> int:
         """Seed of the draw that spreads the data."""
         return derive_seed(self.root_seed, "partition") & 0x7FFF_FFFF  # numpy's legacy range
+
+
+@functools.lru_cache(maxsize=1)
+def _load_task(text: str) -> Task:
+    name, options, evaluate_on = json.loads(text)
+    task = load_task(name, **options)
+    return hold_out(task) if evaluate_on == "validation" else task
+
+
+def hold_out(task: Task) -> Task:
+    """Return ``task`` with a fifth of its training data, drawn at random, as its test data."""
+    generator = numpy_generator(derive_seed(0, "validation"))
+    order = generator.permutation(len(task.train))
+    num_held_out = len(task.train) // 5
+    return dataclasses.replace(
+        task,
+        train=task.train.select(np.sort(order[num_held_out:])),
+        test=task.train.select(np.sort(order[:num_held_out])),
+        notes=f"{task.notes} Evaluated on held-out training data.".strip(),
+    )
 
 
 def default_model(task: str) -> str:

@@ -52,7 +52,9 @@ class Ledger:
     def by_kind(self) -> dict[str, dict[str, int]]:
         """Return kind -> {"uplink_bytes", "downlink_bytes"} for the kinds that occurred."""
         return {
-            kind: {f"{direction}_bytes": self.total_bytes(direction, kind) for direction in DIRECTIONS}
+            kind: {
+                f"{direction}_bytes": self.total_bytes(direction, kind) for direction in DIRECTIONS
+            }
             for kind in KINDS
             if self.total_bytes(kind=kind)
         }

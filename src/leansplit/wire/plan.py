@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -42,6 +43,7 @@ class ClientPlan:
         return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
 
     @classmethod
+    @functools.lru_cache(maxsize=4)  # every message needs it, and it is the same all run long
     def from_json(cls, text: str) -> ClientPlan:
         """Read a plan from :meth:`to_json`."""
         values: dict[str, Any] = json.loads(text)
@@ -51,7 +53,7 @@ class ClientPlan:
             values["zeroth_order"] = ZerothOrderConfig(**values["zeroth_order"])
         return cls(**values)
 
-    @property
+    @functools.cached_property
     def digest(self) -> str:
         """A short name for exactly this plan."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()

@@ -15,8 +15,10 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from leansplit.experiments import results
-from leansplit.experiments.results import (
+
+from leansplit.errors import UserError
+from leansplit.server_app import results
+from leansplit.server_app.results import (
     LEDGER_COLUMNS,
     ROUNDS_COLUMNS,
     RunResult,
@@ -31,8 +33,6 @@ from leansplit.experiments.results import (
     write_files,
     write_run,
 )
-
-from leansplit.errors import UserError
 from leansplit.wire.ledger import Ledger
 
 CONFIG = {"method": "ho-sfl", "optimizer": {"learning_rate": 0.1}, "alpha": float("inf")}
@@ -318,7 +318,7 @@ def test_config_hash_refuses_what_has_no_json_form() -> None:
     with pytest.raises(TypeError, match="cannot store set"):
         config_hash({"a": {1, 2}})
     with pytest.raises(TypeError, match="keys are the same"):
-        config_hash({1: "a", "1": "b"})
+        to_plain({1: "a", "1": "b"})
     assert config_hash({"path": Path("a/b")}) == config_hash({"path": "a/b"})
 
 
@@ -344,8 +344,8 @@ def test_environment_never_raises(monkeypatch: pytest.MonkeyPatch) -> None:
 
     for name in ("_cpu_model", "_cores", "_gpu", "_git_commit"):
         monkeypatch.setattr(results, name, broken)
-    monkeypatch.setattr(results.psutil, "virtual_memory", broken)
-    monkeypatch.setattr(results.importlib.metadata, "version", broken)
+    monkeypatch.setattr("psutil.virtual_memory", broken)
+    monkeypatch.setattr("importlib.metadata.version", broken)
     versions, commit, hardware = collect_environment()
     assert versions["torch"] == "not installed"
     assert commit is None

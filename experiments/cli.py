@@ -1,0 +1,213 @@
+"""The ``leansplit`` command."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from leansplit.errors import RunFailedError, UserError
+
+EXIT_FAILED = 1
+EXIT_USER_ERROR = 2
+EXIT_INTERRUPTED = 130
+
+cli = typer.Typer(
+    name="leansplit",
+    help="Hybrid-order split federated learning: clients that never run backpropagation.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+
+def _settings(assignments: list[str] | None) -> dict[str, Any]:
+    """Read ``key=value`` settings."""
+    settings: dict[str, Any] = {}
+    for assignment in assignments or []:
+        key, separator, value = assignment.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"--set takes key=value, got {assignment!r}; try --set client.lr=0.1")
+        settings[key.strip()] = value.strip()
+    return settings
+
+
+@cli.command()
+def run(
+    method: Annotated[str, typer.Argument(help="Method; see `leansplit methods`.")],
+    task: Annotated[str, typer.Option(help="Task; see `leansplit tasks`.")] = "digits",
+    clients: Annotated[int | None, typer.Option(help="Virtual clients in all.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Clients that take part in a round.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Most rounds to run.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Budget in samples seen.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of client and server.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
+    alpha: Annotated[
+        float | None, typer.Option(help="Dirichlet concentration; implies partition=dirichlet.")
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Ray workers; 0 = one a core, -1 = no Ray, one process.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any other key; see `leansplit keys`."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+) -> None:
+    """Run one method on one task."""
+    from leansplit.experiments.display import progress_bar, result_table
+    from leansplit.experiments.running import run_and_write
+    from leansplit.server_app.config import run_config
+    from leansplit.server_app.results import to_plain
+
+    named = {
+        "task": task,
+        "clients": clients,
+        "cohort": cohort,
+        "rounds": rounds,
+        "samples": samples,
+        "batch_size": batch_size,
+        "client.lr": lr,
+        "server.lr": lr,
+        "seed": seed,
+        "alpha": alpha,
+        "partition": None if alpha is None else "dirichlet",
+        "workers": workers,
+    }
+    settings = {key: value for key, value in named.items() if value is not None}
+    config = run_config(method, settings | _settings(set_))
+    out_dir = out or Path("runs") / f"{config.task}-{config.method}-seed-{config.seed}"
+    console = Console(stderr=True)
+    with progress_bar(console, config.method) as on_progress:
+        result = run_and_write(config, out_dir, on_progress=on_progress)
+    if as_json:
+        sys.stdout.write(json.dumps(to_plain(asdict(result))) + "\n")
+    else:
+        console = Console()
+        console.print(result_table(result))
+        console.print(f"results in {out_dir}", soft_wrap=True)
+    if result.status == "failed":
+        raise RunFailedError(result.error or "the run failed")
+    if result.status == "interrupted":
+        raise typer.Exit(EXIT_INTERRUPTED)
+
+
+@cli.command()
+def compare(
+    experiment: Annotated[str, typer.Argument(help="Experiment file, or a shipped experiment.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+) -> None:
+    """Compare methods on one task: every method, every seed, one table and plots."""
+    from leansplit.experiments import compare as comparing
+    from leansplit.experiments.display import progress_bar
+    from leansplit.experiments.experiment import find_experiment, load_experiment
+    from leansplit.experiments.summary import summary_table
+    from leansplit.server_app.results import to_plain
+
+    path = find_experiment(experiment)
+    planned = load_experiment(path, seeds=_seeds(seeds), overrides=_settings(set_))
+    out_dir = out or Path("runs") / path.stem
+    stderr = Console(stderr=True)
+    done = comparing.compare(
+        planned,
+        out_dir,
+        source=path,
+        show_progress=lambda title: progress_bar(stderr, title),
+        say=lambda line: stderr.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    if as_json:
+        rows = [to_plain(asdict(row)) for row in done.summary.rows]
+        sys.stdout.write(json.dumps({"rows": rows, "warnings": list(done.summary.warnings)}) + "\n")
+    else:
+        console = Console()
+        console.print(summary_table(done.summary, planned.title))
+        for warning in done.summary.warnings:
+            console.print(f"note: {warning}", markup=False, soft_wrap=True)
+        for file in done.files:
+            console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+    if done.is_interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if done.num_failed:
+        raise RunFailedError(f"{done.num_failed} of {len(planned.runs)} runs failed")
+
+
+@cli.command()
+def methods() -> None:
+    """List the methods."""
+    from leansplit.server_app.methods import METHODS
+
+    table = Table("name", "client", "what it does", "source")
+    for spec in METHODS.values():
+        table.add_row(spec.name, spec.client_order, spec.description, spec.source)
+    Console().print(table)
+
+
+@cli.command()
+def tasks() -> None:
+    """List the tasks and models with their options."""
+    from leansplit.models import MODELS
+    from leansplit.tasks import TASKS
+
+    console = Console()
+    table = Table("task", "model", "what it is", "options (task_options.…)")
+    for task in TASKS.values():
+        table.add_row(task.name, task.default_model, task.description, ", ".join(task.options))
+    console.print(table)
+    table = Table("model", "default cut", "what it is", "options (model_options.…)")
+    for model in MODELS.values():
+        table.add_row(
+            model.name, model.default_cut_layer, model.description, ", ".join(model.options)
+        )
+    console.print(table)
+
+
+@cli.command()
+def keys() -> None:
+    """List every key that --set and experiment files take, with defaults and meaning."""
+    from leansplit.experiments.key_reference import key_rows
+
+    table = Table("key", "default", "meaning")
+    for row in key_rows():
+        table.add_row(*row)
+    Console().print(table)
+
+
+def _seeds(text: str | None) -> list[int]:
+    if text is None:
+        return []
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds takes whole numbers such as 0,1,2, got {text!r}") from None
+
+
+def main() -> None:
+    """Run the command; a user's mistake is one line on standard error, never a traceback."""
+    try:
+        cli()
+    except UserError as error:
+        _fail(error, EXIT_USER_ERROR)
+    except RunFailedError as error:
+        _fail(error, EXIT_FAILED)
+    except KeyboardInterrupt:
+        sys.stderr.write("leansplit: aborted\n")
+        raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+def _fail(error: Exception, code: int) -> None:
+    sys.stderr.write(f"leansplit: error: {' '.join(str(error).split())}\n")
+    raise SystemExit(code) from None

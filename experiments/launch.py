@@ -1,0 +1,139 @@
+"""Start a run: Flower's simulation on Ray, or everything in this process."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from flwr.serverapp import Grid
+
+from leansplit.errors import RunFailedError
+from leansplit.server_app.config import RunConfig
+from leansplit.server_app.execution import Outcome, Progress, execute
+
+IN_PROCESS = -1
+"""Value of ``workers`` that keeps Ray out."""
+
+
+def launch(config: RunConfig, *, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
+    """Run ``config`` and return what it measured.
+
+    The first Ctrl-C ends the run after its current round, with everything measured so far; the
+    second aborts.
+
+    Raises:
+        UserError: if the configuration does not fit the data.
+        RunFailedError: if the simulation engine itself stopped.
+    """
+    stop = threading.Event()
+    with _stop_on_interrupt(stop):
+        if config.workers == IN_PROCESS:
+            return _in_process(config, stop, on_progress)
+        return _on_ray(config, stop, on_progress)
+
+
+def _in_process(
+    config: RunConfig, stop: threading.Event, on_progress: Callable[[Progress], None] | None
+) -> Outcome:
+    from leansplit.clients.app import app
+    from leansplit.strategies.in_process_grid import InProcessGrid
+
+    num_nodes = -(-config.clients // config.clients_per_node)
+    with quiet():
+        grid = InProcessGrid(app, num_nodes)
+        return execute(config, grid, stop=stop, on_progress=on_progress)
+
+
+def _on_ray(
+    config: RunConfig, stop: threading.Event, on_progress: Callable[[Progress], None] | None
+) -> Outcome:
+    from flwr.simulation import run_simulation
+
+    from leansplit.clients.app import app
+    from leansplit.server_app.app import server_app
+
+    outcomes: list[Outcome] = []
+    errors: list[Exception] = []
+
+    def run(run_config: RunConfig, grid: Grid) -> Outcome:
+        # Errors are carried out by hand: the engine would wrap and log them.
+        outcome = Outcome(run_config, status="failed")
+        try:
+            outcome = execute(run_config, grid, stop=stop, on_progress=on_progress)
+            outcomes.append(outcome)
+        except Exception as error:
+            errors.append(error)
+        return outcome
+
+    num_workers = config.workers or os.cpu_count() or 1
+    with quiet():
+        try:
+            run_simulation(
+                server_app=server_app(config, run),
+                client_app=app,
+                num_supernodes=-(-config.clients // config.clients_per_node),
+                backend_config={
+                    "init_args": {
+                        "num_cpus": num_workers,
+                        "include_dashboard": False,
+                        "log_to_driver": False,
+                        "logging_level": logging.ERROR,
+                    },
+                    # A worker that dies is replaced: without restarts it would go back into the
+                    # pool and fail every message it gets from then on.
+                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1},
+                },
+            )
+        except Exception as error:
+            if not errors and not outcomes:
+                raise RunFailedError(f"the simulation engine stopped: {error}") from error
+    if errors:
+        raise errors[0]
+    if not outcomes:
+        raise RunFailedError("the simulation engine ended without a result")
+    return outcomes[0]
+
+
+@contextmanager
+def _stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
+    """Turn the first Ctrl-C into a request to stop; only the main thread can."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask_to_stop(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence Flower's and Ray's own reports inside the block; ours say what matters."""
+    os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+    os.environ.setdefault("FLWR_DISABLE_UPDATE_CHECK", "1")
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    loggers = [logging.getLogger(name) for name in ("flwr", "ray")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            warnings.simplefilter("ignore", FutureWarning)
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

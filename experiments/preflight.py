@@ -1,0 +1,42 @@
+"""Everything that can be wrong, found out before any worker starts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from leansplit.clients.partition_cache import cached_partition
+from leansplit.errors import UserError
+from leansplit.models.batch_statistics import refuse_batch_statistics
+from leansplit.parameters import trainable_parameters
+from leansplit.server_app.config import RunConfig
+from leansplit.server_app.methods import METHODS
+from leansplit.server_app.results import check_writable
+
+
+def check_run(config: RunConfig, out_dir: Path | None) -> None:
+    """Load the task, build and cut the model, draw the partition, try the output folder.
+
+    What is loaded here is kept, so nothing is done twice.
+
+    Raises:
+        UserError: for the first thing that is wrong.
+    """
+    if out_dir is not None:
+        check_writable(out_dir)
+    if config.method == "fedavg" and config.clients_per_node > 1:
+        raise UserError("fedavg needs clients_per_node = 1: Flower averages one reply a SuperNode")
+    workload = config.workload()
+    task = workload.load_task()
+    model = workload.build_model(task)
+    if METHODS[config.method].averages_weights:
+        refuse_batch_statistics(model.full_model, config.method)
+    if not trainable_parameters(model.client_model):
+        raise UserError(
+            f"the client model below {config.cut_layer!r} has nothing to train; cut later"
+        )
+    cached_partition(
+        task.train.labels,
+        num_clients=config.clients,
+        config=config.partition_config(),
+        seed=workload.partition_seed,
+    )

@@ -1,0 +1,57 @@
+"""The ServerApp, as ``flwr run`` starts it and as our own command does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from leansplit.errors import RunFailedError, UserError
+from leansplit.server_app.config import RunConfig, run_config
+from leansplit.server_app.execution import Outcome, execute
+from leansplit.server_app.outputs import write_outcome
+from leansplit.server_app.results import utc_now
+
+Execute = Callable[[RunConfig, Grid], Outcome]
+
+
+def server_app(config: RunConfig | None = None, run: Execute = execute) -> ServerApp:
+    """Return a ServerApp.
+
+    Args:
+        config: what to run; None = read it from Flower's run config.
+        run: runs a configuration on a grid and keeps the outcome; our command passes its own, with
+            progress and interruption.
+    """
+    app = ServerApp()
+
+    @app.main()
+    def main(grid: Grid, context: Context) -> None:
+        if config is not None:
+            run(config, grid)
+            return
+        settings = {key: value for key, value in context.run_config.items() if value != ""}
+        method = str(settings.pop("method", "ho-sfl"))
+        from_flower = run_config(method, settings)
+        if from_flower.out and not Path(from_flower.out).is_absolute():
+            raise UserError(
+                f"out must be an absolute folder, got {from_flower.out!r}: the SuperLink's working "
+                "directory is not yours"
+            )
+        started_at = utc_now()
+        outcome = run(from_flower, grid)
+        if from_flower.out:
+            write_outcome(
+                Path(from_flower.out), outcome, command=["flwr", "run"], started_at=started_at
+            )
+        if outcome.status == "failed":
+            raise RunFailedError(outcome.error or "the run failed")
+
+    return app
+
+
+os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+app = server_app()

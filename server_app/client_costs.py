@@ -1,0 +1,88 @@
+"""What one step of one client costs under each method, measured on the real computation.
+
+The steps here are the clients' own arithmetic without messages: what a device has to compute and
+to hold at once. Copies that only a simulation makes are not in them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leansplit.costs import count_flops, peak_tensor_bytes
+from leansplit.federated import OptimizerConfig, build_optimizer
+from leansplit.first_order import Loss, backward_step, local_step, train_forward
+from leansplit.models import SplitModel
+from leansplit.noise import perturbation_seeds
+from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.zeroth_order import SurrogateObjective, ZerothOrderConfig, forward_only, probe
+
+
+@dataclass(frozen=True)
+class ClientCosts:
+    """Measured on the CPU on one batch.
+
+    Attributes:
+        flops: by torch's counter, a multiply-accumulate counting 2.
+        peak_memory_bytes: live tensor storage, parameters, batch and optimizer state included.
+    """
+
+    flops: int
+    peak_memory_bytes: int
+
+
+def measure(step: Callable[[], object]) -> ClientCosts:
+    """Run ``step`` twice and measure it; the first run creates optimizer state."""
+    flops = count_flops(step)
+    return ClientCosts(flops, peak_tensor_bytes(step))
+
+
+def zeroth_order_step(
+    model: SplitModel, inputs: Tensor, config: ZerothOrderConfig
+) -> Callable[[], object]:
+    """HO-SFL: one anchor pass, then the probes against a given smashed gradient."""
+    client_model = model.client_model.eval()
+    parameters = trainable_parameters(client_model)
+    spec = ParameterSpec.of(parameters)
+    vector = spec.flatten(parameters)
+    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+
+    def step() -> None:
+        smashed = forward_only(client_model, spec.views(vector), inputs)
+        objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
+        probe(objective, spec, vector, seeds, config, anchor=smashed)
+
+    return step
+
+
+def first_order_step(
+    model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig
+) -> Callable[[], object]:
+    """SFL: forward, backward from the cut, optimizer step."""
+    client_model = model.client_model
+    stepper = build_optimizer(optimizer, client_model.parameters())
+
+    def step() -> None:
+        smashed = train_forward(client_model, inputs, dropout_seed=0)
+        backward_step(stepper, smashed, torch.zeros_like(smashed))
+
+    return step
+
+
+def full_model_step(
+    model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor, optimizer: OptimizerConfig
+) -> Callable[[], object]:
+    """FedAvg: an ordinary training step on the whole model."""
+    full_model = model.full_model
+    stepper = build_optimizer(optimizer, full_model.parameters())
+    return lambda: local_step(full_model, loss, stepper, inputs, labels, dropout_seed=0)
+
+
+def forward_step(model: SplitModel, inputs: Tensor) -> Callable[[], object]:
+    """Frozen client: one forward pass."""
+    client_model = model.client_model.eval()
+    parameters = trainable_parameters(client_model)
+    return lambda: forward_only(client_model, parameters, inputs)

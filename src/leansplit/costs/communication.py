@@ -1,0 +1,112 @@
+"""Closed formulas for the traffic of every method, in bytes.
+
+They are what the ledger is held to: a run's ledger must equal them exactly, kind by kind, but for
+the envelope, which is whatever the encoding adds. Sizes are in elements unless a name says bytes;
+the wire carries float32 (4 bytes), int64 labels (8 bytes) and uint32 seeds (4 bytes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence, Set
+from dataclasses import dataclass
+
+from leansplit.wire.kinds import Direction, Kind
+
+FLOAT_BYTES = 4
+LABEL_BYTES = 8
+SEED_BYTES = 4
+
+Traffic = dict[tuple[Direction, Kind], int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitShape:
+    """Sizes that traffic depends on."""
+
+    smashed_elements: int
+    """D_z, elements of smashed data for each sample."""
+    labels_per_sample: int = 1
+    """Labels for each sample: 1 for classification, S for sequences."""
+    client_elements: int = 0
+    """d_c, trainable parameters of the client model."""
+    full_elements: int = 0
+    """d, trainable parameters of the whole model."""
+
+
+def ho_sfl_traffic(
+    shape: SplitShape,
+    attendance: Sequence[Set[int]],
+    num_samples: int,
+    num_perturbations: int,
+) -> Traffic:
+    """HO-SFL (algorithms of arXiv 2603.14773), with initial weights and a final synchronisation.
+
+    For each participation: B D_z floats and B labels up, B D_z floats and P seeds down, P scalars
+    up; and P mean scalars down with the next request. A client that took part at least once also
+    gets its initial weights, and seeds and scalars (8 P bytes) of every round it missed up to the
+    end. So seeds, scalars and catch-up come to 8 P bytes down for each client and round.
+
+    Args:
+        shape: sizes.
+        attendance: the clients that took part, for each round in which anyone did.
+        num_samples: samples processed in all.
+        num_perturbations: P.
+    """
+    participants = set().union(*attendance)
+    participations = sum(len(cohort) for cohort in attendance)
+    scalars = participations * num_perturbations * FLOAT_BYTES
+    missed = len(participants) * len(attendance) - participations
+    smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
+    return _without_zeros(
+        {
+            ("uplink", "smashed_data"): smashed,
+            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
+            ("downlink", "smashed_gradient"): smashed,
+            ("downlink", "seeds"): participations * num_perturbations * SEED_BYTES,
+            ("uplink", "scalars"): scalars,
+            ("downlink", "scalars"): scalars,
+            ("downlink", "catch_up"): missed * num_perturbations * (SEED_BYTES + FLOAT_BYTES),
+            ("downlink", "weights"): len(participants) * shape.client_elements * FLOAT_BYTES,
+        }
+    )
+
+
+def splitfed_traffic(
+    shape: SplitShape, attendance: Sequence[Set[int]], num_samples: int
+) -> Traffic:
+    """SFLV1 and SFLV2: 2 B D_z floats a step, client weights both ways each participation."""
+    participations = sum(len(cohort) for cohort in attendance)
+    weights = participations * shape.client_elements * FLOAT_BYTES
+    smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
+    return _without_zeros(
+        {
+            ("uplink", "smashed_data"): smashed,
+            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
+            ("downlink", "smashed_gradient"): smashed,
+            ("downlink", "weights"): weights,
+            ("uplink", "weights"): weights,
+        }
+    )
+
+
+def fedavg_traffic(shape: SplitShape, attendance: Sequence[Set[int]]) -> Traffic:
+    """FedAvg: the whole model both ways at each participation, nothing else."""
+    participations = sum(len(cohort) for cohort in attendance)
+    weights = participations * shape.full_elements * FLOAT_BYTES
+    return {("downlink", "weights"): weights, ("uplink", "weights"): weights}
+
+
+def frozen_traffic(shape: SplitShape, attendance: Sequence[Set[int]], num_samples: int) -> Traffic:
+    """Frozen client: smashed data and labels up; the client model down once for each client."""
+    participants = set().union(*attendance)
+    return _without_zeros(
+        {
+            ("uplink", "smashed_data"): num_samples * shape.smashed_elements * FLOAT_BYTES,
+            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
+            ("downlink", "weights"): len(participants) * shape.client_elements * FLOAT_BYTES,
+        }
+    )
+
+
+def _without_zeros(traffic: Traffic) -> Traffic:
+    return {key: value for key, value in traffic.items() if value}
