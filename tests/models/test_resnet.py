@@ -92,7 +92,7 @@ def test_a_training_step_leaves_the_statistics_alone_and_moves_the_affine_part()
     F.cross_entropy(model(torch.randn(4, 3, 8, 8)), torch.arange(4)).backward()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter -= 0.1 * parameter.grad
+            parameter.sub_(0.1 * parameter.grad)
     for name, buffer in model.named_buffers():
         assert torch.equal(buffer, statistics[name]), name
     moved = {n for n, p in model.named_parameters() if not torch.equal(p.detach(), before[n])}

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 
 from leansplit.errors import UserError, require_choice, require_positive
-from leansplit.noise import DIRECTIONS, Direction, draw_perturbation
+from leansplit.noise import DIRECTIONS, Direction
 from leansplit.parameters import ParameterSpec
+from leansplit.zeroth_order.directions import draw_direction
 from leansplit.zeroth_order.objective import Objective
 
 Estimator = Literal["forward", "central"]
@@ -84,9 +85,7 @@ def probe(
     if config.estimator == "forward" and anchor is None:
         anchor = objective.evaluate(spec.views(vector))
     for index, seed in enumerate(seeds):
-        step = draw_perturbation(
-            seed, spec.num_elements, direction=config.direction, device=vector.device
-        ).mul_(mu)
+        step = mu * draw_direction(seed, spec.num_elements, config.direction, vector.device)
         plus = objective.evaluate(spec.views(vector + step))
         if config.estimator == "forward":
             assert anchor is not None
@@ -124,8 +123,6 @@ def estimate(
     gradient = torch.zeros(spec.num_elements, device=device)
     for seed, difference in zip(seeds, differences.tolist(), strict=True):
         coefficient = difference / (width * len(seeds) * config.perturbation_scale)
-        direction = draw_perturbation(
-            seed, spec.num_elements, direction=config.direction, device=device
-        )
-        gradient += direction.mul_(coefficient)
+        direction = draw_direction(seed, spec.num_elements, config.direction, device)
+        gradient += coefficient * direction
     return gradient
