@@ -12,7 +12,7 @@ OUT ?= runs/digits
 
 VENV := .venv
 IN_VENV := $(VENV)/bin/python -m
-PIP_INSTALL := $(IN_VENV) pip install --quiet --no-input --disable-pip-version-check
+PIP_INSTALL := $(IN_VENV) pip install --quiet --quiet --no-input --disable-pip-version-check
 READY := $(VENV)/.ready
 LINKS := .typing/leansplit
 FOLDERS := strategies clients server_app experiments

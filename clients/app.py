@@ -16,7 +16,7 @@ from leansplit.clients.workload import Provider, Worker, Workload, worker_for
 from leansplit.federated import ClientData
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
-from leansplit.strategies.flower_records import NODE, pack, unpack
+from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
 from leansplit.wire import (
     BackwardRequest,
     ClientPlan,
@@ -67,10 +67,14 @@ def client_app(provider: Provider) -> ClientApp:
     def register(action: str, request_type: type[Record], handler: Handler) -> None:
         @app.train(action)
         def answer(message: Message, context: Context) -> Message:
-            plan, worker = _prepared(context, provider)
+            payloads = unpack(message.content)
+            plan = load_plan(context)
+            if plan is None:
+                return Message(pack({}, dict.fromkeys(payloads, NO_PLAN)), reply_to=message)
+            worker = worker_for(plan, provider)
             replies: dict[int, bytes] = {}
             failures: dict[int, str] = {}
-            for client_id, blob in unpack(message.content).items():
+            for client_id, blob in payloads.items():
                 # One client's failure must not take down the others that share its node.
                 try:
                     request = decode_as(blob, request_type)
@@ -85,7 +89,10 @@ def client_app(provider: Provider) -> ClientApp:
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
-        plan, worker = _prepared(context, provider)
+        plan = load_plan(context)
+        if plan is None:
+            raise RuntimeError(NO_PLAN)
+        worker = worker_for(plan, provider)
         [client_id] = plan.hosted_clients(int(str(context.node_config["partition-id"])))
         session = Session(client_id, plan, worker, ClientMemory(context, client_id))
         return Message(fedavg.train(session, message.content), reply_to=message)
@@ -113,13 +120,6 @@ def split_client_app(
         return Workload(model=build_model(), client_data=load_client_data, loss=loss)
 
     return client_app(provider)
-
-
-def _prepared(context: Context, provider: Provider) -> tuple[ClientPlan, Worker]:
-    plan = load_plan(context)
-    if plan is None:
-        raise RuntimeError("this node has no plan: it was restarted, or never set up")
-    return plan, worker_for(plan, provider)
 
 
 def _report(worker: Worker, client_id: int) -> SetupReply:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 
 from leansplit import reference
+from leansplit.costs import (
+    SplitShape,
+    Traffic,
+    fedavg_traffic,
+    frozen_traffic,
+    ho_sfl_traffic,
+    splitfed_traffic,
+)
 from leansplit.federated import (
     FedAvgConfig,
     FrozenConfig,
@@ -58,6 +66,8 @@ class MethodSpec:
     """The plain loop."""
     client_passes: Callable[[RunConfig], tuple[int, int]]
     """(forward, backward) passes of a client for each sample it processes."""
+    traffic: Callable[[RunConfig, SplitShape, Sequence[Set[int]], int], Traffic]
+    """(run, sizes, attendance, samples) -> the closed formula that the ledger is held to."""
     client_step: Callable[[RunConfig, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]
     """(run, model, loss, inputs, labels) -> one step of a client, to be measured."""
 
@@ -120,6 +130,9 @@ METHODS: Mapping[str, MethodSpec] = {
             strategy=HOSFL,
             reference=reference.ho_sfl,
             client_passes=_zeroth_order_passes,
+            traffic=lambda run, shape, attendance, samples: ho_sfl_traffic(
+                shape, attendance, samples, run.probe.num_perturbations
+            ),
             client_step=lambda run, model, loss, x, y: zeroth_order_step(model, x, run.probe),
         ),
         MethodSpec(
@@ -135,6 +148,9 @@ METHODS: Mapping[str, MethodSpec] = {
             strategy=SplitFedV1,
             reference=reference.splitfed_v1,
             client_passes=lambda run: (1, 1),
+            traffic=lambda run, shape, attendance, samples: splitfed_traffic(
+                shape, attendance, samples
+            ),
             client_step=lambda run, model, loss, x, y: first_order_step(model, x, run.client),
         ),
         MethodSpec(
@@ -150,6 +166,9 @@ METHODS: Mapping[str, MethodSpec] = {
             strategy=SplitFedV2,
             reference=reference.splitfed_v2,
             client_passes=lambda run: (1, 1),
+            traffic=lambda run, shape, attendance, samples: splitfed_traffic(
+                shape, attendance, samples
+            ),
             client_step=lambda run, model, loss, x, y: first_order_step(model, x, run.client),
         ),
         MethodSpec(
@@ -165,6 +184,7 @@ METHODS: Mapping[str, MethodSpec] = {
             strategy=_fedavg_strategy,
             reference=reference.fedavg,
             client_passes=lambda run: (1, 1),
+            traffic=lambda run, shape, attendance, samples: fedavg_traffic(shape, attendance),
             client_step=lambda run, model, loss, x, y: full_model_step(
                 model, loss, x, y, run.client
             ),
@@ -182,6 +202,9 @@ METHODS: Mapping[str, MethodSpec] = {
             strategy=FrozenClient,
             reference=reference.frozen,
             client_passes=lambda run: (1, 0),
+            traffic=lambda run, shape, attendance, samples: frozen_traffic(
+                shape, attendance, samples
+            ),
             client_step=lambda run, model, loss, x, y: forward_step(model, x),
         ),
     )

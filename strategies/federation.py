@@ -11,7 +11,13 @@ from typing import Generic, TypeVar
 from flwr.app import Message
 
 from leansplit.errors import RunFailedError
-from leansplit.strategies.flower_records import NODE, pack, unpack, unpack_failures
+from leansplit.strategies.flower_records import (
+    NO_PLAN,
+    NODE,
+    pack,
+    unpack,
+    unpack_failures,
+)
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.wire import (
     ClientPlan,
@@ -57,6 +63,7 @@ class Federation:
         self.num_samples: dict[int, int] = {}
         self.label_counts: dict[int, list[int]] = {}
         self._node_of_client: dict[int, int] = {}
+        self._restarted_nodes: set[int] = set()
 
     @property
     def population(self) -> list[int]:
@@ -73,7 +80,18 @@ class Federation:
         Raises:
             RunFailedError: if a client of the plan does not answer, naming the reasons.
         """
-        node_ids = self._wait_for_nodes(self.plan.num_nodes)
+        reasons = self._set_up_nodes(self._wait_for_nodes(self.plan.num_nodes))
+        missing = sorted(set(range(self.plan.num_clients)) - set(self._node_of_client))
+        if missing:
+            why = f": {reasons[0]}" if reasons else " (no answer)"
+            raise RunFailedError(
+                f"{len(missing)} of {self.plan.num_clients} clients could not be set up, the first "
+                f"is client {missing[0]}{why}"
+            )
+        self.grid.name_nodes({node: client for client, node in self._node_of_client.items()})
+
+    def _set_up_nodes(self, node_ids: Iterable[int]) -> list[str]:
+        """Send the plan to nodes; return the reasons of those that could not take it."""
         blob = encode(SetupRequest(plan=self.plan.to_json()))
         messages = [
             Message(pack({NODE: blob}), node_id, "query.leansplit_setup", group_id=str(SETUP_ROUND))
@@ -91,14 +109,7 @@ class Federation:
                 self.num_samples[client_id] = report.num_samples
                 self.label_counts[client_id] = report.label_counts
                 self.grid.ledger.record(SETUP_ROUND, client_id, "downlink", price(blob))
-        missing = sorted(set(range(self.plan.num_clients)) - set(self._node_of_client))
-        if missing:
-            why = f": {reasons[0]}" if reasons else " (no answer)"
-            raise RunFailedError(
-                f"{len(missing)} of {self.plan.num_clients} clients could not be set up, the first "
-                f"is client {missing[0]}{why}"
-            )
-        self.grid.name_nodes({node: client for client, node in self._node_of_client.items()})
+        return reasons
 
     def _wait_for_nodes(self, num_nodes: int) -> list[int]:
         deadline = time.monotonic() + self.timeout_s
@@ -112,7 +123,14 @@ class Federation:
         return node_ids
 
     def messages(self, requests: Mapping[int, Record], action: str, round: int) -> list[Message]:
-        """Return the messages that carry ``requests`` (client id -> record) to their nodes."""
+        """Return the messages that carry ``requests`` (client id -> record) to their nodes.
+
+        Nodes that were found to have lost their plan are set up again first.
+        """
+        addressed = {self._node_of_client[client_id] for client_id in requests}
+        if lost := sorted(addressed & self._restarted_nodes):
+            self._set_up_nodes(lost)
+            self._restarted_nodes -= set(lost)
         of_node: dict[int, dict[int, bytes]] = {}
         for client_id in sorted(requests):
             node = of_node.setdefault(self._node_of_client[client_id], {})
@@ -150,6 +168,8 @@ class Federation:
                     node_id, next(iter(node_errors.values()), "no answer in time")
                 )
         for client_id in expected:
+            if NO_PLAN in failures.get(client_id, ""):
+                self._restarted_nodes.add(self._node_of_client[client_id])
             if client_id in failures:
                 log.warning("client %d dropped from this step: %s", client_id, failures[client_id])
         return Replies(

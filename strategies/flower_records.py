@@ -10,6 +10,9 @@ _PAYLOADS = "leansplit"
 _FAILURES = "leansplit-failures"
 _STYPE = "leansplit.safetensors"
 
+NO_PLAN = "this node has no plan: it was restarted, or never set up"
+"""The failure of a node that must be set up again."""
+
 NODE = -1
 """Key of a payload addressed to the node as a whole, not to one of its clients."""
 

@@ -2,6 +2,7 @@
 
 from leansplit.costs.communication import (
     SplitShape,
+    Traffic,
     fedavg_traffic,
     frozen_traffic,
     ho_sfl_traffic,
@@ -11,6 +12,7 @@ from leansplit.costs.measure import count_flops, peak_tensor_bytes
 
 __all__ = [
     "SplitShape",
+    "Traffic",
     "count_flops",
     "fedavg_traffic",
     "frozen_traffic",

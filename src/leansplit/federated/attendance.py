@@ -22,7 +22,7 @@ class Attendance:
 
     def __init__(self, initial: Mapping[str, Tensor]) -> None:
         self.log = UpdateLog()
-        self._initial = dict(initial)
+        self._initial = {name: value.detach().clone() for name, value in initial.items()}
         self._versions: dict[int, int] = {}
         self._known_seed_rounds: dict[int, int] = {}
 

@@ -41,7 +41,7 @@ def server_step(
     """Take one optimizer step on sum_m w_m l_m and return every client's smashed gradient.
 
     All batches go through the server model together; batch normalisation in training mode would
-    therefore see them as one batch. A weight of zero keeps a client out of the step.
+    therefore see them as one batch.
 
     Args:
         server_model: the layers above the cut, put in training mode.

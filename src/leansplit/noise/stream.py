@@ -76,9 +76,12 @@ def draw_perturbation(
 
     Raises:
         UserError: for an unknown direction.
-        ValueError: if the slice does not lie within the parameter set.
+        ValueError: if the slice does not lie within the parameter set, or the seed not within
+            64 bits.
     """
     require_choice("direction", direction, DIRECTIONS)
+    if not 0 <= seed < 1 << 64:
+        raise ValueError(f"seed {seed} is not within [0, 2**64)")
     stop = num_elements if stop is None else stop
     if not 0 <= start <= stop <= num_elements:
         raise ValueError(f"slice [{start}, {stop}) is not within [0, {num_elements})")

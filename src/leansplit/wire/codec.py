@@ -1,7 +1,8 @@
 """Encoding of wire records: one safetensors blob each, so decoding never executes code.
 
-The blob's tensors are the record's payload fields; its string metadata holds the record's type
-and, as JSON, its header fields. The price of a record is read off the encoded bytes themselves.
+The blob's tensors are the record's payload fields; its only string metadata maps the record's type
+to its header fields as JSON (safetensors writes several entries in random order, and the same
+record must give the same bytes). The price of a record is read off the encoded bytes themselves.
 """
 
 from __future__ import annotations
@@ -21,9 +22,8 @@ from leansplit.wire.records import KIND_KEY, MANY_KEY, Record
 
 R = TypeVar("R", bound=Record)
 
-_TYPE = "record"
-_HEADER = "header"
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
+_MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RecursionError)
 
 RECORD_TYPES: Final[dict[str, type[Record]]] = {
     name: value
@@ -46,10 +46,18 @@ def encode(record: Record) -> bytes:
             header[item.name] = value
         elif item.metadata[MANY_KEY]:
             tensors |= {f"{item.name}/{key}": t.contiguous() for key, t in value.items()}
-        elif value.numel():  # an absent tensor costs nothing
+        elif not _is_default(item, value):  # an absent tensor costs nothing
             tensors[item.name] = value.contiguous()
-    metadata = {_TYPE: type(record).__name__, _HEADER: json.dumps(header, separators=(",", ":"))}
+    metadata = {type(record).__name__: json.dumps(header, separators=(",", ":"))}
     return safetensors.torch.save(tensors, metadata)
+
+
+def _is_default(item: dataclasses.Field[Any], value: Tensor) -> bool:
+    """Say whether decoding would put the same empty tensor there by itself."""
+    if value.numel() or item.default_factory is dataclasses.MISSING:
+        return False
+    default: Tensor = item.default_factory()
+    return value.shape == default.shape and value.dtype == default.dtype
 
 
 def decode(blob: bytes) -> Record:
@@ -60,20 +68,26 @@ def decode(blob: bytes) -> Record:
     """
     try:
         tensors = safetensors.torch.load(blob)
-        metadata = _read_header(blob)["__metadata__"]
-        record_type = RECORD_TYPES[metadata[_TYPE]]
-        values: dict[str, Any] = json.loads(metadata[_HEADER])
-    except (SafetensorError, KeyError, ValueError, TypeError, RecursionError) as error:
+        ((type_name, text),) = _read_header(blob)["__metadata__"].items()
+        record_type = RECORD_TYPES[type_name]
+        values: dict[str, Any] = json.loads(text)
+        if not isinstance(values, dict):
+            raise TypeError("the header is no JSON object")
+    except (SafetensorError, *_MALFORMED) as error:
         raise DecodeError(f"not a leansplit record: {error}") from error
-    payload_fields = {f.name: f for f in dataclasses.fields(record_type) if KIND_KEY in f.metadata}
-    for name in payload_fields:
-        if payload_fields[name].metadata[MANY_KEY]:
-            values[name] = {}
-    for name, tensor in tensors.items():
-        field_name, _, key = name.partition("/")
-        if field_name not in payload_fields:
-            raise DecodeError(f"{record_type.__name__} has no payload field {field_name!r}")
-        if payload_fields[field_name].metadata[MANY_KEY]:
+    is_many = {
+        f.name: f.metadata[MANY_KEY]
+        for f in dataclasses.fields(record_type)
+        if KIND_KEY in f.metadata
+    }
+    if misplaced := sorted(is_many.keys() & values.keys()):
+        raise DecodeError(f"{record_type.__name__} has payload fields {misplaced} in its header")
+    values |= {name: {} for name in is_many if is_many[name]}
+    for name, tensor in sorted(tensors.items()):  # safetensors returns them in random order
+        field_name, slash, key = name.partition("/")
+        if is_many.get(field_name) is not bool(slash):
+            raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")
+        if slash:
             values[field_name][key] = tensor
         else:
             values[field_name] = tensor
@@ -96,21 +110,28 @@ def decode_as(blob: bytes, expected: type[R] | tuple[type[R], ...]) -> R:
 
 
 def price(blob: bytes) -> dict[Kind, int]:
-    """Return the bytes of an encoded record by kind; they sum to ``len(blob)``."""
-    header = _read_header(blob)
-    metadata = header.pop("__metadata__")
-    kinds: Mapping[str, Kind] = {
-        f.name: f.metadata[KIND_KEY]
-        for f in dataclasses.fields(RECORD_TYPES[metadata[_TYPE]])
-        if KIND_KEY in f.metadata
-    }
-    priced: dict[Kind, int] = {}
-    for name, entry in header.items():
-        begin, end = entry["data_offsets"]
-        kind = kinds[name.partition("/")[0]]
-        priced[kind] = priced.get(kind, 0) + end - begin
-    priced["envelope"] = len(blob) - sum(priced.values())
-    return priced
+    """Return the bytes of an encoded record by kind; they sum to ``len(blob)``.
+
+    Bytes that are no record crossed all the same: they are all envelope.
+    """
+    try:
+        header = _read_header(blob)
+        (type_name,) = header.pop("__metadata__")
+        record_type = RECORD_TYPES[type_name]
+        kinds: Mapping[str, Kind] = {
+            f.name: f.metadata[KIND_KEY]
+            for f in dataclasses.fields(record_type)
+            if KIND_KEY in f.metadata
+        }
+        priced: dict[Kind, int] = {}
+        for name, entry in header.items():
+            begin, end = entry["data_offsets"]
+            kind = kinds[name.partition("/")[0]]
+            priced[kind] = priced.get(kind, 0) + end - begin
+        priced["envelope"] = len(blob) - sum(priced.values())
+    except _MALFORMED:
+        priced = {}
+    return priced if priced and min(priced.values()) >= 0 else {"envelope": len(blob)}
 
 
 def _read_header(blob: bytes) -> dict[str, Any]:

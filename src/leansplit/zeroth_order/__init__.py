@@ -1,5 +1,6 @@
 """Zeroth-order gradient estimation: forward passes, seeds and scalars."""
 
+from leansplit.zeroth_order.directions import unshared_directions
 from leansplit.zeroth_order.estimators import (
     ESTIMATORS,
     Estimator,
@@ -24,4 +25,5 @@ __all__ = [
     "estimate",
     "forward_only",
     "probe",
+    "unshared_directions",
 ]

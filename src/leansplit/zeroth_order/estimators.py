@@ -42,9 +42,10 @@ class ZerothOrderConfig:
 
     def __post_init__(self) -> None:
         """Refuse values that no estimate can be made with."""
-        if isinstance(self.num_perturbations, bool) or self.num_perturbations < 1:
+        count = self.num_perturbations
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
             raise UserError(
-                f"num_perturbations (P) must be at least 1, got {self.num_perturbations}"
+                f"num_perturbations (P) must be a whole number of at least 1, got {count!r}"
             )
         require_positive("perturbation_scale (mu)", self.perturbation_scale)
         require_choice("estimator", self.estimator, ESTIMATORS)

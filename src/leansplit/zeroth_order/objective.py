@@ -36,8 +36,9 @@ class SumObjective:
     function: Callable[[ParameterDict], Tensor]
 
     def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return ``function(parameters)``, any shape."""
-        return self.function(parameters)
+        """Return ``function(parameters)``, any shape, evaluated in inference mode."""
+        with torch.inference_mode():
+            return self.function(parameters)
 
     def difference(self, plus: Tensor, minus: Tensor) -> float:
         """Return the float64 sum of ``plus - minus``."""

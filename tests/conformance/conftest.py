@@ -1,0 +1,91 @@
+"""Runs of any method on small digits federations, without Ray unless a test asks for it."""
+
+from collections.abc import Callable
+
+import pytest
+
+from leansplit.clients.app import app
+from leansplit.clients.partition_cache import cached_partition
+from leansplit.parameters import checksum
+from leansplit.server_app.config import RunConfig, run_config
+from leansplit.server_app.execution import Outcome, execute
+from leansplit.server_app.methods import METHODS
+from leansplit.strategies.in_process_grid import Fault, InProcessGrid
+
+OPTIMIZERS = {
+    "sgd": {"client.lr": 0.05, "server.lr": 0.1},
+    "momentum": {
+        "client.lr": 0.01,
+        "client.momentum": 0.9,
+        "server.lr": 0.05,
+        "server.momentum": 0.9,
+        "client.lifetime": "run",
+        "server.lifetime": "run",
+    },
+    "adamw": {
+        "client.name": "adamw",
+        "client.lr": 0.003,
+        "client.weight_decay": 0.01,
+        "server.name": "adamw",
+        "server.lr": 0.003,
+    },
+}
+
+
+@pytest.fixture
+def configure() -> Callable[..., RunConfig]:
+    """Small federation with partial participation and skewed data; keywords override."""
+
+    def build(method: str, optimizer: str = "momentum", **overrides: object) -> RunConfig:
+        settings = {
+            "task": "digits",
+            "task_options.max_train": 240,
+            "task_options.max_test": 60,
+            "clients": 8,
+            "cohort": 3,
+            "rounds": 20,
+            "partition": "dirichlet",
+            "alpha": 0.3,
+            "evaluate_every": 10,
+            "probe.num_perturbations": 3,
+            "replica_storage": "context",
+            **OPTIMIZERS[optimizer],
+        }
+        if METHODS[method].client_order == "first":
+            settings["local_steps"] = 2
+        return run_config(method, settings | overrides)
+
+    return build
+
+
+@pytest.fixture
+def run_in_process() -> Callable[..., Outcome]:
+    """Run a configuration in this process."""
+
+    def run(config: RunConfig, fault: Fault | None = None) -> Outcome:
+        num_nodes = -(-config.clients // config.clients_per_node)
+        return execute(config, InProcessGrid(app, num_nodes, fault=fault))
+
+    return run
+
+
+@pytest.fixture
+def reference_checksum() -> Callable[[RunConfig], str]:
+    """Checksum of the model that the method's plain loop trains."""
+
+    def run(config: RunConfig) -> str:
+        workload = config.workload()
+        task = workload.load_task()
+        model = workload.build_model(task)
+        shares = cached_partition(
+            task.train.labels,
+            num_clients=config.clients,
+            config=config.partition_config(),
+            seed=workload.partition_seed,
+        )
+        method = METHODS[config.method]
+        clients = [task.train.select(share) for share in shares]
+        method.reference(model, task.loss, clients, method.config(config), config.rounds)
+        return checksum(model.full_state_dict())
+
+    return run

@@ -1,0 +1,237 @@
+"""Every method, held to the same promises: one row of METHODS, one pass through this suite."""
+
+import math
+
+import pytest
+import torch
+
+from leansplit.costs import SplitShape
+from leansplit.errors import RunFailedError
+from leansplit.federated import sample_cohort
+from leansplit.models import split_at
+from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.server_app.methods import METHODS
+
+ALL = list(METHODS)
+SPLIT = [name for name in ALL if name != "fedavg"]
+REPLICATED = ["ho-sfl", "frozen"]
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
+@pytest.mark.parametrize("method", ALL)
+def test_equals_its_reference_loop_bit_for_bit(
+    method, optimizer, configure, run_in_process, reference_checksum
+):
+    config = configure(method, optimizer)
+    outcome = run_in_process(config)
+    assert outcome.status == "completed"
+    assert outcome.events == {}
+    assert outcome.final_model_checksum == reference_checksum(config)
+
+
+@pytest.mark.parametrize("direction", ["rademacher", "sphere"])
+@pytest.mark.parametrize("estimator", ["forward", "central"])
+def test_ho_sfl_equals_its_reference_with_every_estimator(
+    direction, estimator, configure, run_in_process, reference_checksum
+):
+    config = configure(
+        "ho-sfl",
+        **{"probe.direction": direction, "probe.estimator": estimator, "paper_code_scaling": True},
+    )
+    assert run_in_process(config).final_model_checksum == reference_checksum(config)
+
+
+@pytest.mark.parametrize("lifetime", ["run", "round"])
+@pytest.mark.parametrize("method", ALL)
+def test_equals_its_reference_with_either_optimizer_lifetime(
+    method, lifetime, configure, run_in_process, reference_checksum
+):
+    config = configure(
+        method, "adamw", **{"client.lifetime": lifetime, "server.lifetime": lifetime}
+    )
+    assert run_in_process(config).final_model_checksum == reference_checksum(config)
+
+
+def test_sflv2_equals_its_reference_client_by_client(configure, run_in_process, reference_checksum):
+    interleaved = configure("sflv2")
+    sequential = configure("sflv2", client_order="sequential")
+    outcome = run_in_process(sequential)
+    assert outcome.final_model_checksum == reference_checksum(sequential)
+    assert outcome.final_model_checksum != run_in_process(interleaved).final_model_checksum
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_same_run_twice_gives_the_same_bytes(method, configure, run_in_process):
+    config = configure(method, rounds=6)
+    first, second = run_in_process(config), run_in_process(config)
+    assert first.final_model_checksum == second.final_model_checksum
+    assert list(first.ledger) == list(second.ledger)
+    drop = {"wall_time_s"}
+    assert [{k: v for k, v in row.items() if k not in drop} for row in first.rounds] == [
+        {k: v for k, v in row.items() if k not in drop} for row in second.rounds
+    ]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_another_seed_gives_another_run(method, configure, run_in_process):
+    first = run_in_process(configure(method, rounds=2))
+    second = run_in_process(configure(method, rounds=2, seed=1))
+    assert first.final_model_checksum != second.final_model_checksum
+
+
+@pytest.mark.parametrize("method", SPLIT)
+def test_packing_and_storage_change_nothing(method, configure, run_in_process):
+    plain = run_in_process(configure(method))
+    packed = run_in_process(configure(method, clients_per_node=3, replica_storage="worker"))
+    assert packed.final_model_checksum == plain.final_model_checksum
+    assert packed.rounds[-1]["accuracy"] == plain.rounds[-1]["accuracy"]
+
+    def without_setup(outcome):  # the plan names storage and packing, so its size differs
+        return [entry for entry in outcome.ledger if entry.round > 0]
+
+    assert without_setup(packed) == without_setup(plain)
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_ledger_equals_the_closed_formulas(method, configure, run_in_process):
+    config = configure(method)
+    outcome = run_in_process(config)
+    workload = config.workload()
+    task = workload.load_task()
+    model = workload.build_model(task)
+    smashed = model.client_model(task.train.inputs[:1])
+    shape = SplitShape(
+        smashed_elements=smashed.numel(),
+        client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
+        full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
+    )
+    attendance = [
+        set(sample_cohort(config.seed, t, range(config.clients), config.cohort))
+        for t in range(1, config.rounds + 1)
+    ]
+    expected = METHODS[method].traffic(config, shape, attendance, outcome.samples_seen)
+    measured = {
+        (direction, kind): outcome.ledger.total_bytes(direction, kind)
+        for direction in ("uplink", "downlink")
+        for kind in outcome.ledger.by_kind()
+        if kind != "envelope" and outcome.ledger.total_bytes(direction, kind)
+    }
+    assert measured == expected
+    assert outcome.ledger.total_bytes(kind="envelope") > 0
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_samples_are_those_that_the_cohorts_hold(method, configure, run_in_process):
+    config = configure(method)
+    outcome = run_in_process(config)
+    steps = config.local_steps
+    expected = sum(
+        steps * min(config.batch_size, outcome.num_samples[m])
+        for t in range(1, config.rounds + 1)
+        for m in sample_cohort(config.seed, t, range(config.clients), config.cohort)
+    )
+    assert outcome.samples_seen == expected
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_failing_client_does_not_poison_the_run(method, configure, run_in_process):
+    def fault(message, partition_id):
+        is_training = message.metadata.message_type.startswith("train")
+        return "its battery is flat" if is_training and partition_id == 2 else None
+
+    config = configure(method, cohort=5)
+    outcome = run_in_process(config, fault)
+    chosen = sum(
+        2 in sample_cohort(config.seed, t, range(config.clients), config.cohort)
+        for t in range(1, config.rounds + 1)
+    )
+    assert outcome.status == "completed"
+    assert outcome.events["dropped_clients"] == chosen > 0
+    assert outcome.rounds_completed == config.rounds
+    assert math.isfinite(outcome.rounds[-1]["loss"])
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_a_run_that_nobody_answers_fails_with_the_reason(method, configure, run_in_process):
+    def fault(message, partition_id):
+        is_training = message.metadata.message_type.startswith("train")
+        return "the power is out" if is_training else None
+
+    outcome = run_in_process(configure(method), fault)
+    assert outcome.status == "failed"
+    assert "the power is out" in outcome.error
+    assert "3 rounds in a row" in outcome.error
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_non_finite_loss_names_round_and_client(method, configure, run_in_process):
+    outcome = run_in_process(configure(method, "sgd", **{"client.lr": 1e30, "server.lr": 1e30}))
+    assert outcome.status == "failed"
+    assert "non-finite" in outcome.error
+    assert "in round" in outcome.error and "from client" in outcome.error
+
+
+@pytest.mark.parametrize("method", REPLICATED)
+def test_client_step_never_differentiates(method, configure, monkeypatch):
+    """The whole message path of a client works with a layer whose backward raises."""
+    from leansplit.clients.app import split_client_app
+    from leansplit.federated import FrozenConfig, HOSFLConfig
+    from leansplit.strategies import HOSFL, Deployment, FrozenClient
+    from leansplit.strategies.in_process_grid import InProcessGrid
+    from leansplit.tasks import Examples
+
+    class Forbidden(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 2
+
+        @staticmethod
+        def backward(ctx, gradient):
+            raise AssertionError("a client differentiated")
+
+    class NoBackward(torch.nn.Module):
+        def forward(self, x):
+            return Forbidden.apply(x)
+
+    def build():
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return split_at(
+                torch.nn.Sequential(
+                    torch.nn.Linear(4, 6), NoBackward(), torch.nn.Tanh(), torch.nn.Linear(6, 3)
+                ),
+                "2",
+            )
+
+    def data(client_id):
+        generator = torch.Generator().manual_seed(client_id)
+        return Examples(
+            torch.randn(10, 4, generator=generator),
+            torch.randint(0, 3, (10,), generator=generator),
+        )
+
+    model = build()
+    with pytest.raises(AssertionError, match="differentiated"):
+        model.client_model(data(0).inputs).sum().backward()
+    loss = torch.nn.functional.cross_entropy
+    deployment = Deployment(num_clients=4)
+    strategy = (
+        HOSFL(model, loss, HOSFLConfig(cohort_size=2), deployment=deployment)
+        if method == "ho-sfl"
+        else FrozenClient(model, loss, FrozenConfig(cohort_size=2), deployment=deployment)
+    )
+    grid = InProcessGrid(split_client_app(build, data), 4)
+    strategy.start(grid=grid, initial_arrays=strategy.initial_arrays(), num_rounds=3)
+    assert strategy.rounds_completed == 3
+    assert strategy.events == {}
+
+
+def test_unknown_run_failure_is_not_swallowed(configure, run_in_process, monkeypatch):
+    from leansplit.strategies.ho_sfl import HOSFL
+
+    def broken(self, *args):
+        raise RunFailedError("the mirror is gone")
+
+    monkeypatch.setattr(HOSFL, "aggregate_train", broken)
+    outcome = run_in_process(configure("ho-sfl"))
+    assert outcome.status == "failed" and outcome.error == "the mirror is gone"

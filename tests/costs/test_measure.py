@@ -1,0 +1,158 @@
+import pytest
+import torch
+from torch import nn
+
+from leansplit.costs import count_flops, peak_tensor_bytes
+from leansplit.noise import perturbation_seeds
+from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.zeroth_order import (
+    SurrogateObjective,
+    ZerothOrderConfig,
+    forward_only,
+    probe,
+    unshared_directions,
+)
+
+
+def linear(inputs, outputs, *, bias=True):
+    layer = nn.Linear(inputs, outputs, bias=bias, device="meta").to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.fill_(0.01)
+    return layer
+
+
+# --- FLOPs --------------------------------------------------------------------------------------
+
+FORWARD = 2 * 4 * 8 * 16  # 2 B in out
+
+
+def test_flops_of_a_linear_layer():
+    layer, x = linear(8, 16), torch.ones(4, 8)
+    assert count_flops(lambda: layer(x)) == FORWARD
+    assert count_flops(lambda: layer(x).sum().backward()) == 2 * FORWARD  # and dW
+    x.requires_grad_()
+    assert count_flops(lambda: layer(x).sum().backward()) == 3 * FORWARD  # and dx
+
+
+def test_flops_are_the_same_in_inference_mode():
+    layer, x = linear(8, 16), torch.ones(4, 8)
+    parameters = trainable_parameters(layer)
+    assert count_flops(lambda: forward_only(layer, parameters, x)) == FORWARD
+
+
+def test_flops_of_a_convolution():
+    layer = nn.Conv2d(3, 5, 3, padding=1, stride=2, device="meta").to_empty(device="cpu")
+    x = torch.ones(2, 3, 8, 8)
+    forward = 2 * 2 * (5 * 4 * 4) * (3 * 3 * 3)  # 2 B (outputs of one sample) (inputs of each)
+    assert count_flops(lambda: layer(x)) == forward
+    assert count_flops(lambda: layer(x).sum().backward()) == 2 * forward
+
+
+def test_elementwise_operations_are_not_counted():
+    x = torch.ones(10, 10)
+    assert count_flops(lambda: (x * 2 + 1).relu().sum()) == 0
+
+
+@pytest.mark.parametrize("estimator", ["forward", "central"])
+def test_a_probe_costs_its_forward_passes(estimator):
+    config = ZerothOrderConfig(num_perturbations=5, estimator=estimator)
+    layer, x = linear(8, 16), torch.ones(4, 8)
+    assert count_flops(lambda: probe_once(layer, x, config)) == config.num_forwards * FORWARD
+
+
+def probe_once(model, x, config):
+    parameters = trainable_parameters(model)
+    spec = ParameterSpec.of(parameters)
+    vector = spec.flatten(parameters)
+    smashed = (len(x), [m for m in model.modules() if isinstance(m, nn.Linear)][-1].out_features)
+    objective = SurrogateObjective(model, x, torch.ones(smashed))
+    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+    return probe(objective, spec, vector, seeds, config)
+
+
+# --- memory -------------------------------------------------------------------------------------
+
+KB = 1000
+
+
+def test_peak_of_hand_countable_steps():
+    x = torch.ones(1_000)  # 4 KB
+
+    def chain():
+        y = x * 2  # x, y
+        y = y + 1  # x, the old y, the new y
+        return y + 1  # x, y, z: the older one is gone
+
+    def keep():
+        a = x * 2
+        b = a + 1
+        return a + b  # x, a, b, c
+
+    def in_place():
+        return x.mul_(1.0).add_(0.0)
+
+    def views():
+        return x.view(10, 100)[2:5].t()
+
+    def wider():
+        return x.double()
+
+    assert peak_tensor_bytes(chain) == 12 * KB
+    assert peak_tensor_bytes(keep) == 16 * KB
+    assert peak_tensor_bytes(in_place) == 4 * KB
+    assert peak_tensor_bytes(views) == 4 * KB
+    assert peak_tensor_bytes(wider) == 4 * KB + 8 * KB
+    assert peak_tensor_bytes(lambda: None) == 0
+
+
+def test_what_was_freed_is_not_counted_and_the_peak_is_kept():
+    x = torch.ones(1_000)
+
+    def step():
+        large = x.repeat(50)  # 4 + 200 KB
+        del large
+        return x + 1
+
+    assert peak_tensor_bytes(step) == 204 * KB
+
+
+def deep(depth):
+    return nn.Sequential(*(linear(100, 100, bias=False) for _ in range(depth)))
+
+
+DEPTH = 6
+WEIGHTS = DEPTH * 40 * KB
+ACTIVATION = 20 * KB  # 50 samples of 100 floats
+
+
+def test_inference_holds_two_activations_and_training_holds_all():
+    model, x = deep(DEPTH), torch.ones(50, 100)
+    parameters = trainable_parameters(model)
+    inference = peak_tensor_bytes(lambda: forward_only(model, parameters, x))
+    forward_with_graph = peak_tensor_bytes(lambda: model(x))
+    training = peak_tensor_bytes(lambda: model(x).sum().backward())
+    assert inference == WEIGHTS + 3 * ACTIVATION  # the batch, a layer's input, its output
+    assert forward_with_graph == WEIGHTS + (1 + DEPTH) * ACTIVATION
+    assert training > forward_with_graph > inference
+
+
+def test_a_zeroth_order_step_peaks_at_inference_and_a_perturbed_copy():
+    x = torch.ones(50, 100)
+
+    def peak(depth, num_perturbations):
+        model = deep(depth)
+        config = ZerothOrderConfig(num_perturbations=num_perturbations)
+        with unshared_directions():  # as on a device
+            return peak_tensor_bytes(lambda: probe_once(model, x, config))
+
+    # The model, theta, u, mu u and the last mu u, about to go; x, lambda, the anchor and the last
+    # z; 8 bytes for each scalar v.
+    assert peak(DEPTH, 2) == 5 * WEIGHTS + 4 * ACTIVATION + 2 * 8
+    assert peak(DEPTH, 9) - peak(DEPTH, 2) == 7 * 8  # P does not matter
+    # Nor do activations add up with depth, as a graph's do.
+    assert peak(2 * DEPTH, 2) - peak(DEPTH, 2) == 5 * WEIGHTS
+    grown = peak_tensor_bytes(lambda: deep(2 * DEPTH)(x)) - peak_tensor_bytes(
+        lambda: deep(DEPTH)(x)
+    )
+    assert grown == WEIGHTS + DEPTH * ACTIVATION

@@ -1,0 +1,255 @@
+"""Replicas equal the mirror after any pattern of participation, through the encoded bytes."""
+
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leansplit.costs import SplitShape, ho_sfl_traffic
+from leansplit.federated import NEVER, Attendance, OptimizerConfig, Replica, Update
+from leansplit.noise import perturbation_seeds
+from leansplit.wire import ForwardRequest, SyncRequest, decode_as, encode, price
+from leansplit.zeroth_order import ZerothOrderConfig
+
+OPTIMIZERS = {
+    "sgd": OptimizerConfig(lr=0.05),
+    "sgd-decay": OptimizerConfig(lr=0.05, weight_decay=0.01),
+    "momentum": OptimizerConfig(lr=0.05, momentum=0.9),
+    "momentum-round": OptimizerConfig(lr=0.05, momentum=0.9, weight_decay=0.1, lifetime="round"),
+    "adamw": OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.1),
+    "adamw-round": OptimizerConfig(name="adamw", lr=0.01, lifetime="round"),
+}
+P, D = 2, 7
+ZO = ZerothOrderConfig(num_perturbations=P, perturbation_scale=1e-2)
+
+
+def initial():
+    return {"w": torch.linspace(-1, 1, 5), "b": torch.tensor([[0.5, -2.0]])}
+
+
+class Client:
+    """The client's rule (clients/replicas.py) without Flower: a replica and the last seeds."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+        self.replica = None
+        self.seeds = {}
+
+    def answer(self, blob):
+        request = decode_as(blob, (ForwardRequest, SyncRequest))
+        if request.weights_version > 0:
+            self.replica = Replica.from_state(
+                request.weights, self.optimizer, ZO, version=request.weights_version
+            )
+        elif request.weights_version == 0 and self.replica is None:
+            self.replica = Replica(request.weights, self.optimizer, ZO)
+        known = self.seeds[request.known_round] if request.known_round >= 0 else ()
+        assert self.replica.version >= request.base_version
+        self.replica.catch_up_(request.updates(known))
+        assert self.replica.version == request.target_version
+        return self.replica.checksum
+
+    def probe(self, round, seeds):
+        self.seeds = {round: seeds}  # of the last round that it answered, no other
+
+
+class Federation:
+    """The server's rule (strategies/ho_sfl.py) without Flower."""
+
+    def __init__(self, optimizer, num_clients):
+        self.mirror = Replica(initial(), optimizer, ZO)
+        self.attendance = Attendance(initial())
+        self.clients = [Client(optimizer) for _ in range(num_clients)]
+        self.downlink = Counter()
+
+    def send(self, m, request_type, round, *, is_confirmed=True):
+        blob = encode(request_type(round=round, **self.attendance.catch_up(m)))
+        self.downlink += Counter(price(blob))
+        checksum = self.clients[m].answer(blob)
+        assert checksum == self.mirror.checksum
+        if is_confirmed:
+            self.attendance.confirm(m)
+
+    def round(self, round, cohort, *, answered=None, unheard=(), makes_update=True):
+        """``answered``: whose probe reply arrived; ``unheard``: not even the smashed data did."""
+        answered = cohort if answered is None else answered
+        for m in sorted(unheard):
+            self.send(m, ForwardRequest, round, is_confirmed=False)
+        for m in sorted(cohort):
+            self.send(m, ForwardRequest, round)
+        seeds = perturbation_seeds(3, P, round=round)
+        for m in sorted(cohort):
+            self.clients[m].probe(round, seeds)  # even if its reply is lost on the way
+        if answered and makes_update:
+            generator = torch.Generator().manual_seed(round)
+            scalars = tuple(torch.randn(P, generator=generator).tolist())
+            self.mirror.apply_(Update(round, seeds, scalars))
+            self.attendance.log.append(Update(round, seeds, scalars))
+            for m in sorted(answered):
+                self.attendance.confirm_seeds(m, round)
+
+    def synchronise(self, round):
+        for m in self.attendance.participants:
+            self.send(m, SyncRequest, round)
+
+
+CELLS = st.sampled_from(["away", "takes part", "loses its probe reply", "loses every reply"])
+
+
+def who(cells, *cell):
+    return {m for m, c in enumerate(cells) if c in cell}
+
+
+@settings(max_examples=250)
+@given(data=st.data(), optimizer=st.sampled_from(sorted(OPTIMIZERS)))
+def test_replicas_are_exact_after_any_pattern_of_participation(data, optimizer):
+    num_clients = data.draw(st.integers(1, 6))
+    rounds = data.draw(
+        st.lists(
+            st.tuples(
+                st.lists(CELLS, min_size=num_clients, max_size=num_clients),
+                st.sampled_from([True, True, True, False]),  # makes an update
+            ),
+            max_size=12,
+        )
+    )
+    federation = Federation(OPTIMIZERS[optimizer], num_clients)
+    for t, (cells, makes_update) in enumerate(rounds, start=1):
+        federation.round(
+            t,
+            who(cells, "takes part", "loses its probe reply"),
+            answered=who(cells, "takes part"),
+            unheard=who(cells, "loses every reply"),
+            makes_update=makes_update,
+        )
+    federation.synchronise(len(rounds) + 1)
+
+    took_part = set()
+    for cells, _ in rounds:
+        took_part |= who(cells, "takes part", "loses its probe reply")
+    assert federation.attendance.participants == sorted(took_part)
+    # An oracle that was never absent and never encoded anything.
+    oracle = Replica(initial(), OPTIMIZERS[optimizer], ZO)
+    for update in federation.attendance.log:
+        oracle.apply_(update)
+    assert federation.mirror.checksum == oracle.checksum
+    for m, client in enumerate(federation.clients):
+        if m in took_part:
+            assert client.replica.checksum == oracle.checksum
+            assert client.replica.version == oracle.version
+            assert federation.attendance.version(m) == oracle.version
+        else:
+            assert federation.attendance.version(m) == NEVER
+
+
+@settings(max_examples=60)
+@given(st.lists(st.sets(st.integers(0, 4), min_size=1), min_size=1, max_size=8))
+def test_catch_up_traffic_equals_the_closed_formula(attendance):
+    federation = Federation(OPTIMIZERS["sgd"], 5)
+    for t, cohort in enumerate(attendance, start=1):
+        federation.round(t, cohort)
+    federation.synchronise(len(attendance) + 1)
+    shape = SplitShape(smashed_elements=1, client_elements=D)
+    traffic = ho_sfl_traffic(shape, attendance, num_samples=1, num_perturbations=P)
+    for kind in ("scalars", "catch_up", "weights"):
+        assert federation.downlink[kind] == traffic.get(("downlink", kind), 0), kind
+    assert federation.downlink["seeds"] == 0  # they travel with the probes
+
+
+@pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
+def test_a_client_absent_for_300_rounds_catches_up_to_identical_bits(optimizer):
+    federation = Federation(OPTIMIZERS[optimizer], 3)
+    federation.round(1, {0, 1})
+    for t in range(2, 302):
+        federation.round(t, {1})
+    federation.round(302, {0, 1, 2})  # 0 returns and 2 joins
+    federation.synchronise(303)
+    sums = {client.replica.checksum for client in federation.clients}
+    assert sums == {federation.mirror.checksum}
+    assert federation.mirror.version == 302
+
+
+def test_what_each_kind_of_client_is_sent():
+    attendance = Attendance(initial())
+    updates = [Update(t, (10 * t, 10 * t + 1), (0.5 * t, -1.0)) for t in (1, 3, 4)]
+
+    first = attendance.catch_up(0)
+    assert first.keys() == {"target_version", "base_version", "weights", "weights_version"}
+    assert first["weights"].keys() == initial().keys()
+    assert (first["target_version"], first["base_version"], first["weights_version"]) == (0, 0, 0)
+    attendance.confirm(0)
+    assert attendance.catch_up(0) == {"target_version": 0, "base_version": 0}  # up to date
+
+    attendance.log.append(updates[0])
+    attendance.confirm_seeds(0, 1)
+    known = attendance.catch_up(0)  # it holds the seeds: P scalars are enough
+    assert known.pop("scalars").tolist() == [0.5, -1.0]
+    assert known == {"target_version": 1, "base_version": 0, "known_round": 1}
+
+    attendance.log.append(updates[1])
+    attendance.log.append(updates[2])
+    late = attendance.catch_up(0)
+    assert late["known_round"] == 1 and late["target_version"] == 4
+    assert late["missed_rounds"] == [3, 4]
+    assert late["missed_seeds"].tolist() == [[30, 31], [40, 41]]
+    assert late["missed_seeds"].dtype == torch.uint32
+    assert late["missed_scalars"].tolist() == [[1.5, -1.0], [2.0, -1.0]]
+    assert late["missed_scalars"].dtype == torch.float32
+
+    joins = attendance.catch_up(1)
+    assert joins["weights_version"] == 0 and joins["missed_rounds"] == [1, 3, 4]
+    assert attendance.participants == [0]
+
+
+def test_seeds_of_a_round_without_an_update_are_no_use():
+    attendance = Attendance(initial())
+    attendance.confirm(0)
+    attendance.confirm_seeds(0, 1)  # round 1 came to nothing
+    attendance.log.append(Update(2, (1, 2), (0.5, 0.5)))
+    fields = attendance.catch_up(0)
+    assert "known_round" not in fields and fields["missed_rounds"] == [2]
+
+
+def test_replay_from_any_version_reaches_the_newest():
+    optimizer = OPTIMIZERS["adamw"]
+    federation = Federation(optimizer, 1)
+    for t in range(1, 7):
+        federation.round(t, {0})
+    whole = federation.attendance.replay_from(NEVER)
+    assert whole["weights_version"] == 0 and whole["missed_rounds"] == [1, 2, 3, 4, 5, 6]
+    for version in (NEVER, 0, 1, 4, 6):
+        client = Client(optimizer)
+        if version != NEVER:
+            client.replica = Replica(initial(), optimizer, ZO)
+            client.replica.catch_up_([u for u in federation.attendance.log if u.round <= version])
+        request = ForwardRequest(round=9, **federation.attendance.replay_from(version))
+        assert "known_round" not in federation.attendance.replay_from(version)
+        assert client.answer(encode(request)) == federation.mirror.checksum
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_a_snapshot_mends_a_replica_that_differs(optimizer):
+    federation = Federation(optimizer, 2)
+    for t in range(1, 5):
+        federation.round(t, {0, 1})
+    federation.synchronise(5)
+    broken = federation.clients[0]
+    broken.replica.vector[3] += 1e-3
+    broken.replica = Replica.from_state(broken.replica.state(), optimizer, ZO, version=4)
+    assert broken.replica.checksum != federation.mirror.checksum
+    fields = federation.attendance.snapshot(federation.mirror.state())
+    assert broken.answer(encode(ForwardRequest(round=5, **fields))) == federation.mirror.checksum
+    # From then on it takes part as before.
+    for t in range(5, 8):
+        federation.round(t, {0, 1})
+    federation.synchronise(8)
+    assert broken.replica.checksum == federation.mirror.checksum
+
+
+def test_the_initial_parameters_are_kept_from_later_changes():
+    parameters = initial()
+    attendance = Attendance(parameters)
+    parameters["w"].fill_(9)
+    assert torch.equal(attendance.catch_up(0)["weights"]["w"], initial()["w"])

@@ -1,0 +1,174 @@
+"""Replicas that are lost, tampered with or lagging are mended, counted and never trusted."""
+
+import pytest
+import safetensors.torch
+from flwr.app import Array, ArrayRecord
+
+from leansplit.clients import workload
+from leansplit.clients.app import app
+from leansplit.federated import sample_cohort
+from leansplit.server_app.config import run_config
+from leansplit.server_app.execution import execute
+from leansplit.strategies.in_process_grid import InProcessGrid
+
+ROUNDS = 12
+
+
+def config(**overrides):
+    settings = {
+        "task_options.max_train": 240,
+        "task_options.max_test": 60,
+        "clients": 5,
+        "cohort": 3,
+        "rounds": ROUNDS,
+        "evaluate_every": ROUNDS,
+        "probe.num_perturbations": 2,
+        "client.name": "adamw",
+        "client.lr": 0.003,
+        "replica_storage": "context",
+    }
+    return run_config("ho-sfl", settings | overrides)
+
+
+class Meddling:
+    """Changes things behind the server's back when a certain message passes."""
+
+    def __init__(self, action, round, client_id, meddle):
+        self.grid = None
+        self._when = (f"train.{action}", str(round))
+        self._client_id = client_id
+        self._meddle = meddle
+        self.times = 0
+
+    def __call__(self, message, partition_id):
+        here = (message.metadata.message_type, message.metadata.group_id)
+        if here == self._when and partition_id == self._client_id and not self.times:
+            self.times += 1
+            self._meddle(self.grid.context_of(partition_id))
+
+
+def run(meddling=None, **overrides):
+    grid = InProcessGrid(app, 5, fault=meddling)
+    if meddling:
+        meddling.grid = grid
+    outcome = execute(config(**overrides), grid)
+    assert outcome.status == "completed", outcome.error
+    return outcome
+
+
+def second_participation(client_id):
+    rounds = [t for t in range(1, ROUNDS + 1) if client_id in sample_cohort(0, t, range(5), 3)]
+    return rounds[1]
+
+
+def tamper(context):
+    key = "client-1-replica"
+    tensors = safetensors.torch.load(context.state[key]["tensors"].data)
+    tensors["parameters.conv1.bias"] += 1e-7
+    blob = safetensors.torch.save(tensors)
+    context.state[key] = ArrayRecord(
+        {"tensors": Array(dtype="uint8", shape=(len(blob),), stype="safetensors", data=blob)}
+    )
+
+
+def lose_replica(context):
+    for key in list(context.state):
+        if key.startswith("client-1-"):
+            del context.state[key]
+
+
+@pytest.mark.parametrize("meddle", [tamper, lose_replica])
+@pytest.mark.parametrize("action", ["ho_sfl_forward", "ho_sfl_sync"])
+def test_damaged_replica_is_resynchronised_counted_and_priced(meddle, action):
+    clean = run()
+    round = ROUNDS + 1 if action == "ho_sfl_sync" else second_participation(1)
+    meddling = Meddling(action, round, 1, meddle)
+    mended = run(meddling)
+    assert meddling.times == 1
+    assert mended.events == {"resyncs": 1}
+    assert mended.final_model_checksum == clean.final_model_checksum
+    extra = {
+        kind: mended.ledger.total_bytes(kind=kind) - clean.ledger.total_bytes(kind=kind)
+        for kind in ("weights", "catch_up")
+    }
+    assert extra["weights"] > 0
+
+
+def test_restarted_node_is_set_up_again_and_resynchronised():
+    meddling = Meddling("ho_sfl_forward", second_participation(1), 1, lambda c: c.state.clear())
+    outcome = run(meddling)
+    assert outcome.events == {"dropped_clients": 1, "resyncs": 1}
+
+
+def test_lagging_worker_is_refilled_without_a_price():
+    """A worker process that stands in for up-to-date clients may itself have missed rounds."""
+    clean = run(replica_storage="worker")
+    kept = {}
+
+    def forget(context):
+        [worker] = workload._workers.values()
+        worker.shared_replica = None
+
+    def fall_behind(context):
+        [worker] = workload._workers.values()
+        worker.shared_replica = kept["old"]
+
+    class Watching(Meddling):
+        def __call__(self, message, partition_id):
+            [worker] = workload._workers.values() or [None]
+            if message.metadata.group_id == "2" and worker.shared_replica is not None:
+                from leansplit.federated import Replica
+
+                replica = worker.shared_replica
+                kept.setdefault(
+                    "old",
+                    Replica.from_state(
+                        replica.state(),
+                        replica._config,
+                        replica._zeroth_order,
+                        version=replica.version,
+                    ),
+                )
+            super().__call__(message, partition_id)
+
+    for meddle in (forget, fall_behind):
+        for action in ("ho_sfl_forward", "ho_sfl_probe"):
+            round = second_participation(1) + 3
+            while 1 not in sample_cohort(0, round, range(5), 3):
+                round += 1
+            outcome = run(Watching(action, round, 1, meddle), replica_storage="worker")
+            assert set(outcome.events) == {"worker_refills"}
+            assert outcome.final_model_checksum == clean.final_model_checksum
+            assert list(outcome.ledger) == list(clean.ledger)
+            assert outcome.num_exchanges == clean.num_exchanges
+
+
+def test_probe_that_fails_leaves_the_client_behind_not_wrong():
+    """A client dropped between the two exchanges never saw the seeds and gets them later."""
+
+    def fault(message, partition_id):
+        is_probe = message.metadata.message_type == "train.ho_sfl_probe"
+        return "tunnel" if is_probe and partition_id in (1, 3) else None
+
+    grid = InProcessGrid(app, 5, fault=fault)
+    outcome = execute(config(), grid)
+    assert outcome.status == "completed"
+    assert outcome.events["dropped_clients"] > 0
+    assert "resyncs" not in outcome.events and "unsynchronised_clients" not in outcome.events
+
+
+def test_random_attendance_with_faults_keeps_replicas_exact():
+    for seed in range(6):
+        import random
+
+        draw = random.Random(seed)
+
+        def fault(message, partition_id, draw=draw):
+            is_training = message.metadata.message_type.startswith("train.ho_sfl_")
+            is_sync = message.metadata.message_type.endswith("sync")
+            return "chance" if is_training and not is_sync and draw.random() < 0.15 else None
+
+        outcome = execute(config(seed=seed), InProcessGrid(app, 5, fault=fault))
+        assert outcome.status == "completed"
+        assert "resyncs" not in outcome.events  # nobody was ever wrong, only absent
+        assert "unsynchronised_clients" not in outcome.events

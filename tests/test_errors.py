@@ -1,0 +1,56 @@
+import pytest
+
+from leansplit.errors import (
+    RunFailedError,
+    UserError,
+    did_you_mean,
+    require_choice,
+    require_positive,
+)
+
+METHODS = ["ho-sfl", "fedavg", "sflv1", "sflv2"]
+
+
+def test_did_you_mean_names_the_nearest_then_all():
+    assert did_you_mean("ho-sf", ["ho-sfl", "fedavg"]) == (
+        "did you mean 'ho-sfl'? allowed: fedavg, ho-sfl"
+    )
+    assert did_you_mean("fedavgg", METHODS).startswith("did you mean 'fedavg'? allowed: ")
+    two = did_you_mean("sflv", METHODS)
+    assert " or " in two and "'sflv1'" in two and "'sflv2'" in two
+    assert did_you_mean("zzz", METHODS) == "allowed: fedavg, ho-sfl, sflv1, sflv2"
+    assert did_you_mean("x", []) == "allowed: none"
+
+
+def test_did_you_mean_shortens_long_lists():
+    names = [f"layer{i:02}" for i in range(15)]
+    listed = did_you_mean("zzz", names)
+    assert listed.endswith("layer11, … (3 more)")
+    assert "layer12" not in listed
+    assert "more" not in did_you_mean("zzz", names[:12])
+
+
+def test_require_choice():
+    assert require_choice("method", "fedavg", METHODS) == "fedavg"
+    assert require_choice("method", "fedavg", iter(METHODS)) == "fedavg"
+    with pytest.raises(UserError, match=r"^unknown method 'fedav'; did you mean 'fedavg'\?"):
+        require_choice("method", "fedav", METHODS)
+    with pytest.raises(UserError, match="allowed: fedavg"):
+        require_choice("method", "FedAvg!", iter(["fedavg"]))
+
+
+@pytest.mark.parametrize("value", [1e-300, 1, 2.5, 10**400])
+def test_require_positive_returns_what_it_was_given(value):
+    assert require_positive("learning rate", value) is value
+
+
+@pytest.mark.parametrize("value", [0, -0.0, -1, float("inf"), float("-inf"), float("nan")])
+def test_require_positive_refuses(value):
+    with pytest.raises(UserError, match=f"^learning rate must be .*, got {value!r}$"):
+        require_positive("learning rate", value)
+
+
+def test_kinds_of_errors():
+    assert issubclass(UserError, ValueError)  # `except ValueError` at the edge catches it
+    assert issubclass(RunFailedError, RuntimeError)
+    assert not issubclass(RunFailedError, ValueError)
