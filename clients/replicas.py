@@ -32,7 +32,7 @@ def up_to_date(session: Session, request: CatchUpRequest) -> Replica | BehindRep
     own_version = session.memory.noted(_VERSION, NEVER)
     held = session.worker.shared_replica if is_shared else _load(session, own_version)
     held_version = NEVER if held is None else held.version
-    if held is None or held.version < request.target_version or request.weights_version > 0:
+    if held is None or held.version < request.target_version or request.is_resync:
         held = _advance(session, held, request)
     if held is None or held.version != request.target_version:
         has_own = own_version >= 0 or request.weights_version >= 0
@@ -60,7 +60,7 @@ def _load(session: Session, version: int) -> Replica | None:
 
 def _advance(session: Session, replica: Replica | None, request: CatchUpRequest) -> Replica | None:
     """Apply what the request carries, if it joins up with the replica; else leave it alone."""
-    if request.weights_version > 0:
+    if request.is_resync:
         replica = Replica.from_state(
             request.weights, *_configs(session), version=request.weights_version
         )

@@ -10,9 +10,10 @@ from typing import Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
-from leansplit.errors import RunFailedError, UserError
+from leansplit.errors import RunFailedError, UserError, require_choice
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -66,9 +67,10 @@ def run(
     from leansplit.experiments.display import progress_bar, result_table
     from leansplit.experiments.running import run_and_write
     from leansplit.server_app.config import run_config
+    from leansplit.server_app.methods import METHODS, is_used
     from leansplit.server_app.results import to_plain
 
-    named = {
+    named: dict[str, Any] = {
         "task": task,
         "clients": clients,
         "cohort": cohort,
@@ -82,8 +84,12 @@ def run(
         "partition": None if alpha is None else "dirichlet",
         "workers": workers,
     }
+    require_choice("method", method, METHODS)
+    if lr is not None:  # stands for both, so a method without one of them takes the other
+        named |= {key: None for key in ("client.lr", "server.lr") if not is_used(method, key)}
     settings = {key: value for key, value in named.items() if value is not None}
-    config = run_config(method, settings | _settings(set_))
+    settings = {"replica_storage": "worker"} | settings | _settings(set_)
+    config = run_config(method, settings)
     out_dir = out or Path("runs") / f"{config.task}-{config.method}-seed-{config.seed}"
     console = Console(stderr=True)
     with progress_bar(console, config.method) as on_progress:
@@ -182,7 +188,7 @@ def keys() -> None:
 
     table = Table("key", "default", "meaning")
     for row in key_rows():
-        table.add_row(*row)
+        table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
 from leansplit.server_app.config import RunConfig, run_config
-from leansplit.server_app.methods import METHODS
+from leansplit.server_app.methods import METHODS, is_used
 
 _KEYS = ("title", "learning_rates", "seeds", "target_accuracy", "shared", "methods")
 
@@ -130,7 +130,11 @@ def _row(
     if method not in METHODS:
         raise UserError(f"unknown method {method!r} in {path}; {did_you_mean(method, METHODS)}")
     label = str(settings.pop("label", METHODS[method].title))
-    return label, method, {**_flat(shared), **_flat(settings), **overrides}
+    common = {**_flat(shared), **overrides}  # a method takes what it uses of what is for all
+    used = {key: value for key, value in common.items() if is_used(method, key)}
+    simulation = {"replica_storage": "worker"}
+    winning = {key: value for key, value in used.items() if key in overrides}
+    return label, method, {**simulation, **used, **_flat(settings), **winning}
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

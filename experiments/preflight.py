@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.errors import UserError
+from leansplit.experiments.launch import IN_PROCESS
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import trainable_parameters
 from leansplit.server_app.config import RunConfig
@@ -23,8 +25,15 @@ def check_run(config: RunConfig, out_dir: Path | None) -> None:
     """
     if out_dir is not None:
         check_writable(out_dir)
-    if config.method == "fedavg" and config.clients_per_node > 1:
-        raise UserError("fedavg needs clients_per_node = 1: Flower averages one reply a SuperNode")
+    if METHODS[config.method].one_client_per_node and config.clients_per_node > 1:
+        raise UserError(
+            f"{config.method} needs clients_per_node = 1: Flower averages one reply a SuperNode"
+        )
+    if config.workers != IN_PROCESS and " " in sys.executable:
+        raise UserError(
+            "Ray cannot start workers from a Python whose path contains a space; move the "
+            "environment, or use --workers -1 to run without Ray"
+        )
     workload = config.workload()
     task = workload.load_task()
     model = workload.build_model(task)

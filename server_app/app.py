@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +13,11 @@ from flwr.serverapp import Grid, ServerApp
 from leansplit.errors import RunFailedError, UserError
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import Outcome, execute
+from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.results import utc_now
+
+_FIRST_NODE_TIMEOUT_S = 60.0
 
 Execute = Callable[[RunConfig, Grid], Outcome]
 
@@ -33,9 +37,7 @@ def server_app(config: RunConfig | None = None, run: Execute = execute) -> Serve
         if config is not None:
             run(config, grid)
             return
-        settings = {key: value for key, value in context.run_config.items() if value != ""}
-        method = str(settings.pop("method", "ho-sfl"))
-        from_flower = run_config(method, settings)
+        from_flower = _from_flower(context, grid)
         if from_flower.out and not Path(from_flower.out).is_absolute():
             raise UserError(
                 f"out must be an absolute folder, got {from_flower.out!r}: the SuperLink's working "
@@ -51,6 +53,28 @@ def server_app(config: RunConfig | None = None, run: Execute = execute) -> Serve
             raise RunFailedError(outcome.error or "the run failed")
 
     return app
+
+
+def _from_flower(context: Context, grid: Grid) -> RunConfig:
+    """Read Flower's run config: one flat table for all methods, so each takes what it uses."""
+    settings = {key: value for key, value in context.run_config.items() if value != ""}
+    method = str(settings.pop("method", "ho-sfl"))
+    if method in METHODS:
+        settings = {key: value for key, value in settings.items() if is_used(method, key)}
+    if not settings.get("clients"):
+        per_node = int(str(settings.get("clients_per_node", 1)))
+        settings["clients"] = len(_connected(grid)) * per_node
+    return run_config(method, settings)
+
+
+def _connected(grid: Grid) -> list[int]:
+    """Return the connected SuperNodes, waiting for the first of them."""
+    deadline = time.monotonic() + _FIRST_NODE_TIMEOUT_S
+    while not (node_ids := list(grid.get_node_ids())):
+        if time.monotonic() > deadline:
+            raise RunFailedError("no SuperNode connected; start some, or set clients")
+        time.sleep(0.1)
+    return node_ids
 
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

@@ -18,7 +18,13 @@ from leansplit.first_order import Loss, backward_step, local_step, train_forward
 from leansplit.models import SplitModel
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
-from leansplit.zeroth_order import SurrogateObjective, ZerothOrderConfig, forward_only, probe
+from leansplit.zeroth_order import (
+    SurrogateObjective,
+    ZerothOrderConfig,
+    forward_only,
+    probe,
+    unshared_directions,
+)
 
 
 @dataclass(frozen=True)
@@ -36,8 +42,9 @@ class ClientCosts:
 
 def measure(step: Callable[[], object]) -> ClientCosts:
     """Run ``step`` twice and measure it; the first run creates optimizer state."""
-    flops = count_flops(step)
-    return ClientCosts(flops, peak_tensor_bytes(step))
+    with unshared_directions():  # a device serves one client and keeps no drawn directions
+        flops = count_flops(step)
+        return ClientCosts(flops, peak_tensor_bytes(step))
 
 
 def zeroth_order_step(

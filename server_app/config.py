@@ -82,8 +82,9 @@ class RunConfig:
     """Virtual clients that one SuperNode hosts."""
     num_threads: int = 1
     """Torch threads of each computation; results are bit-equal only for equal numbers."""
-    replica_storage: ReplicaStorage = "worker"
-    """``worker`` for simulations, ``context`` for real SuperNodes."""
+    replica_storage: ReplicaStorage = "context"
+    """``context``: each client keeps its own replica; ``worker``: one for each worker process
+    (simulations only; the leansplit command's default)."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
     out: str = ""
@@ -165,7 +166,7 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
     Raises:
         UserError: for a key that does not exist (with the nearest), or a value of a wrong type.
     """
-    from leansplit.server_app.methods import METHODS
+    from leansplit.server_app.methods import METHODS, is_used
 
     require_choice("method", method, METHODS)
     flat = _flatten(settings)
@@ -177,6 +178,8 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         name, _, rest = key.partition(".")
         if name == "method" and value == method:
             continue
+        if not is_used(method, key) and not key.endswith(".lifetime"):
+            raise UserError(f"{method} does not use {key!r}; remove it")
         if name in FREE_SECTIONS and rest:
             sections.setdefault(name, {})[rest] = value
         elif key in KEYS:

@@ -226,11 +226,13 @@ def execute(
 
 def _measure_client(config: RunConfig, task: Task, model: SplitModel) -> ClientCosts:
     """Measure a client step on a copy of the model and the first batch of the training data."""
-    step = METHODS[config.method].client_step(
+    step = METHODS[
+        config.method
+    ].client_step(
         config,
         copy.deepcopy(model),
         task.loss,
-        task.train.inputs[: config.batch_size],
-        task.train.labels[: config.batch_size],
+        task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data
+        task.train.labels[: config.batch_size].clone(),
     )
     return measure(step)

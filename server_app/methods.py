@@ -54,6 +54,10 @@ class MethodSpec:
     """What a client computes: ``zeroth``, ``first`` or ``none``."""
     averages_weights: bool
     """Whether client models are averaged, which running batch statistics would not survive."""
+    one_client_per_node: bool = False
+    """Whether a SuperNode may host one client only."""
+    unused: tuple[str, ...] = ()
+    """Keys, or sections ending in a dot, that the method does not read."""
     client_lifetime: Lifetime
     """Default lifetime of the client optimizer's moments."""
     server_lifetime: Lifetime
@@ -119,6 +123,7 @@ METHODS: Mapping[str, MethodSpec] = {
     for spec in (
         MethodSpec(
             name="ho-sfl",
+            unused=("local_steps", "client_order"),
             title="HO-SFL",
             description="zeroth-order clients against the server's cut gradient; no model sync",
             source="arXiv 2603.14773 (ICML 2026)",
@@ -137,13 +142,14 @@ METHODS: Mapping[str, MethodSpec] = {
         ),
         MethodSpec(
             name="sflv1",
+            unused=("probe.", "paper_code_scaling", "client_order"),
             title="SFLV1",
             description="first-order split federated learning, one server replica for each client",
             source="Thapa et al., AAAI 2022",
             client_order="first",
             averages_weights=True,
             client_lifetime="round",
-            server_lifetime="round",
+            server_lifetime="run",
             config=_splitfed,
             strategy=SplitFedV1,
             reference=reference.splitfed_v1,
@@ -155,6 +161,7 @@ METHODS: Mapping[str, MethodSpec] = {
         ),
         MethodSpec(
             name="sflv2",
+            unused=("probe.", "paper_code_scaling"),
             title="SFLV2",
             description="first-order split federated learning, one server model in turn",
             source="Thapa et al., AAAI 2022",
@@ -173,6 +180,8 @@ METHODS: Mapping[str, MethodSpec] = {
         ),
         MethodSpec(
             name="fedavg",
+            one_client_per_node=True,
+            unused=("probe.", "paper_code_scaling", "client_order", "server."),
             title="FedAvg",
             description="the whole model trained at the client and averaged by Flower",
             source="McMahan et al., AISTATS 2017",
@@ -191,6 +200,7 @@ METHODS: Mapping[str, MethodSpec] = {
         ),
         MethodSpec(
             name="frozen",
+            unused=("probe.", "paper_code_scaling", "client_order", "local_steps", "client."),
             title="Frozen client",
             description="the control: a client model that never changes, a trained server",
             source="asked for by the papers' reviewers",
@@ -210,3 +220,11 @@ METHODS: Mapping[str, MethodSpec] = {
     )
 }
 """Name -> method, in the order in which methods are listed."""
+
+
+def is_used(method: str, key: str) -> bool:
+    """Say whether ``method`` reads the configuration key ``key``."""
+    return not any(
+        key.startswith(unused) if unused.endswith(".") else key == unused
+        for unused in METHODS[method].unused
+    )

@@ -105,6 +105,7 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             self.federation.population,
             self.config.cohort_size,
         )
+        self.federation.revive(self._cohort)
         config["server-round"] = server_round
         content = RecordDict(
             {self.arrayrecord_key: self._trainable_arrays(), self.configrecord_key: config}
@@ -125,12 +126,13 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             for reply in replies
             if not reply.has_error()
         }
-        errors = [str(reply.error.reason) for reply in replies if reply.has_error()]
-        failures = {
-            m: errors[0] if errors else "no answer in time"
-            for m in self._cohort
-            if m not in answered
+        node_errors = {
+            self.federation.grid.sender_of(reply): str(reply.error.reason)
+            for reply in replies
+            if reply.has_error()
         }
+        missing = [m for m in self._cohort if m not in answered]
+        failures = self.federation.failures(missing, {}, node_errors)
         ordered = [answered[m] for m in sorted(answered)]
         losses = {m: _metric(answered[m], TRAIN_LOSS) for m in sorted(answered)}
         require_finite("loss", server_round, losses)

@@ -127,10 +127,7 @@ class Federation:
 
         Nodes that were found to have lost their plan are set up again first.
         """
-        addressed = {self._node_of_client[client_id] for client_id in requests}
-        if lost := sorted(addressed & self._restarted_nodes):
-            self._set_up_nodes(lost)
-            self._restarted_nodes -= set(lost)
+        self.revive(requests)
         of_node: dict[int, dict[int, bytes]] = {}
         for client_id in sorted(requests):
             node = of_node.setdefault(self._node_of_client[client_id], {})
@@ -139,6 +136,33 @@ class Federation:
             Message(pack(payloads), node_id, f"train.{action}", group_id=str(round))
             for node_id, payloads in of_node.items()
         ]
+
+    def revive(self, client_ids: Iterable[int]) -> None:
+        """Set up again those of the clients' nodes that lost their plan."""
+        addressed = {self._node_of_client[client_id] for client_id in client_ids}
+        if lost := sorted(addressed & self._restarted_nodes):
+            self._set_up_nodes(lost)
+            self._restarted_nodes -= set(lost)
+
+    def failures(
+        self, missing: Iterable[int], reasons: Mapping[int, str], node_errors: Mapping[int, str]
+    ) -> dict[int, str]:
+        """Say, and log, why clients did not answer, in ascending order of their ids.
+
+        Args:
+            missing: clients without an answer.
+            reasons: client id -> reason, of clients that reported one themselves.
+            node_errors: node id -> reason, of nodes that failed as a whole.
+        """
+        failures: dict[int, str] = {}
+        for client_id in sorted(missing):
+            node_id = self._node_of_client[client_id]
+            reason = reasons.get(client_id) or node_errors.get(node_id, "no answer in time")
+            if NO_PLAN in reason:
+                self._restarted_nodes.add(node_id)
+            log.warning("client %d dropped from this step: %s", client_id, reason)
+            failures[client_id] = reason
+        return failures
 
     def collect(
         self,
@@ -149,33 +173,21 @@ class Federation:
         """Decode replies and put them in order; whoever is missing is a failure with a reason."""
         expected = sorted(expected_ids)
         records: dict[int, R] = {}
-        failures: dict[int, str] = {}
+        reasons: dict[int, str] = {}
         node_errors: dict[int, str] = {}
         for reply in replies:
             if reply.has_error():
-                node_errors[reply.metadata.src_node_id] = str(reply.error.reason)
+                node_errors[self.grid.sender_of(reply)] = str(reply.error.reason)
                 continue
-            failures |= unpack_failures(reply.content)
+            reasons |= unpack_failures(reply.content)
             for client_id, blob in unpack(reply.content).items():
                 try:
                     records[client_id] = decode_as(blob, record_types)
                 except DecodeError as error:
-                    failures[client_id] = str(error)
-        for client_id in expected:
-            if client_id not in records and client_id not in failures:
-                node_id = self._node_of_client[client_id]
-                failures[client_id] = node_errors.get(
-                    node_id, next(iter(node_errors.values()), "no answer in time")
-                )
-        for client_id in expected:
-            if NO_PLAN in failures.get(client_id, ""):
-                self._restarted_nodes.add(self._node_of_client[client_id])
-            if client_id in failures:
-                log.warning("client %d dropped from this step: %s", client_id, failures[client_id])
-        return Replies(
-            {i: records[i] for i in expected if i in records},
-            {i: failures[i] for i in expected if i in failures},
-        )
+                    reasons[client_id] = str(error)
+        answered = {i: records[i] for i in expected if i in records and i not in reasons}
+        missing = [i for i in expected if i not in answered]
+        return Replies(answered, self.failures(missing, reasons, node_errors))
 
     def exchange(
         self,

@@ -17,11 +17,12 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from leansplit.strategies.flower_records import NODE, unpack
-from leansplit.wire import Direction, Kind, Ledger, price
+from leansplit.wire import BehindReply, Direction, Kind, Ledger, decode, price
 
 _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.25
 _POLL_GROWTH = 1.3
+_HEADER_START = 128  # a record's type stands at the very beginning of its encoding
 
 
 class ObservedGrid(Grid):
@@ -37,6 +38,7 @@ class ObservedGrid(Grid):
         self.ledger = ledger
         self.num_exchanges = 0
         self._client_of_node: dict[int, int] = {}
+        self._node_of_message: dict[str, int] = {}
         self._is_priced = True
 
     def name_nodes(self, client_of_node: dict[int, int]) -> None:
@@ -44,8 +46,12 @@ class ObservedGrid(Grid):
         self._client_of_node = dict(client_of_node)
 
     @contextmanager
-    def unpriced(self) -> Iterator[None]:
-        """Neither price nor count inside the block: traffic that only a simulation has."""
+    def unpriced_requests(self) -> Iterator[None]:
+        """Neither price requests nor count exchanges inside the block.
+
+        For refills of a simulation's worker process: a real client has what they carry. The
+        answers are the clients' own and are priced.
+        """
         self._is_priced = False
         try:
             yield
@@ -63,6 +69,7 @@ class ObservedGrid(Grid):
         if not sent:
             return []
         message_ids = set(self.push_messages(sent))
+        self._node_of_message = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         if self._is_priced:
             self.num_exchanges += 1
         replies: list[Message] = []
@@ -77,6 +84,15 @@ class ObservedGrid(Grid):
                 pause = _FIRST_POLL_S if arrived else min(pause * _POLL_GROWTH, _LONGEST_POLL_S)
         return replies
 
+    def sender_of(self, reply: Message) -> int:
+        """Return the node that a reply stands for.
+
+        An error made on a node's behalf does not come from it, so the message that it answers
+        decides.
+        """
+        asked = self._node_of_message.get(reply.metadata.reply_to_message_id)
+        return reply.metadata.src_node_id if asked is None else asked
+
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Price the messages and pass them on."""
         sent = list(messages)
@@ -90,7 +106,7 @@ class ObservedGrid(Grid):
         return replies
 
     def _book(self, messages: list[Message], direction: Direction, nodes: list[int]) -> None:
-        if not self._is_priced:
+        if direction == "downlink" and not self._is_priced:
             return
         shared: dict[int, dict[Kind, int]] = {}  # FedAvg sends one content object to many nodes
         for message, node_id in zip(messages, nodes, strict=True):
@@ -99,7 +115,7 @@ class ObservedGrid(Grid):
             payloads = unpack(message.content)
             round = _round_of(message)
             for client_id, blob in payloads.items():
-                if client_id != NODE:
+                if client_id != NODE and not _is_worker_gap(blob):
                     self.ledger.record(round, client_id, direction, price(blob))
             if not payloads and node_id in self._client_of_node:
                 key = id(message.content)
@@ -130,6 +146,14 @@ class ObservedGrid(Grid):
     ) -> Message:
         """Create a message as the wrapped grid does."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
+
+
+def _is_worker_gap(blob: bytes) -> bool:
+    """Say whether a record is a simulation worker's word that it lags; no client sends that."""
+    if BehindReply.__name__.encode() not in blob[:_HEADER_START]:
+        return False
+    record = decode(blob)
+    return isinstance(record, BehindReply) and record.is_worker_gap
 
 
 def _round_of(message: Message) -> int:

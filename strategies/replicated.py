@@ -65,7 +65,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """Resynchronise clients whose replica is behind or differs, and ask them again.
 
         A worker process of a simulation that lags behind the client it stands in for is refilled
-        without a price; anything else is counted as ``resyncs``, logged and priced.
+        without a price for the refill; anything else is counted as ``resyncs``, logged and priced.
 
         Args:
             replies: what came back at first.
@@ -97,7 +97,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
             if resyncs:
                 log.warning("round %d: resynchronising clients %s", round, sorted(resyncs))
             types = (wanted, BehindReply)
-            with self.federation.grid.unpriced():
+            with self.federation.grid.unpriced_requests():
                 again = [self.federation.exchange(refills, action, round, types)]
             again.append(self.federation.exchange(resyncs, action, round, types))
             for part in again:

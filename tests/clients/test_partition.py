@@ -117,8 +117,6 @@ def test_nothing_is_printed_and_global_generators_are_left_alone(
 ) -> None:
     draw(sorted_labels(100), 4, kind=kind)  # the imports may print what they like, once
     capfd.readouterr()
-    np.random.seed(5)  # noqa: NPY002
-    torch.manual_seed(5)
     expected = np.random.get_state()[1].copy()  # type: ignore[index]  # noqa: NPY002
     torch_state = torch.random.get_rng_state()
     draw(sorted_labels(100), 4, kind=kind)

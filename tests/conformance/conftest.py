@@ -9,7 +9,7 @@ from leansplit.clients.partition_cache import cached_partition
 from leansplit.parameters import checksum
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import Outcome, execute
-from leansplit.server_app.methods import METHODS
+from leansplit.server_app.methods import METHODS, is_used
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 
 OPTIMIZERS = {
@@ -53,7 +53,8 @@ def configure() -> Callable[..., RunConfig]:
         }
         if METHODS[method].client_order == "first":
             settings["local_steps"] = 2
-        return run_config(method, settings | overrides)
+        used = {key: value for key, value in settings.items() if is_used(method, key)}
+        return run_config(method, used | overrides)
 
     return build
 

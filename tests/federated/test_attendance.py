@@ -39,7 +39,7 @@ class Client:
 
     def answer(self, blob):
         request = decode_as(blob, (ForwardRequest, SyncRequest))
-        if request.weights_version > 0:
+        if request.is_resync:
             self.replica = Replica.from_state(
                 request.weights, self.optimizer, ZO, version=request.weights_version
             )
@@ -230,21 +230,23 @@ def test_replay_from_any_version_reaches_the_newest():
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
-def test_a_snapshot_mends_a_replica_that_differs(optimizer):
+@pytest.mark.parametrize("rounds", [0, 4])
+def test_a_snapshot_mends_a_replica_that_differs(optimizer, rounds):
     federation = Federation(optimizer, 2)
-    for t in range(1, 5):
+    for t in range(1, rounds + 1):
         federation.round(t, {0, 1})
-    federation.synchronise(5)
+    federation.round(rounds + 1, {0, 1}, makes_update=False)  # so that everyone is up to date
     broken = federation.clients[0]
-    broken.replica.vector[3] += 1e-3
-    broken.replica = Replica.from_state(broken.replica.state(), optimizer, ZO, version=4)
+    damaged = broken.replica.state()
+    damaged["parameters.w"][3] += 1e-3
+    broken.replica = Replica.from_state(damaged, optimizer, ZO, version=rounds)
     assert broken.replica.checksum != federation.mirror.checksum
     fields = federation.attendance.snapshot(federation.mirror.state())
-    assert broken.answer(encode(ForwardRequest(round=5, **fields))) == federation.mirror.checksum
+    assert broken.answer(encode(ForwardRequest(round=9, **fields))) == federation.mirror.checksum
     # From then on it takes part as before.
-    for t in range(5, 8):
+    for t in range(10, 13):
         federation.round(t, {0, 1})
-    federation.synchronise(8)
+    federation.synchronise(13)
     assert broken.replica.checksum == federation.mirror.checksum
 
 

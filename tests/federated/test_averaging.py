@@ -71,6 +71,11 @@ def test_weighted_mean_rounds_once_to_the_dtype(dtype):
     assert torch.equal(mean, expected) and mean.item() == 1 + tiny
 
 
+def test_weighted_mean_sums_in_float64():
+    states = [{"w": torch.tensor([value])} for value in (2.0**24, 1.0, -(2.0**24))]
+    assert weighted_mean(states, [1.0, 1.0, 1.0])["w"].item() == 1  # float32 would say 0
+
+
 def test_the_mean_of_equals_is_equal_and_shares_no_memory():
     state = {"w": torch.randn(50, generator=torch.Generator().manual_seed(0))}
     state["count"] = torch.tensor([4])

@@ -10,12 +10,12 @@ def count(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def test_digits_client_has_2480_parameters():
+def test_digits_client_has_664_parameters():
     model = build_model("digits-cnn", input_shape=(1, 8, 8), num_classes=10, seed=0)
-    split = split_at(model, "relu2")
-    assert count(split.client_model) == 160 + 2_320  # 16*(9+1) and 16*(16*9+1)
-    assert count(model) == 16_026
-    assert split.client_model(torch.zeros(5, 1, 8, 8)).shape == (5, 16, 8, 8)
+    split = split_at(model, "pool2")
+    assert count(split.client_model) == 80 + 584  # 8*(9+1) and 8*(8*9+1)
+    assert count(model) == 664 + 330  # and 10*(32+1)
+    assert split.client_model(torch.zeros(5, 1, 8, 8)).shape == (5, 8, 2, 2)
     assert model(torch.zeros(5, 1, 8, 8)).shape == (5, 10)
 
 

@@ -42,10 +42,12 @@ def test_the_registry_cannot_be_written_to():
 def test_options_are_the_builders_keyword_arguments_with_their_defaults():
     assert MODELS["resnet18"].options == {"norm": "group", "train_affine": True, "width": 64}
     assert MODELS["digits-cnn"].options == {
-        "channels": (16, 16, 32),
-        "pool_after": (2, 3),
-        "hidden": 64,
+        "channels": (8, 8),
+        "pool_after": (1, 2),
+        "hidden": 0,
         "norm": "none",
+        "activation": "tanh",
+        "pooling": "average",
     }
 
 

@@ -1,3 +1,4 @@
+import copy
 import math
 
 import pytest
@@ -147,12 +148,19 @@ def test_the_surrogates_estimate_approaches_the_first_order_gradient():
     assert cosines[0] < 0.9 and cosines[-1] > 0.99
 
 
+class InFloat64(SurrogateObjective):
+    """Evaluated in float64, so that truncation shows and not rounding."""
+
+    def evaluate(self, parameters):
+        exact = {name: value.double() for name, value in parameters.items()}
+        return super().evaluate(exact)
+
+
 def test_forward_and_central_agree_to_first_order_in_mu():
     client, server, x, y = small_split()
     _, smashed_gradient = first_order(client, server, x, y)
-    client, x = client.double(), x.double()  # so that truncation shows, not rounding
-    objective = SurrogateObjective(client, x, smashed_gradient.double())
     parameters = trainable_parameters(client)
+    objective = InFloat64(copy.deepcopy(client).double(), x.double(), smashed_gradient.double())
 
     def slopes(estimator, mu):
         config = zo(estimator=estimator, perturbation_scale=mu)
@@ -296,10 +304,10 @@ def test_the_surrogate_subtracts_before_it_multiplies_and_sums():
     smashed_gradient = torch.tensor([1e4, -1e4, 1.0])
     minus = torch.tensor([1234.5, 1234.5, 3.0])
     plus = minus + torch.tensor([2.0**-13, 0.0, 0.0])  # one spacing of float32 at 1234.5
-    objective = SurrogateObjective(nn.Identity(), minus, smashed_gradient)
-    assert objective.difference(plus, minus) == 1e4 * 2.0**-13
     products = (plus * smashed_gradient).sum() - (minus * smashed_gradient).sum()
     assert products.item() != 1e4 * 2.0**-13
+    objective = SurrogateObjective(nn.Identity(), minus, smashed_gradient)
+    assert objective.difference(plus, minus) == 1e4 * 2.0**-13
 
 
 def test_estimate_is_the_plain_ordered_sum():

@@ -74,7 +74,12 @@ class Attendance:
     def snapshot(self, state: Mapping[str, Tensor]) -> dict[str, Any]:
         """Return catch-up fields that replace a replica by the server's own ``state``."""
         latest = self.log.latest_version
-        return {"target_version": latest, "weights": dict(state), "weights_version": latest}
+        return {
+            "target_version": latest,
+            "weights": dict(state),
+            "weights_version": latest,
+            "is_resync": True,
+        }
 
 
 def _whole(updates: list[Update]) -> dict[str, Any]:

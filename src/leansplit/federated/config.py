@@ -55,7 +55,7 @@ class SplitFedConfig(MethodConfig):
     client_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
     """Each client's own optimizer. ``round``: fresh every round, as in the authors' code;
     ``run``: a client keeps its moments from one participation to the next."""
-    server_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
+    server_optimizer: OptimizerConfig = OptimizerConfig()
     """SFLV1: of each replica (``run``: moments are averaged with the replicas). SFLV2: of the one
     server model."""
     client_order: ClientOrder = "interleaved"

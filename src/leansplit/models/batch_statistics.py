@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from leansplit.errors import UserError
+from leansplit.models.resnet import FrozenBatchNorm2d
 
 
 def refuse_batch_statistics(model: nn.Module, method: str) -> None:
@@ -18,6 +19,8 @@ def refuse_batch_statistics(model: nn.Module, method: str) -> None:
         UserError: naming the layer and what to use in its place.
     """
     for name, module in model.named_modules():
+        if isinstance(module, FrozenBatchNorm2d):
+            continue  # its statistics never move
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             raise UserError(
                 f"{method} averages parameters, but layer {name!r} ({type(module).__name__}) also "

@@ -15,6 +15,8 @@ from torch import nn
 from leansplit.errors import UserError, require_choice
 
 NORMS = ("none", "group")
+ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
+POOLINGS = {"max": nn.MaxPool2d, "average": nn.AvgPool2d}
 _CHANNELS_PER_GROUP = 8
 
 
@@ -26,11 +28,14 @@ def small_cnn(
     pool_after: Sequence[int] = (1, 2, 4),
     hidden: int = 128,
     norm: str = "none",
+    activation: str = "relu",
+    pooling: str = "max",
 ) -> nn.Sequential:
-    """Build 3x3 convolutions, some followed by 2x2 max-pooling, and a classifier.
+    """Build 3x3 convolutions, some followed by 2x2 pooling, and a classifier.
 
-    Layers are called ``conv1``, ``norm1`` (if any), ``relu1``, ``pool1`` (if any), ``conv2``, ...,
-    ``flatten``, ``fc1``, ``relu_fc1``, ``fc2``; without a hidden layer there is only ``fc1``.
+    Layers are called ``conv1``, ``norm1`` (if any), ``relu1`` (or ``tanh1``), ``pool1`` (if any),
+    ``conv2``, ..., ``flatten``, ``fc1``, ``relu_fc1``, ``fc2``; without a hidden layer there is
+    only ``fc1``.
 
     Args:
         input_shape: (C, H, W); the model maps (B, C, H, W) to logits (B, num_classes).
@@ -39,11 +44,15 @@ def small_cnn(
         pool_after: which convolutions (counted from 1) are followed by halving H and W.
         hidden: width of the hidden linear layer; 0 for none.
         norm: ``none``, or ``group`` for group normalisation after each convolution.
+        activation: ``relu`` or ``tanh``.
+        pooling: ``max`` or ``average``.
 
     Raises:
         UserError: if an option is out of range, or the input is too small for the pooling.
     """
     require_choice("norm", norm, NORMS)
+    activate = ACTIVATIONS[require_choice("activation", activation, ACTIVATIONS)]
+    pool = POOLINGS[require_choice("pooling", pooling, POOLINGS)]
     if not channels or min(channels) < 1 or hidden < 0:
         raise UserError(
             f"channels must be positive and hidden at least 0, got {list(channels)} and {hidden}"
@@ -65,16 +74,16 @@ def small_cnn(
         if norm == "group":
             groups = math.gcd(out_channels, max(1, out_channels // _CHANNELS_PER_GROUP))
             layers[f"norm{number}"] = nn.GroupNorm(groups, out_channels)
-        layers[f"relu{number}"] = nn.ReLU()
+        layers[f"{activation}{number}"] = activate()
         if number in pool_after:
-            layers[f"pool{number}"] = nn.MaxPool2d(2)
+            layers[f"pool{number}"] = pool(2)
             height, width = height // 2, width // 2
         in_channels = out_channels
     layers["flatten"] = nn.Flatten()
     features = in_channels * height * width
     if hidden:
         layers["fc1"] = nn.Linear(features, hidden)
-        layers["relu_fc1"] = nn.ReLU()
+        layers[f"{activation}_fc1"] = activate()
         layers["fc2"] = nn.Linear(hidden, num_classes)
     else:
         layers["fc1"] = nn.Linear(features, num_classes)

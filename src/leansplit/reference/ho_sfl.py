@@ -27,6 +27,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.zeroth_order import float64_sum
 
 
 def ho_sfl(
@@ -103,7 +104,7 @@ def ho_sfl(
                     if zo.estimator == "central":
                         minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
                     product = (plus - minus) * lambda_m
-                    v.append(float(product.sum(dtype=torch.float64)))
+                    v.append(float64_sum(product))
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 
         # 6. The server averages the scalars over the cohort.

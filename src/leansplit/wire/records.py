@@ -65,6 +65,8 @@ class CatchUpRequest(Record):
     """Initial parameters for a client's first round, or a replica's whole state in a resync."""
     weights_version: int = -1
     """Version of ``weights``; -1 if there are none."""
+    is_resync: bool = False
+    """True: ``weights`` replace whatever replica there is, moments included."""
     known_round: int = -1
     """The round whose seeds the client holds; -1 if there is none."""
     scalars: Tensor = payload("scalars", default_factory=lambda: torch.empty(0))

@@ -12,6 +12,7 @@ from leansplit.zeroth_order.objective import (
     Objective,
     SumObjective,
     SurrogateObjective,
+    float64_sum,
     forward_only,
 )
 
@@ -23,6 +24,7 @@ __all__ = [
     "SurrogateObjective",
     "ZerothOrderConfig",
     "estimate",
+    "float64_sum",
     "forward_only",
     "probe",
     "unshared_directions",

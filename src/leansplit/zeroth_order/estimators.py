@@ -86,15 +86,20 @@ def probe(
     if config.estimator == "forward" and anchor is None:
         anchor = objective.evaluate(spec.views(vector))
     for index, seed in enumerate(seeds):
-        step = mu * draw_direction(seed, spec.num_elements, config.direction, vector.device)
-        plus = objective.evaluate(spec.views(vector + step))
+        plus = objective.evaluate(spec.views(_perturbed(vector, mu, seed, config)))
         if config.estimator == "forward":
             assert anchor is not None
             minus = anchor
         else:
-            minus = objective.evaluate(spec.views(vector - step))
+            minus = objective.evaluate(spec.views(_perturbed(vector, -mu, seed, config)))
         differences[index] = objective.difference(plus, minus)
     return differences
+
+
+def _perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
+    """Return theta + scale u in new memory."""
+    direction = draw_direction(seed, vector.numel(), config.direction, vector.device)
+    return (scale * direction).add_(vector)
 
 
 def estimate(

@@ -12,6 +12,8 @@ from torch.func import functional_call
 
 from leansplit.parameters import ParameterDict
 
+_SUM_CHUNK = 65536
+
 
 class Objective(Protocol):
     """A scalar function F of the parameters, kept as the tensor that it reduces.
@@ -60,12 +62,24 @@ class SurrogateObjective:
     smashed_gradient: Tensor
 
     def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return f_c(x; parameters), shape [B, ...]."""
-        return forward_only(self.client_model, parameters, self.inputs)
+        """Return f_c(x; parameters), shape [B, ...], in memory of its own."""
+        smashed = forward_only(self.client_model, parameters, self.inputs)
+        shared = smashed.untyped_storage().data_ptr() == self.inputs.untyped_storage().data_ptr()
+        return smashed.clone() if shared else smashed
 
     def difference(self, plus: Tensor, minus: Tensor) -> float:
-        """Return <lambda, plus - minus>: difference and product in float32, sum in float64."""
-        return float(((plus - minus) * self.smashed_gradient).sum(dtype=torch.float64))
+        """Return <lambda, plus - minus>: difference and product in float32, sum in float64.
+
+        Overwrites ``plus``, so that a client never holds more than its inference needs.
+        """
+        with torch.inference_mode():
+            return float64_sum(plus.sub_(minus).mul_(self.smashed_gradient))
+
+
+def float64_sum(values: Tensor) -> float:
+    """Return the sum of ``values`` in float64, without a float64 copy of all of them."""
+    chunks = torch.split(values.reshape(-1), _SUM_CHUNK)
+    return sum((float(chunk.sum(dtype=torch.float64)) for chunk in chunks), start=0.0)
 
 
 def forward_only(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:

@@ -1,0 +1,55 @@
+"""The same run on Flower's simulation engine: one worker, two workers, and a worker that dies."""
+
+import pytest
+
+from leansplit.experiments.launch import launch
+
+pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv1", "sflv2", "fedavg", "frozen"])
+def test_two_workers_equal_the_reference(method, configure, reference_checksum):
+    config = configure(method, "adamw", workers=2, replica_storage="worker", rounds=20)
+    outcome = launch(config)
+    assert outcome.status == "completed"
+    assert outcome.final_model_checksum == reference_checksum(config)
+
+
+def test_one_worker_equals_the_reference(configure, reference_checksum):
+    config = configure("ho-sfl", "momentum", workers=1, replica_storage="worker", rounds=20)
+    outcome = launch(config)
+    assert outcome.events == {}
+    assert outcome.final_model_checksum == reference_checksum(config)
+
+
+def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path):
+    """The process that answers one message kills itself; the run goes on with its replacement."""
+    marker = tmp_path / "killed"
+    monkeypatch.setenv("LEANSPLIT_TEST_KILL", str(marker))
+    from leansplit.clients import app as client_module
+    from leansplit.clients.task_workload import provide_task_workload
+
+    original = client_module.HANDLERS["ho_sfl_probe"][1]
+
+    def kill_once(session, request):
+        import os
+        import pathlib
+
+        killed = pathlib.Path(os.environ["LEANSPLIT_TEST_KILL"])
+        if request.round == 5 and not killed.exists():
+            killed.write_text("dead")
+            os._exit(1)
+        return original(session, request)
+
+    monkeypatch.setitem(
+        client_module.HANDLERS, "ho_sfl_probe", (client_module.ProbeRequest, kill_once)
+    )
+    monkeypatch.setattr(client_module, "app", client_module.client_app(provide_task_workload))
+    outcome = launch(
+        configure("ho-sfl", "sgd", workers=2, replica_storage="worker", rounds=12, cohort=4)
+    )
+    assert marker.exists()
+    assert outcome.status == "completed", outcome.error
+    assert outcome.rounds_completed == 12
+    assert outcome.events["dropped_clients"] == 1
+    assert "unsynchronised_clients" not in outcome.events
