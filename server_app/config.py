@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, get_type_hints
@@ -181,7 +182,7 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         if not is_used(method, key) and not key.endswith(".lifetime"):
             raise UserError(f"{method} does not use {key!r}; remove it")
         if name in FREE_SECTIONS and rest:
-            sections.setdefault(name, {})[rest] = value
+            sections.setdefault(name, {})[rest] = _literal(value)
         elif key in KEYS:
             if rest:
                 sections.setdefault(name, {})[rest] = _typed(key, value)
@@ -204,6 +205,16 @@ def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def _literal(value: Any) -> Any:
+    """Read text as a TOML value where it is one (3, true, [1, 2]); else leave it text."""
+    if not isinstance(value, str):
+        return value
+    try:
+        return tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError:
+        return value
 
 
 def _typed(key: str, value: Any) -> Any:

@@ -136,6 +136,7 @@ def test_lagging_worker_is_refilled_without_a_price():
             round = second_participation(1) + 3
             while 1 not in sample_cohort(0, round, range(5), 3):
                 round += 1
+            kept.clear()
             outcome = run(Watching(action, round, 1, meddle), replica_storage="worker")
             assert set(outcome.events) == {"worker_refills"}
             assert outcome.final_model_checksum == clean.final_model_checksum

@@ -1,0 +1,241 @@
+"""The command: what it prints, what it leaves behind, and one line for every mistake."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from leansplit.experiments import cli
+
+SMALL = [
+    *("--workers", "-1"),
+    *("--clients", "6"),
+    *("--cohort", "2"),
+    *("--rounds", "3"),
+    *("--set", "task_options.max_train=60"),
+    *("--set", "task_options.max_test=20"),
+]
+
+
+@pytest.fixture
+def leansplit(monkeypatch, capsys):
+    """Run the command in this process; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["leansplit", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_run_leaves_everything_behind(leansplit, tmp_path):
+    code, out, err = leansplit("run", "ho-sfl", *SMALL, "--out", tmp_path, "--json")
+    assert code == 0, err
+    result = json.loads(out)
+    assert result["status"] == "completed"
+    assert result["rounds_completed"] == 3
+    assert result["client_backwards"] == 0 and result["client_forwards"] > 0
+    assert result["client_step_flops"] > 0 and result["client_peak_memory_bytes"] > 0
+    assert json.loads((tmp_path / "result.json").read_text()) == result
+    ledger = pd.read_parquet(tmp_path / "ledger.parquet")
+    assert ledger["bytes"].sum() == result["uplink_bytes"] + result["downlink_bytes"]
+    rounds = pd.read_parquet(tmp_path / "rounds.parquet")
+    assert rounds["round"].tolist() == [0, 1, 2, 3]
+    assert rounds["accuracy"].iloc[-1] == result["final_accuracy"]
+
+
+def test_client_of_ho_sfl_needs_less_memory_than_that_of_sfl(leansplit, tmp_path):
+    peaks = {}
+    for method in ("ho-sfl", "sflv1", "frozen"):
+        arguments = ("--batch-size", 32, "--out", tmp_path / method, "--json")
+        code, out, err = leansplit("run", method, *SMALL, *arguments)
+        assert code == 0, err
+        peaks[method] = json.loads(out)["client_peak_memory_bytes"]
+    assert peaks["ho-sfl"] < peaks["sflv1"]
+
+
+def test_run_stops_at_its_budget_of_samples(leansplit, tmp_path):
+    arguments = ("--samples", 20, "--rounds", 50, "--batch-size", 5)
+    code, out, _ = leansplit("run", "frozen", *SMALL, *arguments, "--out", tmp_path, "--json")
+    result = json.loads(out)
+    assert code == 0 and result["samples_seen"] == 20 and result["rounds_completed"] == 2
+    rounds = pd.read_parquet(tmp_path / "rounds.parquet")
+    assert rounds["samples_seen"].iloc[-1] == 20  # evaluated where it ended
+
+
+EXPERIMENT = """
+title = "Small"
+seeds = [0, 1]
+[shared]
+workers = -1
+clients = 6
+cohort = 2
+rounds = 4
+task_options.max_train = 60
+task_options.max_test = 20
+[[methods]]
+method = "ho-sfl"
+[[methods]]
+method = "sflv1"
+[[methods]]
+method = "frozen"
+"""
+
+
+def test_compare_summarises_and_skips_what_is_done(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(EXPERIMENT)
+    code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
+    assert code == 0, err
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {
+        "summary.md",
+        "summary.csv",
+        "accuracy_vs_samples.png",
+        "accuracy_vs_bytes.svg",
+        "partition.png",
+        "experiment.toml",
+        "ho-sfl",
+        "sflv1",
+        "frozen-client",
+    } <= names
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert summary["method"].tolist() == ["ho-sfl", "sflv1", "frozen"]
+    assert (summary["num_completed"] == 2).all()
+    code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
+    assert code == 0 and err.count("done before") == 6
+
+
+def test_compare_keeps_going_when_a_run_fails(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    broken = (
+        '[[methods]]\nmethod = "ho-sfl"\nlabel = "Broken"\nserver.lr = 3e38\nclient.lr = 3e38\n'
+    )
+    file.write_text(EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]") + broken)
+    code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
+    assert code == cli.EXIT_FAILED
+    assert "non-finite" in err and "1 of 4 runs failed" in err
+    assert "Traceback" not in err
+    assert (tmp_path / "out" / "summary.md").exists()
+
+
+@pytest.mark.parametrize("command", ["methods", "tasks", "keys"])
+def test_lists(leansplit, command):
+    code, out, _ = leansplit(command)
+    expected = {"methods": "ho-sfl", "tasks": "digits-cnn", "keys": "probe.num_perturbations"}
+    assert code == 0 and expected[command] in out
+
+
+MISTAKES = {
+    "method": (["ho-slf"], "did you mean 'ho-sfl'"),
+    "task": (["ho-sfl", "--task", "digit"], "did you mean 'digits'"),
+    "key": (["ho-sfl", "--set", "client.ir=0.1"], "did you mean"),
+    "key without value": (["ho-sfl", "--set", "client.lr"], "key=value"),
+    "type": (["ho-sfl", "--set", "clients=many"], "clients cannot be 'many'"),
+    "unused key": (["frozen", "--set", "client.lr=0.1"], "does not use 'client.lr'"),
+    "cut": (["ho-sfl", "--set", "cut_layer=pool9"], "pool2"),
+    "model": (["ho-sfl", "--set", "model=resnet-18"], "resnet18"),
+    "model option": (["ho-sfl", "--set", "model_options.chanels=3"], "channels"),
+    "task option": (["ho-sfl", "--set", "task_options.max_trian=3"], "max_train"),
+    "cohort": (["ho-sfl", "--clients", "5", "--cohort", "6"], "cohort of 6"),
+    "more clients than samples": (["ho-sfl", "--clients", "5000"], "1437"),
+    "mu": (["ho-sfl", "--set", "probe.perturbation_scale=0"], "above 0"),
+    "P": (["ho-sfl", "--set", "probe.num_perturbations=0"], "at least 1"),
+    "lr": (["ho-sfl", "--lr", "-1"], "above 0"),
+    "alpha": (["ho-sfl", "--alpha", "0"], "alpha"),
+    "rounds": (["ho-sfl", "--rounds", "0"], "rounds must be at least 1"),
+    "data": (["ho-sfl", "--task", "images", "--set", "task_options.data_path=/nowhere"], "nowhere"),
+    "packed fedavg": (["fedavg", "--set", "clients_per_node=2"], "clients_per_node"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_exit_code_2(leansplit, tmp_path, mistake):
+    arguments, hint = MISTAKES[mistake]
+    code, _, err = leansplit("run", *arguments, "--out", tmp_path)
+    last = err.strip().splitlines()[-1]
+    assert code == cli.EXIT_USER_ERROR
+    assert last.startswith("leansplit: error: ") and hint in last, last
+    assert "Traceback" not in err
+    assert not (tmp_path / "result.json").exists()
+
+
+def test_unwritable_output_is_found_before_anything_runs(leansplit, tmp_path):
+    blocked = tmp_path / "file"
+    blocked.write_text("")
+    code, _, err = leansplit("run", "ho-sfl", *SMALL, "--out", blocked / "runs")
+    assert code == cli.EXIT_USER_ERROR
+    assert "cannot write to the output folder" in err and "Traceback" not in err
+
+
+def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
+    for split in ("train", "test"):
+        table = pd.DataFrame({"text": ["a", "b"], "label": [0, 1]})
+        table.to_parquet(tmp_path / f"{split}.parquet")
+    arguments = ("--task", "images", "--set", f"task_options.data_path={tmp_path}")
+    code, _, err = leansplit("run", "ho-sfl", *arguments, "--out", tmp_path / "out")
+    assert code == cli.EXIT_USER_ERROR
+    assert "text" in err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("[[methods]]\nmethod = 'ho-slf'", "did you mean 'ho-sfl'"),
+        ("seeds = [0, 0]\n[[methods]]\nmethod = 'ho-sfl'", "seeds must differ"),
+        ("title = 'x'", "names no methods"),
+        ("tilte = 'x'", "did you mean 'title'"),
+        ("[[methods]\n", "cannot read experiment"),
+        ("[[methods]]\nmethod = 'ho-sfl'\n[[methods]]\nmethod = 'ho-sfl'", "own label"),
+        ("[[methods]]\nmethod = 'frozen'\nclient.lr = 1.0", "does not use"),
+    ],
+)
+def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
+    file = tmp_path / "experiment.toml"
+    file.write_text(content)
+    code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
+    assert code == cli.EXIT_USER_ERROR and hint in err, err
+
+
+def test_missing_experiment_names_the_shipped_ones(leansplit):
+    code, _, err = leansplit("compare", "digit")
+    assert code == cli.EXIT_USER_ERROR and "did you mean 'digits'" in err
+
+
+def test_shipped_experiments_are_valid():
+    from leansplit.experiments.experiment import load_experiment, shipped_experiments
+
+    assert "digits" in shipped_experiments()
+    for path in shipped_experiments().values():
+        assert load_experiment(path).runs
+
+
+def test_ctrl_c_keeps_what_was_measured(tmp_path):
+    arguments = ["run", "ho-sfl", *SMALL, "--rounds", "100000", "--out", str(tmp_path)]
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from leansplit.experiments.cli import main; main()", *arguments],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200"},
+    )
+    time.sleep(12)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == cli.EXIT_INTERRUPTED, err
+    result = json.loads((tmp_path / "result.json").read_text())
+    assert result["status"] == "interrupted"
+    assert result["rounds_completed"] > 0
+    assert result["final_accuracy"] is not None
+    assert "Traceback" not in err
