@@ -51,5 +51,5 @@ def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path
     assert marker.exists()
     assert outcome.status == "completed", outcome.error
     assert outcome.rounds_completed == 12
-    assert outcome.events["dropped_clients"] == 1
+    assert outcome.events["dropped_clients"] >= 1  # and whoever asked while it restarted
     assert "unsynchronised_clients" not in outcome.events
