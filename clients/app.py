@@ -16,6 +16,7 @@ from leansplit.clients.workload import Provider, Worker, Workload, worker_for
 from leansplit.federated import ClientData
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
+from leansplit.parameters import checksum, fixed_state
 from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
 from leansplit.wire import (
     BackwardRequest,
@@ -58,9 +59,12 @@ def client_app(provider: Provider) -> ClientApp:
         save_plan(context, request.plan)
         plan = ClientPlan.from_json(request.plan)
         worker = worker_for(plan, provider)
+        model = worker.workload.model
+        trained = model.full_model if plan.is_whole_model else model.client_model
+        fixed = checksum(fixed_state(trained))
         replies = {
-            client_id: encode(_report(worker, client_id))
-            for client_id in plan.hosted_clients(int(str(context.node_config["partition-id"])))
+            client_id: encode(_report(worker, client_id, fixed))
+            for client_id in plan.hosted_clients(_partition_id(context))
         }
         return Message(pack(replies), reply_to=message)
 
@@ -93,7 +97,7 @@ def client_app(provider: Provider) -> ClientApp:
         if plan is None:
             raise RuntimeError(NO_PLAN)
         worker = worker_for(plan, provider)
-        [client_id] = plan.hosted_clients(int(str(context.node_config["partition-id"])))
+        [client_id] = plan.hosted_clients(_partition_id(context))
         session = Session(client_id, plan, worker, ClientMemory(context, client_id))
         return Message(fedavg.train(session, message.content), reply_to=message)
 
@@ -122,11 +126,17 @@ def split_client_app(
     return client_app(provider)
 
 
-def _report(worker: Worker, client_id: int) -> SetupReply:
-    labels = worker.client_data(client_id).labels
+def _partition_id(context: Context) -> int:
+    if "partition-id" not in context.node_config:
+        raise ValueError("this SuperNode has no partition-id; start it with --node-config")
+    return int(str(context.node_config["partition-id"]))
+
+
+def _report(worker: Worker, client_id: int, fixed_checksum: str) -> SetupReply:
+    labels = worker.workload.client_data(client_id).labels  # not kept: it may never take part
     num_classes = worker.workload.num_classes
     counts = labels.bincount(minlength=num_classes).tolist() if num_classes else []
-    return SetupReply(num_samples=len(labels), label_counts=counts)
+    return SetupReply(num_samples=len(labels), label_counts=counts, fixed_checksum=fixed_checksum)
 
 
 app = client_app(provide_task_workload)

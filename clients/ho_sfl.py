@@ -19,6 +19,7 @@ from leansplit.wire import (
 from leansplit.zeroth_order import SurrogateObjective, forward_only, probe
 
 _ANCHOR = "anchor"
+_ANCHOR_ROUND = "anchor-round"
 
 
 def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | BehindReply:
@@ -29,6 +30,7 @@ def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | Beh
     inputs, labels = session.batch(request.round)
     smashed = forward_only(session.client_model.eval(), replica.parameters, inputs)
     session.memory.save(_ANCHOR, {"smashed_data": smashed})
+    session.memory.note(_ANCHOR_ROUND, request.round)
     return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
 
 
@@ -43,7 +45,8 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
         return replica
     stored = session.memory.load(_ANCHOR)
     config = session.plan.zeroth_order
-    if stored is None or config is None:
+    is_this_round = session.memory.noted(_ANCHOR_ROUND, 0) == request.round
+    if stored is None or config is None or not is_this_round:
         raise ValueError(f"probe of round {request.round} came without a forward request")
     inputs, _ = session.batch(request.round)
     differences = probe(

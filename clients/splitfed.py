@@ -23,11 +23,13 @@ from leansplit.wire import BackwardRequest, SmashedDataReply, TrainForwardReques
 
 _WEIGHTS = "weights"
 _MOMENTS = "moments"
+_ROUND = "round"
 
 
 def forward(session: Session, request: TrainForwardRequest) -> SmashedDataReply:
     """Start a round from the weights sent and upload the first smashed data."""
     session.memory.save(_WEIGHTS, request.weights)
+    session.memory.note(_ROUND, request.round)
     if _optimizer_config(session).lifetime == "round":
         session.memory.forget(_MOMENTS)
     load_parameters_(session.client_model, request.weights)
@@ -42,7 +44,7 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
         ValueError: if the round was not started at this client.
     """
     weights = session.memory.load(_WEIGHTS)
-    if weights is None:
+    if weights is None or session.memory.noted(_ROUND, 0) != request.round:
         raise ValueError(f"backward of round {request.round} came without a forward request")
     model = session.client_model
     load_parameters_(model, weights)

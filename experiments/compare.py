@@ -90,6 +90,7 @@ def compare(
             break
     if not runs:
         raise RunFailedError("no run left a result; the messages above say why")
+    partitions = [run.result.partition for run in runs if run.result.partition]
     return Comparison(
         summary=write_summary(
             out_dir,
@@ -102,7 +103,7 @@ def compare(
             out_dir / "summary.md",
             out_dir / "summary.csv",
             *plot_accuracy(runs, out_dir, experiment.order),
-            plot_partition(runs[0].result.partition, out_dir / "partition.png"),
+            *(plot_partition(p, out_dir / "partition.png") for p in partitions[:1]),
         ],
         num_failed=num_failed,
         is_interrupted=is_interrupted,

@@ -93,6 +93,9 @@ def load_experiment(
     for key in content:
         if key not in _KEYS:
             raise UserError(f"unknown key {key!r} in {path}; {did_you_mean(key, _KEYS)}")
+    everywhere = [content.get("shared", {}), overrides or {}, *content.get("methods", [])]
+    if any(isinstance(part, Mapping) and "seed" in part for part in everywhere):
+        raise UserError("an experiment has `seeds` (or --seeds), not `seed`")
     chosen = tuple(seeds) or tuple(content.get("seeds", [0]))
     if not chosen or any(not isinstance(s, int) or isinstance(s, bool) for s in chosen):
         raise UserError(f"seeds in {path} must be a list of whole numbers, got {chosen!r}")

@@ -71,7 +71,7 @@ def _on_ray(
             errors.append(error)
         return outcome
 
-    num_workers = config.workers or os.cpu_count() or 1
+    num_workers = config.workers or available_cores()
     with quiet():
         try:
             run_simulation(
@@ -92,12 +92,22 @@ def _on_ray(
             )
         except Exception as error:
             if not errors and not outcomes:
-                raise RunFailedError(f"the simulation engine stopped: {error}") from error
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
+                raise RunFailedError(f"the simulation engine stopped: {cause}") from error
     if errors:
         raise errors[0]
     if not outcomes:
         raise RunFailedError("the simulation engine ended without a result")
     return outcomes[0]
+
+
+def available_cores() -> int:
+    """Return the cores that this process may use, which a container may have few of."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
 
 
 @contextmanager

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -16,6 +15,7 @@ from leansplit.server_app.execution import Outcome, execute
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.results import utc_now
+from leansplit.strategies.federation import connected_nodes
 
 _FIRST_NODE_TIMEOUT_S = 60.0
 
@@ -63,18 +63,8 @@ def _from_flower(context: Context, grid: Grid) -> RunConfig:
         settings = {key: value for key, value in settings.items() if is_used(method, key)}
     if not settings.get("clients"):
         per_node = int(str(settings.get("clients_per_node", 1)))
-        settings["clients"] = len(_connected(grid)) * per_node
+        settings["clients"] = len(connected_nodes(grid, 1, _FIRST_NODE_TIMEOUT_S)) * per_node
     return run_config(method, settings)
-
-
-def _connected(grid: Grid) -> list[int]:
-    """Return the connected SuperNodes, waiting for the first of them."""
-    deadline = time.monotonic() + _FIRST_NODE_TIMEOUT_S
-    while not (node_ids := list(grid.get_node_ids())):
-        if time.monotonic() > deadline:
-            raise RunFailedError("no SuperNode connected; start some, or set clients")
-        time.sleep(0.1)
-    return node_ids
 
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")

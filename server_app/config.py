@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from leansplit.clients.partition import PartitionConfig, PartitionKind
-from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.errors import UserError, did_you_mean, require_choice, require_positive
 from leansplit.federated import OptimizerConfig
 from leansplit.federated.config import ClientOrder
 from leansplit.models import MODELS
@@ -121,6 +121,7 @@ class RunConfig:
                 f"cohort of {self.cohort} cannot be drawn from {self.clients} clients; lower the "
                 "cohort or raise the number of clients"
             )
+        require_positive("exchange_timeout_s", self.exchange_timeout_s)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
         self.partition_config()

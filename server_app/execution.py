@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import logging
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +14,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
-from leansplit.errors import RunFailedError
+from leansplit.errors import RunFailedError, UserError
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum
 from leansplit.server_app.client_costs import ClientCosts, measure
@@ -24,6 +25,8 @@ from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import Deployment, RoundReport, RunningStrategy
 from leansplit.tasks.task import Task
 from leansplit.wire import Ledger
+
+log = logging.getLogger("leansplit")
 
 Status = Literal["completed", "interrupted", "failed"]
 
@@ -212,13 +215,19 @@ def execute(
             evaluate_fn=recorder.evaluate,
         )
         recorder.finish()
+    except UserError:
+        raise
     except RunFailedError as error:
         outcome.status, outcome.error = "failed", str(error)
+    except Exception as error:  # what was measured must not be lost to whatever went wrong
+        log.exception("the run stopped")
+        outcome.status, outcome.error = "failed", f"{type(error).__name__}: {error}"
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
-    strategy.arrays()  # brings the mirror's parameters into the model
+    if strategy.rounds_completed:
+        strategy.arrays()  # brings mirror or averages into the model
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
     return outcome

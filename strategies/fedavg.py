@@ -18,7 +18,12 @@ from leansplit.errors import UserError
 from leansplit.federated import FedAvgConfig, sample_cohort
 from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
-from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.parameters import (
+    checksum,
+    fixed_state,
+    load_parameters_,
+    trainable_parameters,
+)
 from leansplit.strategies.running import RunningStrategy
 from leansplit.strategies.split import require_finite
 from leansplit.wire import ClientPlan
@@ -72,6 +77,8 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             client_optimizer=self.config.client_optimizer,
             num_threads=self.deployment.num_threads,
             workload=self.deployment.workload,
+            is_whole_model=True,
+            fixed_checksum=checksum(fixed_state(self.model.full_model)),
         )
 
     def initial_arrays(self) -> ArrayRecord:
@@ -79,14 +86,14 @@ class FedAvg(RunningStrategy, flower.FedAvg):
         return ArrayRecord(self.model.full_state_dict())
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
-        """Load the initial model; only trainable parameters travel.
+        """Load the initial model; of it, only trainable parameters travel.
 
         Raises:
             UserError: if a layer keeps running batch statistics.
         """
         refuse_batch_statistics(self.model.full_model, self.method)
         self.model.load_full_state_dict(initial_arrays.to_torch_state_dict())
-        return self._trainable_arrays()
+        return initial_arrays
 
     def _trainable_arrays(self) -> ArrayRecord:
         return ArrayRecord(dict(trainable_parameters(self.model.full_model)))

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 from flwr.app import Message
+from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
 from leansplit.strategies.flower_records import (
@@ -34,6 +35,32 @@ R = TypeVar("R", bound=Record)
 log = logging.getLogger("leansplit")
 
 SETUP_ROUND = 0
+_SETTLED_S = 1.0  # SuperNodes register one by one; this long without a new one ends the wait
+
+
+def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
+    """Wait until enough SuperNodes are connected and no more come, and return their ids.
+
+    A run may start while nodes are still registering: what is there at first is not all.
+
+    Raises:
+        RunFailedError: if fewer than ``at_least`` connect within ``timeout_s`` seconds.
+    """
+    deadline = time.monotonic() + timeout_s
+    node_ids: list[int] = []
+    last_change = time.monotonic()
+    while True:
+        now = sorted(grid.get_node_ids())
+        if now != node_ids:
+            node_ids, last_change = now, time.monotonic()
+        if len(node_ids) >= max(1, at_least) and time.monotonic() - last_change >= _SETTLED_S:
+            return node_ids
+        if time.monotonic() > deadline:
+            raise RunFailedError(
+                f"only {len(node_ids)} of {max(1, at_least)} SuperNodes connected within "
+                f"{timeout_s:.0f} s; start more, or lower the cohort"
+            )
+        time.sleep(0.05)
 
 
 @dataclass(frozen=True)
@@ -105,11 +132,27 @@ class Federation:
             reasons += unpack_failures(reply.content).values()
             for client_id, answer in unpack(reply.content).items():
                 report = decode_as(answer, SetupReply)
+                self._check_report(client_id, reply.metadata.src_node_id, report)
                 self._node_of_client[client_id] = reply.metadata.src_node_id
                 self.num_samples[client_id] = report.num_samples
                 self.label_counts[client_id] = report.label_counts
                 self.grid.ledger.record(SETUP_ROUND, client_id, "downlink", price(blob))
         return reasons
+
+    def _check_report(self, client_id: int, node_id: int, report: SetupReply) -> None:
+        """Refuse a client that could only make the run wrong."""
+        if self._node_of_client.get(client_id, node_id) != node_id:
+            raise RunFailedError(
+                f"two SuperNodes say that they host client {client_id}; give each its own "
+                "partition-id"
+            )
+        if report.num_samples < 1:
+            raise RunFailedError(f"client {client_id} has no samples; give it some or leave it out")
+        if report.fixed_checksum != self.plan.fixed_checksum:
+            raise RunFailedError(
+                f"client {client_id} builds a model whose frozen parameters or buffers differ from "
+                "the server's; load the same checkpoint on both sides"
+            )
 
     def _wait_for_nodes(self, num_nodes: int) -> list[int]:
         deadline = time.monotonic() + self.timeout_s

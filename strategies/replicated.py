@@ -83,6 +83,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
             refills: dict[int, Record] = {}
             resyncs: dict[int, Record] = {}
             for m, reply in records.items():
+                if m in failures:
+                    continue  # it was asked again and did not answer
                 if isinstance(reply, BehindReply):
                     # Another worker may answer the second time: then send the whole log.
                     version = reply.version if attempt == 0 else NEVER

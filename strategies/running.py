@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 
 from leansplit.errors import RunFailedError, UserError
-from leansplit.strategies.federation import Federation
+from leansplit.strategies.federation import Federation, connected_nodes
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
 
@@ -170,12 +170,16 @@ class RunningStrategy(Strategy):
             UserError: if the settings do not fit the federation.
             RunFailedError: if the run cannot go on; what was measured so far stays available.
         """
+        self._forget_last_run()
         observed = self._grid = ObservedGrid(grid, self.ledger)
         self._num_rounds = num_rounds
         arrays = self.begin(initial_arrays)
-        num_clients = self.deployment.num_clients or (
-            len(list(grid.get_node_ids())) * self.deployment.clients_per_node
-        )
+        num_clients = self.deployment.num_clients
+        if num_clients is None:
+            per_node = self.deployment.clients_per_node
+            num_nodes = len(connected_nodes(grid, 1, self.deployment.exchange_timeout_s))
+            num_clients = num_nodes * per_node
+            log.info("%d clients on %d connected SuperNodes", num_clients, num_nodes)
         plan = self.client_plan(secrets.token_hex(8), num_clients)
         self._federation = Federation(
             observed, plan, min(timeout, self.deployment.exchange_timeout_s)
@@ -204,6 +208,13 @@ class RunningStrategy(Strategy):
         self.end()
         result.arrays = self.arrays()
         return result
+
+    def _forget_last_run(self) -> None:
+        self.ledger = Ledger()
+        self.events = {}
+        self.samples_seen = 0
+        self.rounds_completed = 0
+        self._num_empty_rounds = 0
 
     def is_evaluated(self, round: int) -> bool:
         """Say whether the model is evaluated after ``round`` (0 = before the first)."""

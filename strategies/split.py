@@ -14,7 +14,7 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig, OptimizerConfig, build_optimizer
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
-from leansplit.parameters import trainable_parameters
+from leansplit.parameters import checksum, fixed_state, trainable_parameters
 from leansplit.strategies.running import RunningStrategy, log
 from leansplit.wire import ClientPlan, SmashedDataReply
 
@@ -81,6 +81,7 @@ class SplitStrategy(RunningStrategy, Generic[C]):
             replica_storage=self.deployment.replica_storage,
             num_threads=self.deployment.num_threads,
             workload=self.deployment.workload,
+            fixed_checksum=checksum(fixed_state(self.model.client_model)),
         )
 
     def server_optimizer(self, config: OptimizerConfig, round: int) -> torch.optim.Optimizer | None:

@@ -38,6 +38,11 @@ class SplitFedV1(SplitFed):
         self._start = self._server_parameters()
         return arrays
 
+    def arrays(self) -> ArrayRecord:
+        """Return the global model: the average, never the replica that was served last."""
+        load_parameters_(self.model.server_model, self._start)
+        return super().arrays()
+
     def _server_parameters(self) -> ParameterDict:
         parameters = trainable_parameters(self.model.server_model)
         return {name: value.clone() for name, value in parameters.items()}
@@ -76,5 +81,4 @@ class SplitFedV1(SplitFed):
         shares = list(weights.values())
         self._start = weighted_mean([parameters for parameters, _ in replicas], shares)
         self._moments = weighted_mean([moments for _, moments in replicas], shares)
-        self._replicas = {}
         load_parameters_(self.model.server_model, self._start)

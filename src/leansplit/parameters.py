@@ -62,6 +62,12 @@ def trainable_parameters(model: nn.Module) -> ParameterDict:
     }
 
 
+def fixed_state(model: nn.Module) -> ParameterDict:
+    """Return what training never moves and nobody sends: frozen parameters and buffers."""
+    trained = trainable_parameters(model)
+    return {name: value for name, value in model.state_dict().items() if name not in trained}
+
+
 def load_parameters_(model: nn.Module, parameters: Mapping[str, Tensor]) -> None:
     """Copy ``parameters`` into the parameters of ``model`` that have these names."""
     own = dict(model.named_parameters())

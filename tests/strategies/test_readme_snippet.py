@@ -19,15 +19,13 @@ def plug_in_snippet() -> str:
 
 def test_snippet_is_about_twenty_lines():
     lines = [line for line in plug_in_snippet().splitlines() if line.strip()]
-    assert len(lines) <= 32
+    assert len(lines) <= 36
 
 
 @pytest.mark.ray
 def test_snippet_runs(tmp_path):
     script = tmp_path / "my_app.py"
-    script.write_text(
-        plug_in_snippet() + "\nprint('CHECK', sorted(result.evaluate_metrics_serverapp))\n"
-    )
+    script.write_text(plug_in_snippet())
     done = subprocess.run(
         [sys.executable, str(script)],
         capture_output=True,
@@ -38,4 +36,4 @@ def test_snippet_runs(tmp_path):
         env={**os.environ, "OMP_NUM_THREADS": "1"},  # spinning threads starve a busy machine
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "CHECK" in done.stdout
+    assert "accuracy by round: {0:" in done.stdout and "30:" in done.stdout

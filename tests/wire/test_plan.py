@@ -63,6 +63,8 @@ def test_every_field_changes_the_digest():
         "zeroth_order": ZerothOrderConfig(num_perturbations=8, direction="sphere"),
         "replica_storage": "worker",
         "num_threads": 1,
+        "is_whole_model": True,
+        "fixed_checksum": "0123456789abcdef",
         "workload": {},
     }
     assert changes.keys() == {field.name for field in dataclasses.fields(ClientPlan)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
 
 from leansplit.errors import UserError
 from leansplit.models.resnet import FrozenBatchNorm2d
@@ -21,7 +21,7 @@ def refuse_batch_statistics(model: nn.Module, method: str) -> None:
     for name, module in model.named_modules():
         if isinstance(module, FrozenBatchNorm2d):
             continue  # its statistics never move
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
+        if isinstance(module, _NormBase) and module.track_running_stats:
             raise UserError(
                 f"{method} averages parameters, but layer {name!r} ({type(module).__name__}) also "
                 "keeps running statistics; use group normalisation or frozen statistics "

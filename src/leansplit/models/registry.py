@@ -107,7 +107,10 @@ def build_model(
     # The CPU generator alone: torch.manual_seed would reseed accelerators, which are not restored.
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
-        return spec.builder(tuple(input_shape), num_classes, **given)
+        try:
+            return spec.builder(tuple(input_shape), num_classes, **given)
+        except TypeError as error:
+            raise UserError(f"model {name!r} cannot take {given}: {error}") from error
 
 
 register_model(

@@ -116,4 +116,7 @@ def load_task(name: str, **options: object) -> Task:
             raise UserError(
                 f"task {name!r} has no option {option!r}; {did_you_mean(option, spec.options)}"
             )
-    return spec.builder(**{**spec.options, **options})
+    try:
+        return spec.builder(**{**spec.options, **options})
+    except TypeError as error:
+        raise UserError(f"task {name!r} cannot take {options}: {error}") from error

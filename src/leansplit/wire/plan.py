@@ -35,6 +35,10 @@ class ClientPlan:
     ``worker``: one replica per worker process serves all its clients (simulation only)."""
     num_threads: int = 0
     """Torch threads of a client's computation; 0 leaves them as they are."""
+    is_whole_model: bool = False
+    """Whether clients train the whole model and not only the layers below the cut."""
+    fixed_checksum: str = ""
+    """Of the frozen parameters and buffers that the client's model must have."""
     workload: dict[str, Any] = field(default_factory=dict)
     """Passed to the app's workload provider, such as task, model and partition."""
 

@@ -45,6 +45,8 @@ class SetupReply(Record):
     num_samples: int
     label_counts: list[int]
     """Samples of each label; empty if labels are not class indices."""
+    fixed_checksum: str = ""
+    """Of the frozen parameters and buffers of the client's model."""
 
 
 @dataclass(frozen=True, kw_only=True)
