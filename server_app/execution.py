@@ -107,10 +107,13 @@ class Recorder:
         outcome.samples_seen, outcome.rounds_completed = report.samples_seen, report.round
         self._train_loss = report.train_loss
         self._show_progress()
-        if self._stop.is_set():
+        is_spent = 0 < config.samples <= report.samples_seen
+        if self._stop.is_set() and not is_spent and report.round < config.rounds:
             outcome.status = "interrupted"
-            return False
-        return not 0 < config.samples <= report.samples_seen
+        elif not is_spent:
+            return True
+        self.evaluate(report.round, self._strategy.arrays())  # the loop ends here and will not
+        return False
 
     def evaluate(self, round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate the global model and add a row."""
@@ -134,12 +137,6 @@ class Recorder:
         )
         self._show_progress()
         return MetricRecord({"accuracy": accuracy, "loss": loss})
-
-    def finish(self) -> None:
-        """Evaluate the last round if the run ended between two evaluations."""
-        done = self._outcome.rounds_completed
-        if self._outcome.rounds and self._outcome.rounds[-1]["round"] != done:
-            self.evaluate(done, self._strategy.arrays())
 
     def _show_progress(self) -> None:
         if self._on_progress is None:
@@ -214,7 +211,6 @@ def execute(
             num_rounds=config.rounds,
             evaluate_fn=recorder.evaluate,
         )
-        recorder.finish()
     except UserError:
         raise
     except RunFailedError as error:
