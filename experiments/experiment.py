@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
-from leansplit.server_app.config import RunConfig, run_config
+from leansplit.server_app.config import RunConfig, flatten, run_config
 from leansplit.server_app.methods import METHODS, is_used
 
 _KEYS = ("title", "learning_rates", "seeds", "target_accuracy", "shared", "methods")
@@ -133,19 +133,8 @@ def _row(
     if method not in METHODS:
         raise UserError(f"unknown method {method!r} in {path}; {did_you_mean(method, METHODS)}")
     label = str(settings.pop("label", METHODS[method].title))
-    common = {**_flat(shared), **overrides}  # a method takes what it uses of what is for all
+    common = {**flatten(shared), **overrides}  # a method takes what it uses of what is for all
     used = {key: value for key, value in common.items() if is_used(method, key)}
     simulation = {"replica_storage": "worker"}
     winning = {key: value for key, value in used.items() if key in overrides}
-    return label, method, {**simulation, **used, **_flat(settings), **winning}
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Dotted keys, so that a method's ``client.lr`` replaces only that key of a shared table."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
+    return label, method, {**simulation, **used, **flatten(settings), **winning}

@@ -171,7 +171,7 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
     from leansplit.server_app.methods import METHODS, is_used
 
     require_choice("method", method, METHODS)
-    flat = _flatten(settings)
+    flat = flatten(settings)
     flat.setdefault("client.lifetime", METHODS[method].client_lifetime)
     flat.setdefault("server.lifetime", METHODS[method].server_lifetime)
     values: dict[str, Any] = {"method": method}
@@ -198,11 +198,12 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**values)
 
 
-def _flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings under dotted keys, so that ``client.lr`` replaces only that key."""
     flat: dict[str, Any] = {}
     for key, value in settings.items():
         if isinstance(value, Mapping):
-            flat |= _flatten(value, f"{prefix}{key}.")
+            flat |= flatten(value, f"{prefix}{key}.")
         else:
             flat[f"{prefix}{key}"] = value
     return flat
