@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from leansplit.clients import fedavg, frozen, ho_sfl, splitfed
+from leansplit.clients import fedavg, frozen, ho_sfl, replicas, splitfed
+from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
@@ -17,32 +17,12 @@ from leansplit.federated import ClientData
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum, fixed_state
+from leansplit.plugins import load_plugins
 from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
-from leansplit.wire import (
-    BackwardRequest,
-    ClientPlan,
-    ForwardRequest,
-    ProbeRequest,
-    Record,
-    SetupReply,
-    SetupRequest,
-    SyncRequest,
-    TrainForwardRequest,
-    decode_as,
-    encode,
-)
+from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
 
-Handler = Callable[[Session, Any], Record]
-
-HANDLERS: dict[str, tuple[type[Record], Handler]] = {
-    "ho_sfl_forward": (ForwardRequest, ho_sfl.forward),
-    "ho_sfl_probe": (ProbeRequest, ho_sfl.answer_probe),
-    "ho_sfl_sync": (SyncRequest, ho_sfl.synchronise),
-    "frozen_forward": (ForwardRequest, frozen.forward),
-    "splitfed_forward": (TrainForwardRequest, splitfed.forward),
-    "splitfed_backward": (BackwardRequest, splitfed.backward),
-}
-"""Action -> the record it takes and the function that answers it."""
+for _module in (frozen, ho_sfl, replicas, splitfed):
+    register_handlers(_module.HANDLERS)
 
 
 def client_app(provider: Provider) -> ClientApp:
@@ -88,7 +68,7 @@ def client_app(provider: Provider) -> ClientApp:
                     failures[client_id] = f"{type(error).__name__}: {error}"
             return Message(pack(replies, failures), reply_to=message)
 
-    for action, (request_type, handler) in HANDLERS.items():
+    for action, (request_type, handler) in registered_handlers().items():
         register(action, request_type, handler)
 
     @app.train()
@@ -139,4 +119,10 @@ def _report(worker: Worker, client_id: int, fixed_checksum: str) -> SetupReply:
     return SetupReply(num_samples=len(labels), label_counts=counts, fixed_checksum=fixed_checksum)
 
 
-app = client_app(provide_task_workload)
+def task_client_app() -> ClientApp:
+    """Return the ClientApp of leansplit's own runs, with the actions of all plugins loaded."""
+    load_plugins()
+    return client_app(provide_task_workload)
+
+
+app = task_client_app()

@@ -5,7 +5,12 @@ from __future__ import annotations
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
 from leansplit.clients.session import Session
-from leansplit.federated import build_optimizer, load_optimizer_state_, optimizer_state
+from leansplit.federated import (
+    FedAvgConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+)
 from leansplit.first_order import local_step
 from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, trainable_parameters
@@ -18,15 +23,14 @@ def train(session: Session, content: RecordDict) -> RecordDict:
     arrays = next(iter(content.array_records.values()))
     config = next(iter(content.config_records.values()))
     round = int(str(config["server-round"]))
-    plan = session.plan
-    assert plan.client_optimizer is not None
+    method = session.config(FedAvgConfig)
     model = session.worker.workload.model.full_model
     load_parameters_(model, arrays.to_torch_state_dict())
-    optimizer = build_optimizer(plan.client_optimizer, model.parameters())
-    if plan.client_optimizer.lifetime == "run":
+    optimizer = build_optimizer(method.client_optimizer, model.parameters())
+    if method.client_optimizer.lifetime == "run":
         load_optimizer_state_(optimizer, session.memory.load(_MOMENTS) or {})
     num_samples, loss_sum = 0, 0.0
-    for h in range(plan.local_steps):
+    for h in range(method.local_steps):
         inputs, labels = session.batch(round, h)
         loss = local_step(
             model,
@@ -34,11 +38,11 @@ def train(session: Session, content: RecordDict) -> RecordDict:
             optimizer,
             inputs,
             labels,
-            dropout_seed=client_dropout_seed(plan.root_seed, round, session.client_id, h),
+            dropout_seed=client_dropout_seed(method.root_seed, round, session.client_id, h),
         )
         num_samples += len(labels)
         loss_sum += loss * len(labels)
-    if plan.client_optimizer.lifetime == "run":
+    if method.client_optimizer.lifetime == "run":
         session.memory.save(_MOMENTS, optimizer_state(optimizer))
     return RecordDict(
         {

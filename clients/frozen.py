@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import up_to_date
 from leansplit.clients.session import Session
 from leansplit.wire import BehindReply, ForwardRequest, SmashedDataReply
@@ -16,3 +17,8 @@ def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | Beh
     inputs, labels = session.batch(request.round)
     smashed = forward_only(session.client_model.eval(), replica.parameters, inputs)
     return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
+
+
+HANDLERS: HandlerTable = {
+    "frozen_forward": (ForwardRequest, forward),
+}

@@ -5,16 +5,16 @@ Nothing here differentiates: every pass runs under inference mode.
 
 from __future__ import annotations
 
+from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
+from leansplit.federated import HOSFLConfig
 from leansplit.wire import (
     BehindReply,
     ForwardRequest,
     ProbeReply,
     ProbeRequest,
     SmashedDataReply,
-    SyncReply,
-    SyncRequest,
 )
 from leansplit.zeroth_order import SurrogateObjective, forward_only, probe
 
@@ -44,9 +44,8 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
     if isinstance(replica, BehindReply):
         return replica
     stored = session.memory.load(_ANCHOR)
-    config = session.plan.zeroth_order
     is_this_round = session.memory.noted(_ANCHOR_ROUND, 0) == request.round
-    if stored is None or config is None or not is_this_round:
+    if stored is None or not is_this_round:
         raise ValueError(f"probe of round {request.round} came without a forward request")
     inputs, _ = session.batch(request.round)
     differences = probe(
@@ -54,7 +53,7 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
         replica.spec,
         replica.vector,
         request.seeds.tolist(),
-        config,
+        session.config(HOSFLConfig).zeroth_order,
         anchor=stored["smashed_data"],
     )
     session.memory.forget(_ANCHOR)
@@ -62,9 +61,7 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
     return ProbeReply(scalars=differences.float())
 
 
-def synchronise(session: Session, request: SyncRequest) -> SyncReply | BehindReply:
-    """Step 7 after the last round: take the updates that are still missing."""
-    replica = up_to_date(session, request)
-    if isinstance(replica, BehindReply):
-        return replica
-    return SyncReply(version=replica.version, checksum=replica.checksum)
+HANDLERS: HandlerTable = {
+    "ho_sfl_forward": (ForwardRequest, forward),
+    "ho_sfl_probe": (ProbeRequest, answer_probe),
+}

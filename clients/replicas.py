@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import torch
 
+from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
-from leansplit.federated import NEVER, OptimizerConfig, Replica
-from leansplit.wire import BehindReply, CatchUpRequest
+from leansplit.federated import NEVER, OptimizerConfig, Replica, ReplicatedConfig
+from leansplit.wire import BehindReply, CatchUpRequest, SyncReply, SyncRequest
 from leansplit.zeroth_order import ZerothOrderConfig
 
 _REPLICA = "replica"
@@ -45,12 +46,19 @@ def up_to_date(session: Session, request: CatchUpRequest) -> Replica | BehindRep
     return held
 
 
+def synchronise(session: Session, request: SyncRequest) -> SyncReply | BehindReply:
+    """Take the updates that are still missing."""
+    replica = up_to_date(session, request)
+    if isinstance(replica, BehindReply):
+        return replica
+    return SyncReply(version=replica.version, checksum=replica.checksum)
+
+
 def _configs(session: Session) -> tuple[OptimizerConfig, ZerothOrderConfig]:
-    # A frozen client's replica never moves, so its plan names no optimizer.
-    return (
-        session.plan.client_optimizer or OptimizerConfig(),
-        session.plan.zeroth_order or ZerothOrderConfig(),
-    )
+    config = session.plan.config
+    if isinstance(config, ReplicatedConfig):
+        return config.client_optimizer, config.zeroth_order
+    return OptimizerConfig(), ZerothOrderConfig()  # a frozen client's replica never moves
 
 
 def _load(session: Session, version: int) -> Replica | None:
@@ -81,3 +89,6 @@ def _seeds_of(session: Session, round: int) -> tuple[int, ...] | None:
     if stored is None or session.memory.noted(_SEED_ROUND, NEVER) != round:
         return None
     return tuple(stored["seeds"].tolist())
+
+
+HANDLERS: HandlerTable = {"synchronise": (SyncRequest, synchronise)}

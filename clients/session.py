@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypeVar
 
 from torch import Tensor, nn
 
 from leansplit.clients.memory import ClientMemory
 from leansplit.clients.workload import Worker
-from leansplit.federated import ClientData, take_batch
+from leansplit.federated import ClientData, MethodConfig, take_batch
 from leansplit.first_order import Loss
 from leansplit.wire import ClientPlan
+
+C = TypeVar("C", bound=MethodConfig)
 
 
 @dataclass(frozen=True)
@@ -21,6 +24,16 @@ class Session:
     plan: ClientPlan
     worker: Worker
     memory: ClientMemory
+
+    def config(self, kind: type[C]) -> C:
+        """Return the method's settings.
+
+        Raises:
+            TypeError: if the plan is of another method.
+        """
+        if not isinstance(self.plan.config, kind):
+            raise TypeError(f"the plan is of {self.plan.method}, which has no {kind.__name__}")
+        return self.plan.config
 
     @property
     def data(self) -> ClientData:
@@ -49,9 +62,9 @@ class Session:
         """Return the (inputs, labels) of one step."""
         return take_batch(
             self.data,
-            self.plan.root_seed,
+            self.plan.config.root_seed,
             round,
             self.client_id,
             local_step,
-            batch_size=self.plan.batch_size,
+            batch_size=self.plan.config.batch_size,
         )

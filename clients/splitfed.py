@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
 from leansplit.federated import (
     OptimizerConfig,
+    SplitFedConfig,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
@@ -66,11 +68,15 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
 
 def _forward(session: Session, round: int, local_step: int) -> tuple[Tensor, Tensor]:
     inputs, labels = session.batch(round, local_step)
-    seed = client_dropout_seed(session.plan.root_seed, round, session.client_id, local_step)
+    seed = client_dropout_seed(session.plan.config.root_seed, round, session.client_id, local_step)
     return train_forward(session.client_model, inputs, dropout_seed=seed), labels
 
 
 def _optimizer_config(session: Session) -> OptimizerConfig:
-    config = session.plan.client_optimizer
-    assert config is not None
-    return config
+    return session.config(SplitFedConfig).client_optimizer
+
+
+HANDLERS: HandlerTable = {
+    "splitfed_forward": (TrainForwardRequest, forward),
+    "splitfed_backward": (BackwardRequest, backward),
+}

@@ -28,6 +28,23 @@ cli = typer.Typer(
 )
 
 
+@cli.callback()
+def before_any_command(
+    plugin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="FILE|MODULE", help="Load methods of your own; see docs/extending.md."
+        ),
+    ] = None,
+) -> None:
+    """Hybrid-order split federated learning: clients that never run backpropagation."""
+    from leansplit.plugins import load_plugin, load_plugins
+
+    load_plugins()
+    for name in plugin or []:
+        load_plugin(name)
+
+
 def _settings(assignments: list[str] | None) -> dict[str, Any]:
     """Read ``key=value`` settings."""
     settings: dict[str, Any] = {}
@@ -182,12 +199,16 @@ def tasks() -> None:
 
 
 @cli.command()
-def keys() -> None:
+def keys(
+    method: Annotated[
+        str | None, typer.Argument(help="Only the keys of this method, with its own defaults.")
+    ] = None,
+) -> None:
     """List every key that --set and experiment files take, with defaults and meaning."""
     from leansplit.experiments.key_reference import key_rows
 
     table = Table("key", "default", "meaning")
-    for row in key_rows():
+    for row in key_rows(method):
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
 

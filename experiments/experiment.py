@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
+from leansplit.plugins import load_plugin
 from leansplit.server_app.config import RunConfig, flatten, run_config
 from leansplit.server_app.methods import METHODS, is_used
 
-_KEYS = ("title", "learning_rates", "seeds", "target_accuracy", "shared", "methods")
+_KEYS = (
+    "title",
+    "learning_rates",
+    "seeds",
+    "target_accuracy",
+    "plugins",
+    "shared",
+    "methods",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +88,8 @@ def load_experiment(
     Args:
         path: TOML with ``shared`` (run keys), ``methods`` (a list of tables with ``method``, an
             optional ``label``, and run keys), ``seeds``, and optionally ``title``,
-            ``learning_rates`` and ``target_accuracy``.
+            ``learning_rates``, ``target_accuracy`` and ``plugins`` (files relative to this one, or
+            module names; see :mod:`leansplit.plugins`).
         seeds: in place of the file's.
         overrides: run keys that win over the file's.
 
@@ -93,6 +103,9 @@ def load_experiment(
     for key in content:
         if key not in _KEYS:
             raise UserError(f"unknown key {key!r} in {path}; {did_you_mean(key, _KEYS)}")
+    for plugin in content.get("plugins", []):
+        is_file = str(plugin).endswith(".py")
+        load_plugin(str(path.parent / plugin) if is_file else str(plugin))
     everywhere = [content.get("shared", {}), overrides or {}, *content.get("methods", [])]
     if any(isinstance(part, Mapping) and "seed" in part for part in everywhere):
         raise UserError("an experiment has `seeds` (or --seeds), not `seed`")

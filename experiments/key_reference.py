@@ -6,34 +6,64 @@ import ast
 import dataclasses
 import inspect
 import textwrap
+from collections.abc import Mapping
 from typing import Any
 
+from leansplit.errors import require_choice
 from leansplit.federated import OptimizerConfig
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.zeroth_order import ZerothOrderConfig
 
-_SECTIONS: dict[str, type[Any]] = {
+_SECTION_TYPES: dict[str, type[Any]] = {
     "client": OptimizerConfig,
     "server": OptimizerConfig,
     "probe": ZerothOrderConfig,
 }
 
 
-def key_rows() -> list[tuple[str, str, str]]:
-    """Return (key, default, meaning) for every key of a run."""
+def key_rows(method: str | None = None) -> list[tuple[str, str, str]]:
+    """Return (key, default, meaning) for the keys of all runs, or those that ``method`` takes.
+
+    Raises:
+        UserError: if there is no such method.
+    """
+    if method is None:
+        return _shared_rows(_SECTION_TYPES)
+    spec = METHODS[require_choice("method", method, METHODS)]
+    used = {name: spec.default(SECTIONS[name]) for name in SECTIONS if is_used(method, name)}
+    rows = _shared_rows(used)
+    defaults = {name: spec.default(name) for name in spec.options}
+    meanings = {k: v for base in spec.config_type.__mro__ for k, v in _field_docs(base).items()}
+    for name, default in defaults.items():
+        if dataclasses.is_dataclass(default):
+            rows += [(f"{name}.{key}", d, doc) for key, d, doc in _fields(default)]
+        else:
+            rows.append((name, str(default), meanings.get(name, "")))
+    return rows
+
+
+def _shared_rows(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     rows: list[tuple[str, str, str]] = []
     for name, default, meaning in _fields(RunConfig):
-        if name in _SECTIONS:
-            rows += [(f"{name}.{key}", d, doc) for key, d, doc in _fields(_SECTIONS[name])]
-        elif name != "method":
+        if name in sections:
+            rows += [(f"{name}.{key}", d, doc) for key, d, doc in _fields(sections[name])]
+        elif name not in (*_SECTION_TYPES, "method", "options"):
             rows.append((name, default, meaning))
     return rows
 
 
-def _fields(config: type[Any]) -> list[tuple[str, str, str]]:
-    meanings = _field_docs(config)
+def _fields(config: Any) -> list[tuple[str, str, str]]:
+    """Return (field, default, meaning) of a dataclass or of one of its instances."""
+    kind = config if isinstance(config, type) else type(config)
+    meanings = _field_docs(kind)
     return [
-        (field.name, _default(field), meanings.get(field.name, ""))
+        (
+            field.name,
+            _default(field) if kind is config else str(getattr(config, field.name)),
+            meanings.get(field.name, ""),
+        )
         for field in dataclasses.fields(config)
     ]
 
@@ -48,6 +78,8 @@ def _default(field: dataclasses.Field[Any]) -> str:
 
 def _field_docs(config: type[Any]) -> dict[str, str]:
     """Return the sentence that stands under each field of a dataclass."""
+    if not dataclasses.is_dataclass(config):
+        return {}
     [tree] = ast.parse(textwrap.dedent(inspect.getsource(config))).body
     assert isinstance(tree, ast.ClassDef)
     docs: dict[str, str] = {}

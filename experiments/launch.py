@@ -41,12 +41,12 @@ def launch(config: RunConfig, *, on_progress: Callable[[Progress], None] | None 
 def _in_process(
     config: RunConfig, stop: threading.Event, on_progress: Callable[[Progress], None] | None
 ) -> Outcome:
-    from leansplit.clients.app import app
+    from leansplit.clients.app import task_client_app
     from leansplit.strategies.in_process_grid import InProcessGrid
 
     num_nodes = -(-config.clients // config.clients_per_node)
     with quiet():
-        grid = InProcessGrid(app, num_nodes)
+        grid = InProcessGrid(task_client_app(), num_nodes)
         return execute(config, grid, stop=stop, on_progress=on_progress)
 
 
@@ -55,7 +55,7 @@ def _on_ray(
 ) -> Outcome:
     from flwr.simulation import run_simulation
 
-    from leansplit.clients.app import app
+    from leansplit.clients.app import task_client_app
     from leansplit.server_app.app import server_app
 
     outcomes: list[Outcome] = []
@@ -76,7 +76,7 @@ def _on_ray(
         try:
             run_simulation(
                 server_app=server_app(config, run),
-                client_app=app,
+                client_app=task_client_app(),
                 num_supernodes=-(-config.clients // config.clients_per_node),
                 backend_config={
                     "init_args": {

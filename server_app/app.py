@@ -10,6 +10,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from leansplit.errors import RunFailedError, UserError
+from leansplit.plugins import load_plugins
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import Outcome, execute
 from leansplit.server_app.methods import METHODS, is_used
@@ -68,4 +69,5 @@ def _from_flower(context: Context, grid: Grid) -> RunConfig:
 
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
+load_plugins()
 app = server_app()

@@ -12,9 +12,10 @@ from pydantic import TypeAdapter, ValidationError
 
 from leansplit.clients.partition import PartitionConfig, PartitionKind
 from leansplit.errors import UserError, did_you_mean, require_choice, require_positive
-from leansplit.federated import OptimizerConfig
-from leansplit.federated.config import ClientOrder
+from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
 from leansplit.models import MODELS
+from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
@@ -49,10 +50,6 @@ class RunConfig:
     """Budget: the run ends with the first round that reaches it; 0 = no budget but the rounds."""
     batch_size: int = 8
     """Samples of a client's batch."""
-    local_steps: int = 1
-    """Batches of a client's round (sflv1, sflv2, fedavg)."""
-    client_order: ClientOrder = "interleaved"
-    """Order in which sflv2's server trains on batches when ``local_steps`` is above 1."""
     seed: int = 0
     """Root seed: initial weights, partition, cohorts, batches, perturbations."""
     partition: PartitionKind = "iid"
@@ -69,8 +66,9 @@ class RunConfig:
     """Optimizer of the server model: ``server.name``, ``server.lr``, …"""
     probe: ZerothOrderConfig = ZerothOrderConfig()
     """Zeroth-order estimate (ho-sfl): ``probe.num_perturbations``, …"""
-    paper_code_scaling: bool = False
-    """ho-sfl: scale the smashed gradient by 1/K as the authors' released code does."""
+    options: dict[str, Any] = field(default_factory=dict)
+    """The method's own settings by name, such as ``local_steps``; `leansplit keys METHOD` lists
+    them. In files and with ``--set`` they are keys like all others."""
     evaluate_every: int = 0
     """Rounds between evaluations; 0 = about twenty in the run."""
     evaluate_on: EvaluateOn = "test"
@@ -93,8 +91,6 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         """Check what can be checked without data."""
-        from leansplit.server_app.methods import METHODS
-
         require_choice("method", self.method, METHODS)
         require_choice("task", self.task, TASKS)
         model = self.model or default_model(self.task)
@@ -106,7 +102,6 @@ class RunConfig:
             "cohort",
             "rounds",
             "batch_size",
-            "local_steps",
             "evaluation_batch_size",
             "clients_per_node",
             "num_threads",
@@ -116,15 +111,29 @@ class RunConfig:
         for name, lowest in (("samples", 0), ("evaluate_every", 0), ("workers", -1)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        if self.cohort > self.clients:
-            raise UserError(
-                f"cohort of {self.cohort} cannot be drawn from {self.clients} clients; lower the "
-                "cohort or raise the number of clients"
-            )
+        require_cohort(self.cohort, self.clients)
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
         self.partition_config()
+        self.method_config()
+
+    def method_config(self) -> MethodConfig:
+        """Return the settings of the method.
+
+        Raises:
+            UserError: if a setting is not allowed, or the method has no such option.
+        """
+        spec = METHODS[self.method]
+        for option in self.options:
+            if option not in spec.options:
+                hint = did_you_mean(option, spec.options)
+                raise UserError(f"{self.method} has no option {option!r}; {hint}")
+        given = {field: getattr(self, key) for key, field in SHARED_FIELDS.items()}
+        given |= {
+            field: getattr(self, key) for key, field in SECTIONS.items() if field in spec.fields
+        }
+        return spec.config_type(**given, **self.options)
 
     def partition_config(self) -> PartitionConfig:
         """Return how the data are spread."""
@@ -162,40 +171,53 @@ class RunConfig:
 def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
     """Build a configuration from flat keys such as ``{"clients": 100, "client.lr": 0.1}``.
 
-    Nested mappings mean the same as dotted keys. Strings are read as the field's type. An
-    optimizer lifetime that is not given is the method's own default.
+    Nested mappings mean the same as dotted keys. Strings are read as the field's type. What is
+    not given is the method's own default.
 
     Raises:
         UserError: for a key that does not exist (with the nearest), or a value of a wrong type.
     """
-    from leansplit.server_app.methods import METHODS, is_used
-
     require_choice("method", method, METHODS)
-    flat = flatten(settings)
-    flat.setdefault("client.lifetime", METHODS[method].client_lifetime)
-    flat.setdefault("server.lifetime", METHODS[method].server_lifetime)
-    values: dict[str, Any] = {"method": method}
-    sections: dict[str, dict[str, Any]] = {}
-    for key, value in flat.items():
+    spec = METHODS[method]
+    keys = KEYS | option_keys(method)
+    values: dict[str, Any] = {"method": method, "options": {}}
+    sections: dict[str, dict[str, Any]] = {
+        name: {} for name, field in SECTIONS.items() if field in spec.fields
+    }
+    for key, value in flatten(settings).items():
         name, _, rest = key.partition(".")
         if name == "method" and value == method:
             continue
-        if not is_used(method, key) and not key.endswith(".lifetime"):
+        if not is_used(method, key):
             raise UserError(f"{method} does not use {key!r}; remove it")
         if name in FREE_SECTIONS and rest:
-            sections.setdefault(name, {})[rest] = _literal(value)
-        elif key in KEYS:
-            if rest:
-                sections.setdefault(name, {})[rest] = _typed(key, value)
-            else:
-                values[name] = _typed(key, value)
-        else:
-            known = [*KEYS, *(f"{section}.…" for section in FREE_SECTIONS)]
+            values.setdefault(name, {})[rest] = _literal(value)
+        elif key not in keys:
+            known = [*keys, *(f"{section}.…" for section in FREE_SECTIONS)]
             raise UserError(f"unknown key {key!r}; {did_you_mean(key, known)}")
+        elif rest:
+            sections.setdefault(name, {})[rest] = _typed(key, value, keys[key])
+        elif name in spec.options:
+            values["options"][name] = _typed(key, value, keys[key])
+        else:
+            values[name] = _typed(key, value, keys[key])
     for name, section in sections.items():
-        kind = _FIELD_TYPES[name]
-        values[name] = section if name in FREE_SECTIONS else kind(**section)
+        if name in SECTIONS:
+            values[name] = dataclasses.replace(spec.default(SECTIONS[name]), **section)
+        else:
+            values["options"][name] = dataclasses.replace(spec.default(name), **section)
     return RunConfig(**values)
+
+
+def option_keys(method: str) -> dict[str, TypeAdapter[Any]]:
+    """Return the keys of a method's own settings, with what reads their values."""
+    keys: dict[str, TypeAdapter[Any]] = {}
+    for name, kind in METHODS[method].options.items():
+        if dataclasses.is_dataclass(kind):
+            keys |= {f"{name}.{k}": TypeAdapter(t) for k, t in get_type_hints(kind).items()}
+        else:
+            keys[name] = TypeAdapter(kind)
+    return keys
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -219,8 +241,7 @@ def _literal(value: Any) -> Any:
         return value
 
 
-def _typed(key: str, value: Any) -> Any:
-    adapter = KEYS[key]
+def _typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
@@ -229,17 +250,16 @@ def _typed(key: str, value: Any) -> Any:
 
 
 _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
-_SECTIONS = ("client", "server", "probe")
 FREE_SECTIONS = ("task_options", "model_options")
 """Sections whose keys belong to the task or model, which checks them itself."""
 
 KEYS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(kind)
     for name, kind in _FIELD_TYPES.items()
-    if name not in (*_SECTIONS, *FREE_SECTIONS, "method")
+    if name not in (*SECTIONS, *FREE_SECTIONS, "method", "options")
 } | {
     f"{section}.{name}": TypeAdapter(kind)
-    for section in _SECTIONS
+    for section in SECTIONS
     for name, kind in get_type_hints(_FIELD_TYPES[section]).items()
 }
-"""Every key that may be set, with what reads its values."""
+"""The keys that all methods share, with what reads their values; see also :func:`option_keys`."""

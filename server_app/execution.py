@@ -189,7 +189,7 @@ def execute(
     strategy = method.strategy(
         model,
         task.loss,
-        method.config(config),
+        config.method_config(),
         deployment=Deployment(
             num_clients=config.clients,
             clients_per_node=config.clients_per_node,
@@ -234,7 +234,7 @@ def _measure_client(config: RunConfig, task: Task, model: SplitModel) -> ClientC
     step = METHODS[
         config.method
     ].client_step(
-        config,
+        config.method_config(),
         copy.deepcopy(model),
         task.loss,
         task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data

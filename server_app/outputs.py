@@ -31,7 +31,7 @@ def run_result(
     method = METHODS[config.method]
     versions, commit, hardware = collect_environment()
     accuracies = [row["accuracy"] for row in outcome.rounds]
-    forwards, backwards = method.client_passes(config)
+    forwards, backwards = method.client_passes(config.method_config())
     costs = outcome.client_costs
     return RunResult(
         method=config.method,
@@ -57,8 +57,8 @@ def run_result(
         traffic=outcome.ledger.by_kind(),
         uplink_bytes=outcome.ledger.total_bytes("uplink"),
         downlink_bytes=outcome.ledger.total_bytes("downlink"),
-        client_forwards=forwards * outcome.samples_seen,
-        client_backwards=backwards * outcome.samples_seen,
+        client_forwards=round(forwards * outcome.samples_seen),
+        client_backwards=round(backwards * outcome.samples_seen),
         client_step_flops=costs.flops if costs else None,
         client_peak_memory_bytes=costs.peak_memory_bytes if costs else None,
         final_model_checksum=outcome.final_model_checksum or None,

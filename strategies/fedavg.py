@@ -15,18 +15,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from leansplit.errors import UserError
-from leansplit.federated import FedAvgConfig, sample_cohort
+from leansplit.federated import FedAvgConfig
 from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import (
-    checksum,
-    fixed_state,
     load_parameters_,
-    trainable_parameters,
 )
 from leansplit.strategies.running import RunningStrategy
 from leansplit.strategies.split import require_finite
-from leansplit.wire import ClientPlan
 
 NUM_SAMPLES = "num-examples"  # Flower's own name for the weighting metric
 TRAIN_LOSS = "train-loss"
@@ -42,6 +38,7 @@ class FedAvg(RunningStrategy, flower.FedAvg):
     """
 
     method = "fedavg"
+    is_whole_model = True
 
     def __init__(self, model: SplitModel, config: FedAvgConfig, **options: Any) -> None:
         super().__init__(
@@ -60,31 +57,6 @@ class FedAvg(RunningStrategy, flower.FedAvg):
         self.model = model
         self.config = config
 
-    def client_plan(self, run_id: str, num_clients: int) -> ClientPlan:
-        """Return what clients must know."""
-        if self.config.cohort_size > num_clients:
-            raise UserError(
-                f"cohort of {self.config.cohort_size} cannot be drawn from {num_clients} clients; "
-                f"choose a cohort between 1 and {num_clients}"
-            )
-        return ClientPlan(
-            run_id=run_id,
-            method=self.method,
-            num_clients=num_clients,
-            root_seed=self.config.root_seed,
-            batch_size=self.config.batch_size,
-            local_steps=self.config.local_steps,
-            client_optimizer=self.config.client_optimizer,
-            num_threads=self.deployment.num_threads,
-            workload=self.deployment.workload,
-            is_whole_model=True,
-            fixed_checksum=checksum(fixed_state(self.model.full_model)),
-        )
-
-    def initial_arrays(self) -> ArrayRecord:
-        """Return the model as it is now, under the full model's names."""
-        return ArrayRecord(self.model.full_state_dict())
-
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model; of it, only trainable parameters travel.
 
@@ -92,30 +64,20 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             UserError: if a layer keeps running batch statistics.
         """
         refuse_batch_statistics(self.model.full_model, self.method)
-        self.model.load_full_state_dict(initial_arrays.to_torch_state_dict())
-        return initial_arrays
-
-    def _trainable_arrays(self) -> ArrayRecord:
-        return ArrayRecord(dict(trainable_parameters(self.model.full_model)))
-
-    def arrays(self) -> ArrayRecord:
-        """Return the current global model under the full model's names."""
-        return ArrayRecord(self.model.full_state_dict())
+        return super().begin(initial_arrays)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample the cohort from the root seed and send it the model."""
-        self._cohort = sample_cohort(
-            self.config.root_seed,
-            server_round,
-            self.federation.population,
-            self.config.cohort_size,
-        )
+        self._cohort = self.sample_cohort(server_round)
         self.federation.revive(self._cohort)
         config["server-round"] = server_round
         content = RecordDict(
-            {self.arrayrecord_key: self._trainable_arrays(), self.configrecord_key: config}
+            {
+                self.arrayrecord_key: ArrayRecord(dict(self.client_weights())),
+                self.configrecord_key: config,
+            }
         )
         node_ids = [self.federation.node_of(m) for m in self._cohort]
         messages = list(self._construct_messages(content, node_ids, MessageType.TRAIN))

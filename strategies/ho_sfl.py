@@ -20,15 +20,12 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
-from flwr.serverapp import Grid
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from leansplit.federated import (
     HOSFLConfig,
-    Replica,
     Update,
     mean_scalars,
-    sample_cohort,
     sample_weights,
 )
 from leansplit.first_order import server_step
@@ -37,12 +34,9 @@ from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, require_finite, split_replies
 from leansplit.wire import (
     BehindReply,
-    ForwardRequest,
     ProbeReply,
     ProbeRequest,
     SmashedDataReply,
-    SyncReply,
-    SyncRequest,
 )
 
 
@@ -50,42 +44,13 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
     """Zeroth-order clients, first-order server, no model ever sent after the first round."""
 
     method = "ho-sfl"
-
-    def new_mirror(self) -> Replica:
-        """Return the replica that the server keeps in step with the clients'."""
-        return Replica(
-            self.client_weights(), self.config.client_optimizer, self.config.zeroth_order
-        )
-
-    def configure_train(
-        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
-    ) -> Iterable[Message]:
-        """Steps 1 to 3: sample the cohort, bring it up to date, ask for smashed data."""
-        self._cohort = sample_cohort(
-            self.config.root_seed,
-            server_round,
-            self.federation.population,
-            self.config.cohort_size,
-        )
-        requests = {
-            m: ForwardRequest(round=server_round, **self.attendance.catch_up(m))
-            for m in self._cohort
-        }
-        return self.federation.messages(requests, "ho_sfl_forward", server_round)
+    forward_action = "ho_sfl_forward"
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Steps 4 to 7: server step, lambda down, scalars up, mean, one shared update."""
-        forward = self.settle(
-            self.federation.collect(replies, self._cohort, (SmashedDataReply, BehindReply)),
-            lambda m, catch_up: ForwardRequest(round=server_round, **catch_up),
-            "ho_sfl_forward",
-            server_round,
-            SmashedDataReply,
-        )
-        for m in forward.records:
-            self.attendance.confirm(m)
+        forward = self.opened(replies, server_round, SmashedDataReply)
         if not forward.records:
             return self.finish_round(
                 server_round, num_samples=0, train_loss=None, num_replied=0,
@@ -160,24 +125,3 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
             num_replied=len(probes.records),
             failures=failures,
         )
-
-    def end(self) -> None:
-        """Bring everyone who ever took part up to date and compare checksums."""
-        round = self.rounds_completed + 1
-
-        def sync_request(m: int, catch_up: dict[str, Any]) -> SyncRequest:
-            return SyncRequest(round=round, **catch_up)
-
-        requests = {
-            m: sync_request(m, self.attendance.catch_up(m)) for m in self.attendance.participants
-        }
-        replies = self.settle(
-            self.federation.exchange(requests, "ho_sfl_sync", round, (SyncReply, BehindReply)),
-            sync_request,
-            "ho_sfl_sync",
-            round,
-            SyncReply,
-        )
-        self.count("unsynchronised_clients", len(replies.failures))
-        for m in replies.records:
-            self.attendance.confirm(m)

@@ -7,18 +7,26 @@ has reached, and mends replicas that are behind or differ.
 from __future__ import annotations
 
 import logging
-from abc import abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
-from flwr.app import ArrayRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
-from leansplit.federated import NEVER, Attendance, MethodConfig, Replica
+from leansplit.federated import (
+    NEVER,
+    Attendance,
+    MethodConfig,
+    OptimizerConfig,
+    Replica,
+    ReplicatedConfig,
+)
 from leansplit.parameters import load_parameters_
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy
-from leansplit.wire import BehindReply, Record
+from leansplit.wire import BehindReply, ForwardRequest, Record, SyncReply, SyncRequest
+from leansplit.zeroth_order import ZerothOrderConfig
 
 C = TypeVar("C", bound=MethodConfig)
 R = TypeVar("R", bound=Record)
@@ -36,9 +44,15 @@ class ReplicatedStrategy(SplitStrategy[C]):
         attendance: versions of all clients, and the log that brings them up to date.
     """
 
-    @abstractmethod
+    forward_action: str
+    """Action of the request that opens a round."""
+
     def new_mirror(self) -> Replica:
         """Return the replica that the server keeps in step with the clients'."""
+        config = self.config
+        if isinstance(config, ReplicatedConfig):
+            return Replica(self.client_weights(), config.client_optimizer, config.zeroth_order)
+        return Replica(self.client_weights(), OptimizerConfig(), ZerothOrderConfig())
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model; clients receive their half with their first request."""
@@ -51,8 +65,58 @@ class ReplicatedStrategy(SplitStrategy[C]):
 
     def arrays(self) -> ArrayRecord:
         """Return the current global model, the mirror's parameters included."""
-        load_parameters_(self.model.client_model, self.mirror.parameters)
+        load_parameters_(self.trained_module, self.mirror.parameters)
         return super().arrays()
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort, bring it up to date, and ask for what opens the round."""
+        self._cohort = self.sample_cohort(server_round)
+        requests = {
+            m: self.open_round(m, server_round, self.attendance.catch_up(m)) for m in self._cohort
+        }
+        return self.federation.messages(requests, self.forward_action, server_round)
+
+    def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> Record:
+        """Return the request that opens a client's round."""
+        return ForwardRequest(round=round, **catch_up)
+
+    def opened(self, replies: Iterable[Message], round: int, wanted: type[R]) -> Replies[R]:
+        """Return the settled answers to :meth:`open_round`; who answered is up to date."""
+        settled = self.settle(
+            self.federation.collect(replies, self._cohort, (wanted, BehindReply)),
+            lambda m, catch_up: self.open_round(m, round, catch_up),
+            self.forward_action,
+            round,
+            wanted,
+        )
+        for m in settled.records:
+            self.attendance.confirm(m)
+        return settled
+
+    def end(self) -> None:
+        """Bring everyone who ever took part up to date and compare checksums."""
+        if not len(self.attendance.log):
+            return
+        round = self.rounds_completed + 1
+
+        def sync_request(m: int, catch_up: dict[str, Any]) -> SyncRequest:
+            return SyncRequest(round=round, **catch_up)
+
+        requests = {
+            m: sync_request(m, self.attendance.catch_up(m)) for m in self.attendance.participants
+        }
+        replies = self.settle(
+            self.federation.exchange(requests, "synchronise", round, (SyncReply, BehindReply)),
+            sync_request,
+            "synchronise",
+            round,
+            SyncReply,
+        )
+        self.count("unsynchronised_clients", len(replies.failures))
+        for m in replies.records:
+            self.attendance.confirm(m)
 
     def settle(
         self,

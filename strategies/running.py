@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import secrets
-from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -15,8 +14,12 @@ from typing import Any, Protocol
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
+from torch import nn
 
 from leansplit.errors import RunFailedError, UserError
+from leansplit.federated import MethodConfig, require_cohort, sample_cohort
+from leansplit.models import SplitModel
+from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.federation import Federation, connected_nodes
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
@@ -100,6 +103,10 @@ class RunningStrategy(Strategy):
     """
 
     method: str
+    is_whole_model: bool = False
+    """Whether clients train the whole model and not only the layers below the cut."""
+    model: SplitModel
+    config: MethodConfig
 
     def __init__(
         self,
@@ -124,17 +131,53 @@ class RunningStrategy(Strategy):
         self._num_empty_rounds = 0
         self._federation: Federation | None = None
 
-    @abstractmethod
+    @property
+    def trained_module(self) -> nn.Module:
+        """The part of the model that clients hold."""
+        return self.model.full_model if self.is_whole_model else self.model.client_model
+
+    def client_weights(self) -> ParameterDict:
+        """Return the trainable parameters that clients hold; views, not copies."""
+        return trainable_parameters(self.trained_module)
+
     def client_plan(self, run_id: str, num_clients: int) -> ClientPlan:
-        """Return what clients must know."""
+        """Return what clients must know.
 
-    @abstractmethod
+        Raises:
+            UserError: if the cohort is larger than the population.
+        """
+        require_cohort(self.config.cohort_size, num_clients)
+        return ClientPlan(
+            run_id=run_id,
+            method=self.method,
+            config=self.config,
+            num_clients=num_clients,
+            clients_per_node=self.deployment.clients_per_node,
+            replica_storage=self.deployment.replica_storage,
+            num_threads=self.deployment.num_threads,
+            is_whole_model=self.is_whole_model,
+            fixed_checksum=checksum(fixed_state(self.trained_module)),
+            workload=self.deployment.workload,
+        )
+
+    def initial_arrays(self) -> ArrayRecord:
+        """Return the model as it is now, under the full model's names."""
+        return ArrayRecord(self.model.full_state_dict())
+
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
-        """Take the initial model; return the arrays that Flower's loop passes around."""
+        """Load the initial model; return the arrays that Flower's loop passes around."""
+        self.model.load_full_state_dict(initial_arrays.to_torch_state_dict())
+        return initial_arrays
 
-    @abstractmethod
     def arrays(self) -> ArrayRecord:
         """Return the current global model under the full model's names."""
+        return ArrayRecord(self.model.full_state_dict())
+
+    def sample_cohort(self, round: int) -> list[int]:
+        """Return the ids of the clients that take part in ``round``, ascending."""
+        return sample_cohort(
+            self.config.root_seed, round, self.federation.population, self.config.cohort_size
+        )
 
     def end(self) -> None:
         """Do what is left to do after the last round."""

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from leansplit.federated import (
     SplitFedConfig,
-    sample_cohort,
     sample_weights,
     service_order,
     weighted_mean,
@@ -63,11 +62,8 @@ class SplitFed(SplitStrategy[SplitFedConfig]):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample the cohort, send theta_c, ask for the first smashed data."""
-        seed = self.config.root_seed
-        cohort = sample_cohort(
-            seed, server_round, self.federation.population, self.config.cohort_size
-        )
-        self._order = service_order(seed, server_round, cohort)
+        cohort = self.sample_cohort(server_round)
+        self._order = service_order(self.config.root_seed, server_round, cohort)
         is_sequential = self.config.client_order == "sequential"
         self._turns = [[m] for m in self._order] if is_sequential else [cohort]
         self._round_weights = {k: v.clone() for k, v in self.client_weights().items()}

@@ -51,7 +51,7 @@ def configure() -> Callable[..., RunConfig]:
             "replica_storage": "context",
             **OPTIMIZERS[optimizer],
         }
-        if METHODS[method].client_order == "first":
+        if "local_steps" in METHODS[method].options:
             settings["local_steps"] = 2
         used = {key: value for key, value in settings.items() if is_used(method, key)}
         return run_config(method, used | overrides)
@@ -86,7 +86,7 @@ def reference_checksum() -> Callable[[RunConfig], str]:
         )
         method = METHODS[config.method]
         clients = [task.train.select(share) for share in shares]
-        method.reference(model, task.loss, clients, method.config(config), config.rounds)
+        method.reference(model, task.loss, clients, config.method_config(), config.rounds)
         return checksum(model.full_state_dict())
 
     return run

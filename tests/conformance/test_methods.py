@@ -13,8 +13,8 @@ from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.server_app.methods import METHODS, is_used
 
 ALL = list(METHODS)
-SPLIT = [name for name in ALL if name != "fedavg"]
-REPLICATED = ["ho-sfl", "frozen"]
+PACKED = [name for name, spec in METHODS.items() if not spec.one_client_per_node]
+FORWARD_ONLY = [name for name, spec in METHODS.items() if spec.client_order in {"zeroth", "none"}]
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "momentum", "adamw"])
@@ -46,7 +46,8 @@ def test_ho_sfl_equals_its_reference_with_every_estimator(
 def test_equals_its_reference_with_either_optimizer_lifetime(
     method, lifetime, configure, run_in_process, reference_checksum
 ):
-    lifetimes = {"client.lifetime": lifetime, "server.lifetime": lifetime}
+    keys = ("client.lifetime", "server.lifetime")
+    lifetimes = {key: lifetime for key in keys if is_used(method, key)}
     config = configure(method, "adamw", **lifetimes)
     assert run_in_process(config).final_model_checksum == reference_checksum(config)
 
@@ -78,7 +79,7 @@ def test_another_seed_gives_another_run(method, configure, run_in_process):
     assert first.final_model_checksum != second.final_model_checksum
 
 
-@pytest.mark.parametrize("method", SPLIT)
+@pytest.mark.parametrize("method", PACKED)
 def test_packing_and_storage_change_nothing(method, configure, run_in_process):
     plain = run_in_process(configure(method))
     packed = run_in_process(configure(method, clients_per_node=3, replica_storage="worker"))
@@ -108,7 +109,9 @@ def test_ledger_equals_the_closed_formulas(method, configure, run_in_process):
         set(sample_cohort(config.seed, t, range(config.clients), config.cohort))
         for t in range(1, config.rounds + 1)
     ]
-    expected = METHODS[method].traffic(config, shape, attendance, outcome.samples_seen)
+    expected = METHODS[method].traffic(
+        config.method_config(), shape, attendance, outcome.samples_seen
+    )
     measured = {
         (direction, kind): outcome.ledger.total_bytes(direction, kind)
         for direction in ("uplink", "downlink")
@@ -123,7 +126,7 @@ def test_ledger_equals_the_closed_formulas(method, configure, run_in_process):
 def test_samples_are_those_that_the_cohorts_hold(method, configure, run_in_process):
     config = configure(method)
     outcome = run_in_process(config)
-    steps = config.local_steps
+    steps = config.options.get("local_steps", 1)
     expected = sum(
         steps * min(config.batch_size, outcome.num_samples[m])
         for t in range(1, config.rounds + 1)
@@ -171,12 +174,11 @@ def test_non_finite_loss_names_round_and_client(method, configure, run_in_proces
     assert "in round" in outcome.error and "from client" in outcome.error
 
 
-@pytest.mark.parametrize("method", REPLICATED)
+@pytest.mark.parametrize("method", FORWARD_ONLY)
 def test_client_step_never_differentiates(method, configure, monkeypatch):
     """The whole message path of a client works with a layer whose backward raises."""
     from leansplit.clients.app import split_client_app
-    from leansplit.federated import FrozenConfig, HOSFLConfig
-    from leansplit.strategies import HOSFL, Deployment, FrozenClient
+    from leansplit.strategies import Deployment
     from leansplit.strategies.in_process_grid import InProcessGrid
     from leansplit.tasks import Examples
 
@@ -214,13 +216,11 @@ def test_client_step_never_differentiates(method, configure, monkeypatch):
     with pytest.raises(AssertionError, match="differentiated"):
         model.client_model(data(0).inputs).sum().backward()
     loss = torch.nn.functional.cross_entropy
-    deployment = Deployment(num_clients=4)
-    strategy = (
-        HOSFL(model, loss, HOSFLConfig(cohort_size=2), deployment=deployment)
-        if method == "ho-sfl"
-        else FrozenClient(model, loss, FrozenConfig(cohort_size=2), deployment=deployment)
+    spec = METHODS[method]
+    strategy = spec.strategy(
+        model, loss, spec.config_type(cohort_size=2), deployment=Deployment(num_clients=4)
     )
-    grid = InProcessGrid(split_client_app(build, data), 4)
+    grid = InProcessGrid(split_client_app(build, data, loss), 4)
     strategy.start(grid=grid, initial_arrays=strategy.initial_arrays(), num_rounds=3)
     assert strategy.rounds_completed == 3
     assert strategy.events == {}

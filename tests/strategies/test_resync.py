@@ -78,10 +78,10 @@ def lose_replica(context):
 
 
 @pytest.mark.parametrize("meddle", [tamper, lose_replica])
-@pytest.mark.parametrize("action", ["ho_sfl_forward", "ho_sfl_sync"])
+@pytest.mark.parametrize("action", ["ho_sfl_forward", "synchronise"])
 def test_damaged_replica_is_resynchronised_counted_and_priced(meddle, action):
     clean = run()
-    round = ROUNDS + 1 if action == "ho_sfl_sync" else second_participation(1)
+    round = ROUNDS + 1 if action == "synchronise" else second_participation(1)
     meddling = Meddling(action, round, 1, meddle)
     mended = run(meddling)
     assert meddling.times == 1

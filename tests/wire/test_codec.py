@@ -26,7 +26,6 @@ from leansplit.wire import (
     encode,
     price,
 )
-from leansplit.wire.codec import RECORD_TYPES
 from leansplit.wire.records import KIND_KEY, MANY_KEY
 
 DTYPES = (
@@ -61,7 +60,7 @@ HEADER_VALUES = {
 @st.composite
 def records(draw):
     """Any record type; fields with a default are sometimes left at it."""
-    record_type = draw(st.sampled_from(sorted(RECORD_TYPES.values(), key=lambda t: t.__name__)))
+    record_type = draw(st.sampled_from(sorted(Record.types.values(), key=lambda t: t.__name__)))
     values = {}
     for field in dataclasses.fields(record_type):
         is_optional = (
@@ -123,9 +122,9 @@ def test_round_trip_and_price(record):
 
 def test_every_record_type_is_known_and_generated():
     # A new record has header fields that `records` above can draw, and kinds the ledger knows.
-    assert {"ForwardRequest", "ProbeReply", "WeightsReply", "SetupReply"} <= RECORD_TYPES.keys()
-    assert "Record" not in RECORD_TYPES
-    for record_type in RECORD_TYPES.values():
+    assert {"ForwardRequest", "ProbeReply", "WeightsReply", "SetupReply"} <= Record.types.keys()
+    assert "Record" not in Record.types
+    for record_type in Record.types.values():
         for field in dataclasses.fields(record_type):
             if KIND_KEY in field.metadata:
                 assert field.metadata[KIND_KEY] in KINDS

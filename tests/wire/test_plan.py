@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leansplit.errors import UserError
-from leansplit.federated import OptimizerConfig
+from leansplit.federated import FedAvgConfig, HOSFLConfig, OptimizerConfig, SplitFedConfig
 from leansplit.wire import ClientPlan
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -17,10 +17,12 @@ def plan(**changes):
         "method": "ho-sfl",
         "num_clients": 10,
         "clients_per_node": 3,
-        "root_seed": -5,
-        "batch_size": 8,
-        "client_optimizer": OptimizerConfig(name="adamw", lr=1e-3, lifetime="round"),
-        "zeroth_order": ZerothOrderConfig(num_perturbations=7, direction="sphere"),
+        "config": HOSFLConfig(
+            cohort_size=4,
+            root_seed=-5,
+            client_optimizer=OptimizerConfig(name="adamw", lr=1e-3, lifetime="round"),
+            zeroth_order=ZerothOrderConfig(num_perturbations=7, direction="sphere"),
+        ),
         "workload": {"task": "digits", "cut_layer": "relu2", "alpha": 0.1, "deep": {"a": [1]}},
     }
     return ClientPlan(**values | changes)
@@ -30,8 +32,8 @@ def plan(**changes):
     "original",
     [
         plan(),
-        plan(client_optimizer=None, zeroth_order=None, replica_storage="worker", num_threads=2),
-        ClientPlan(run_id="", method="fedavg", num_clients=1, root_seed=0, batch_size=1),
+        plan(config=SplitFedConfig(cohort_size=1), replica_storage="worker", num_threads=2),
+        ClientPlan(run_id="", method="fedavg", num_clients=1, config=FedAvgConfig(cohort_size=1)),
     ],
 )
 def test_round_trip(original):
@@ -39,8 +41,7 @@ def test_round_trip(original):
     assert read == original
     assert read.to_json() == original.to_json()
     assert read.digest == original.digest
-    assert type(read.client_optimizer) is type(original.client_optimizer)
-    assert type(read.zeroth_order) is type(original.zeroth_order)
+    assert type(read.config) is type(original.config)
 
 
 def test_json_is_canonical():
@@ -56,11 +57,7 @@ def test_every_field_changes_the_digest():
         "method": "frozen",
         "num_clients": 11,
         "clients_per_node": 4,
-        "root_seed": 5,
-        "batch_size": 9,
-        "local_steps": 2,
-        "client_optimizer": OptimizerConfig(name="adamw", lr=2e-3, lifetime="round"),
-        "zeroth_order": ZerothOrderConfig(num_perturbations=8, direction="sphere"),
+        "config": HOSFLConfig(cohort_size=5),
         "replica_storage": "worker",
         "num_threads": 1,
         "is_whole_model": True,
@@ -84,13 +81,17 @@ def test_nodes_host_every_client_exactly_once(num_clients, clients_per_node):
 
 def test_a_plan_with_values_that_are_not_allowed_is_refused():
     values = json.loads(plan().to_json())
-    values["zeroth_order"]["perturbation_scale"] = -1
+    values["config"]["zeroth_order"]["perturbation_scale"] = -1
     with pytest.raises(UserError, match="perturbation_scale"):
         ClientPlan.from_json(json.dumps(values))
+    with pytest.raises(UserError, match="HOSFLConfig"):
+        ClientPlan.from_json(plan().to_json().replace("HOSFLConfig", "HOSFConfig"))
+    with pytest.raises(UserError, match="colour"):
+        ClientPlan.from_json(plan().to_json().replace("batch_size", "colour"))
     with pytest.raises(TypeError, match="colour"):
         ClientPlan.from_json(json.dumps(json.loads(plan().to_json()) | {"colour": 1}))
 
 
 def test_a_plan_cannot_be_changed():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        plan().root_seed = 1
+        plan().num_clients = 1

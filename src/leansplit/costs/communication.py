@@ -57,7 +57,7 @@ def ho_sfl_traffic(
     scalars = participations * num_perturbations * FLOAT_BYTES
     missed = len(participants) * len(attendance) - participations
     smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
-    return _without_zeros(
+    return without_zeros(
         {
             ("uplink", "smashed_data"): smashed,
             ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
@@ -78,7 +78,7 @@ def splitfed_traffic(
     participations = sum(len(cohort) for cohort in attendance)
     weights = participations * shape.client_elements * FLOAT_BYTES
     smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
-    return _without_zeros(
+    return without_zeros(
         {
             ("uplink", "smashed_data"): smashed,
             ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
@@ -99,7 +99,7 @@ def fedavg_traffic(shape: SplitShape, attendance: Sequence[Set[int]]) -> Traffic
 def frozen_traffic(shape: SplitShape, attendance: Sequence[Set[int]], num_samples: int) -> Traffic:
     """Frozen client: smashed data and labels up; the client model down once for each client."""
     participants = set().union(*attendance)
-    return _without_zeros(
+    return without_zeros(
         {
             ("uplink", "smashed_data"): num_samples * shape.smashed_elements * FLOAT_BYTES,
             ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
@@ -108,5 +108,6 @@ def frozen_traffic(shape: SplitShape, attendance: Sequence[Set[int]], num_sample
     )
 
 
-def _without_zeros(traffic: Traffic) -> Traffic:
+def without_zeros(traffic: Traffic) -> Traffic:
+    """Return the kinds that occur."""
     return {key: value for key, value in traffic.items() if value}

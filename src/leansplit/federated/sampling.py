@@ -14,6 +14,15 @@ from leansplit.errors import UserError
 from leansplit.noise import derive_seed, numpy_generator
 
 
+def require_cohort(cohort_size: int, num_clients: int) -> None:
+    """Raise ``UserError`` if a cohort of that size cannot be drawn."""
+    if not 1 <= cohort_size <= num_clients:
+        raise UserError(
+            f"cohort of {cohort_size} cannot be drawn from {num_clients} clients; "
+            f"choose a cohort between 1 and {num_clients}"
+        )
+
+
 def sample_cohort(
     root_seed: int, round: int, population: Sequence[int], cohort_size: int
 ) -> list[int]:
@@ -27,11 +36,7 @@ def sample_cohort(
     Raises:
         UserError: if the cohort is empty or larger than the population.
     """
-    if not 1 <= cohort_size <= len(population):
-        raise UserError(
-            f"cohort of {cohort_size} cannot be drawn from {len(population)} clients; "
-            f"choose a cohort between 1 and {len(population)}"
-        )
+    require_cohort(cohort_size, len(population))
     generator = numpy_generator(derive_seed(root_seed, "cohort", round=round))
     chosen = generator.permutation(len(population))[:cohort_size]
     ordered = sorted(population)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Mapping
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from leansplit.wire import records
 from leansplit.wire.kinds import Kind
 from leansplit.wire.records import KIND_KEY, MANY_KEY, Record
 
@@ -24,12 +23,6 @@ R = TypeVar("R", bound=Record)
 
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
 _MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RecursionError)
-
-RECORD_TYPES: Final[dict[str, type[Record]]] = {
-    name: value
-    for name, value in vars(records).items()
-    if isinstance(value, type) and issubclass(value, Record) and value is not Record
-}
 
 
 class DecodeError(ValueError):
@@ -69,7 +62,7 @@ def decode(blob: bytes) -> Record:
     try:
         tensors = safetensors.torch.load(blob)
         ((type_name, text),) = _read_header(blob)["__metadata__"].items()
-        record_type = RECORD_TYPES[type_name]
+        record_type = Record.types[type_name]
         values: dict[str, Any] = json.loads(text)
         if not isinstance(values, dict):
             raise TypeError("the header is no JSON object")
@@ -117,7 +110,7 @@ def price(blob: bytes) -> dict[Kind, int]:
     try:
         header = _read_header(blob)
         (type_name,) = header.pop("__metadata__")
-        record_type = RECORD_TYPES[type_name]
+        record_type = Record.types[type_name]
         kinds: Mapping[str, Kind] = {
             f.name: f.metadata[KIND_KEY]
             for f in dataclasses.fields(record_type)

@@ -9,8 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from leansplit.federated.optimizers import OptimizerConfig
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.federated.config import MethodConfig
 
 ReplicaStorage = Literal["context", "worker"]
 
@@ -22,14 +21,11 @@ class ClientPlan:
     run_id: str
     """Names this run; worker processes keep the replicas of different runs apart."""
     method: str
+    config: MethodConfig
+    """The method's settings."""
     num_clients: int
     clients_per_node: int = 1
     """Virtual clients that one SuperNode hosts."""
-    root_seed: int
-    batch_size: int
-    local_steps: int = 1
-    client_optimizer: OptimizerConfig | None = None
-    zeroth_order: ZerothOrderConfig | None = None
     replica_storage: ReplicaStorage = "context"
     """``context``: each client's replica lives in its Flower context, as on real SuperNodes.
     ``worker``: one replica per worker process serves all its clients (simulation only)."""
@@ -44,17 +40,15 @@ class ClientPlan:
 
     def to_json(self) -> str:
         """Return the plan as JSON text."""
-        return json.dumps(dataclasses.asdict(self), sort_keys=True, separators=(",", ":"))
+        values = dataclasses.asdict(self) | {"config": self.config.to_dict()}
+        return json.dumps(values, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     @functools.lru_cache(maxsize=4)  # every message needs it, and it is the same all run long
     def from_json(cls, text: str) -> ClientPlan:
         """Read a plan from :meth:`to_json`."""
         values: dict[str, Any] = json.loads(text)
-        if values["client_optimizer"] is not None:
-            values["client_optimizer"] = OptimizerConfig(**values["client_optimizer"])
-        if values["zeroth_order"] is not None:
-            values["zeroth_order"] = ZerothOrderConfig(**values["zeroth_order"])
+        values["config"] = MethodConfig.from_dict(values["config"])
         return cls(**values)
 
     @functools.cached_property

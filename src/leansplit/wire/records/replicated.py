@@ -1,52 +1,15 @@
-"""The typed records that cross the wire, one class for each message of each protocol.
-
-A field made with :func:`payload` holds tensors and says under which kind the ledger books them;
-all other fields are small header values and belong to the envelope.
-"""
+"""Messages of the methods whose clients all hold the same replica."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from leansplit.federated.update_log import Update
 from leansplit.parameters import ParameterDict
-from leansplit.wire.kinds import Kind
-
-KIND_KEY = "leansplit.kind"
-MANY_KEY = "leansplit.many"
-
-
-def payload(kind: Kind, *, many: bool = False, **options: Any) -> Any:
-    """Declare a tensor field (``many``: a dictionary of tensors) booked under ``kind``."""
-    return field(metadata={KIND_KEY: kind, MANY_KEY: many}, **options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """Base of all wire records."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetupRequest(Record):
-    """Server to node, once: what the federation is about."""
-
-    plan: str
-    """The plan as JSON (see :class:`leansplit.wire.plan.ClientPlan`)."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class SetupReply(Record):
-    """Client to server, once."""
-
-    num_samples: int
-    label_counts: list[int]
-    """Samples of each label; empty if labels are not class indices."""
-    fixed_checksum: str = ""
-    """Of the frozen parameters and buffers of the client's model."""
+from leansplit.wire.records.base import Record, payload
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,18 +92,6 @@ class BehindReply(Record):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SmashedDataReply(Record):
-    """Client to server: the cut layer's output for one batch."""
-
-    smashed_data: Tensor = payload("smashed_data")
-    """z, shape [B, ...]."""
-    labels: Tensor = payload("labels")
-    """y, shape [B, ...]."""
-    checksum: str = ""
-    """Of the replica that produced z; empty if the protocol keeps none."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class ProbeRequest(CatchUpRequest):
     """HO-SFL, server to client: probe these directions against this gradient.
 
@@ -160,30 +111,3 @@ class ProbeReply(Record):
 
     scalars: Tensor = payload("scalars")
     """v [P], float32, not divided by mu."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainForwardRequest(Record):
-    """Split federated learning, server to client: start a round from these weights."""
-
-    round: int
-    local_step: int
-    weights: ParameterDict = payload("weights", many=True)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BackwardRequest(Record):
-    """Split federated learning, server to client: back-propagate, then go on."""
-
-    round: int
-    local_step: int
-    is_last: bool
-    """True: answer with the weights; False: answer with the next step's smashed data."""
-    smashed_gradient: Tensor = payload("smashed_gradient")
-
-
-@dataclass(frozen=True, kw_only=True)
-class WeightsReply(Record):
-    """Client to server: the client model after its local steps."""
-
-    weights: ParameterDict = payload("weights", many=True)

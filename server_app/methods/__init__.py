@@ -1,0 +1,12 @@
+"""Every method as one row: what the command line, comparisons and tests know about it."""
+
+from leansplit.server_app.methods.fedavg import FEDAVG
+from leansplit.server_app.methods.frozen import FROZEN
+from leansplit.server_app.methods.ho_sfl import HO_SFL
+from leansplit.server_app.methods.spec import METHODS, MethodSpec, is_used, register_method
+from leansplit.server_app.methods.splitfed import SFLV1, SFLV2
+
+for _spec in (HO_SFL, SFLV1, SFLV2, FEDAVG, FROZEN):
+    register_method(_spec)
+
+__all__ = ["METHODS", "MethodSpec", "is_used", "register_method"]

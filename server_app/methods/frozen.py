@@ -1,0 +1,25 @@
+"""The row of The frozen-client control."""
+
+from __future__ import annotations
+
+from leansplit import reference
+from leansplit.costs import frozen_traffic
+from leansplit.federated import FrozenConfig
+from leansplit.server_app.client_costs import forward_step
+from leansplit.server_app.methods.spec import MethodSpec
+from leansplit.strategies import FrozenClient
+
+FROZEN = MethodSpec(
+    name="frozen",
+    title="Frozen client",
+    description="the control: a client model that never changes, a trained server",
+    source="asked for by the papers' reviewers",
+    client_order="none",
+    averages_weights=False,
+    config_type=FrozenConfig,
+    strategy=FrozenClient,
+    reference=reference.frozen,
+    client_passes=lambda config: (1, 0),
+    traffic=lambda config, shape, attendance, samples: frozen_traffic(shape, attendance, samples),
+    client_step=lambda config, model, loss, x, y: forward_step(model, x),
+)

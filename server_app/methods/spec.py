@@ -1,0 +1,113 @@
+"""What commands, comparisons and tests know about a method, and the table of all methods."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, get_type_hints
+
+from torch import Tensor
+
+from leansplit.costs import SplitShape, Traffic
+from leansplit.errors import UserError
+from leansplit.federated import MethodConfig
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.strategies.running import RunningStrategy
+
+SHARED_FIELDS: Mapping[str, str] = {
+    "cohort": "cohort_size",
+    "batch_size": "batch_size",
+    "seed": "root_seed",
+}
+"""Key of a run -> the field of every method's configuration that it sets."""
+
+SECTIONS: Mapping[str, str] = {
+    "client": "client_optimizer",
+    "server": "server_optimizer",
+    "probe": "zeroth_order",
+}
+"""Section of keys -> the field that it sets, of the methods that have it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodSpec:
+    """One method: a row of the conformance suite, of ``leansplit methods``, of every table."""
+
+    name: str
+    """Name on the command line."""
+    title: str
+    """Name in tables and plots."""
+    description: str
+    """One line."""
+    source: str
+    """The paper."""
+    client_order: str
+    """What a client computes: ``zeroth``, ``first``, ``hybrid`` or ``none``."""
+    averages_weights: bool
+    """Whether models are averaged, which running batch statistics would not survive."""
+    one_client_per_node: bool = False
+    """Whether a SuperNode may host one client only."""
+    config_type: type[MethodConfig]
+    """The method's settings; the keys that it takes and their defaults are read off this class."""
+    strategy: Callable[..., RunningStrategy]
+    """(model, loss, config, **options) -> strategy."""
+    reference: Callable[..., None]
+    """The plain loop: (model, loss, clients, config, num_rounds)."""
+    client_passes: Callable[[Any], tuple[float, float]]
+    """config -> (forward, backward) passes of a client for each sample it processes."""
+    traffic: Callable[[Any, SplitShape, Sequence[Set[int]], int], Traffic]
+    """(config, sizes, attendance, samples) -> the closed formula that the ledger is held to."""
+    client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]
+    """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """Field of the configuration -> its type."""
+        return {
+            name: kind
+            for name, kind in get_type_hints(self.config_type).items()
+            if name in {field.name for field in dataclasses.fields(self.config_type)}
+        }
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The method's own settings -> their types: fields that no shared key sets."""
+        taken = {*SHARED_FIELDS.values(), *SECTIONS.values()}
+        return {name: kind for name, kind in self.fields.items() if name not in taken}
+
+    def default(self, field: str) -> Any:
+        """Return a field's default value."""
+        [found] = [f for f in dataclasses.fields(self.config_type) if f.name == field]
+        if found.default_factory is not dataclasses.MISSING:
+            return found.default_factory()
+        return found.default
+
+
+_methods: dict[str, MethodSpec] = {}
+METHODS: Mapping[str, MethodSpec] = MappingProxyType(_methods)
+"""Name -> method, in the order in which methods are listed."""
+
+
+def register_method(spec: MethodSpec) -> MethodSpec:
+    """Add a method to ``METHODS``.
+
+    Raises:
+        UserError: if the name is taken.
+    """
+    if spec.name in _methods:
+        raise UserError(f"a method named {spec.name!r} is registered already; choose another name")
+    _methods[spec.name] = spec
+    return spec
+
+
+def is_used(method: str, key: str) -> bool:
+    """Say whether ``method`` reads the configuration key ``key``, or no method does."""
+    spec = METHODS[method]
+    name = key.partition(".")[0]
+    if name in SECTIONS:
+        return SECTIONS[name] in spec.fields
+    is_option = any(name in other.options for other in METHODS.values())
+    return name in spec.options or not is_option

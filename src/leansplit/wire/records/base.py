@@ -1,0 +1,43 @@
+"""What a wire record is: a frozen dataclass whose tensors say what they are booked under.
+
+A field made with :func:`payload` holds tensors and says under which kind the ledger books them;
+all other fields are small header values and belong to the envelope.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from leansplit.errors import UserError
+from leansplit.wire.kinds import Kind
+
+KIND_KEY = "leansplit.kind"
+MANY_KEY = "leansplit.many"
+
+
+def payload(kind: Kind, *, many: bool = False, **options: Any) -> Any:
+    """Declare a tensor field (``many``: a dictionary of tensors) booked under ``kind``."""
+    return field(metadata={KIND_KEY: kind, MANY_KEY: many}, **options)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """Base of all wire records. A subclass is known to the codec by its name."""
+
+    types: ClassVar[dict[str, type[Record]]] = {}
+    """Class name -> class, of every record that can cross."""
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make the class known to the codec.
+
+        Raises:
+            UserError: if another module has a record of that name.
+        """
+        super().__init_subclass__(**kwargs)
+        other = Record.types.get(cls.__name__)
+        if other is not None and other.__module__ != cls.__module__:
+            raise UserError(
+                f"a record named {cls.__name__} exists in {other.__module__}; choose another name"
+            )
+        Record.types[cls.__name__] = cls
