@@ -47,6 +47,8 @@ class OptimizerConfig:
         for what in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, what) < 1:
                 raise UserError(f"{what} must be in [0, 1), got {getattr(self, what)}")
+        if self.name == "adamw" and self.momentum:
+            raise UserError("adamw has no momentum; set beta1, or choose sgd")
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"weight_decay must be at least 0, got {self.weight_decay}")
 
