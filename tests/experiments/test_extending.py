@@ -1,0 +1,105 @@
+"""docs/extending.md, word for word: a method in a user's file, with no change to leansplit."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+EXPERIMENT = """
+plugins = ["q_frozen.py"]
+
+[shared]
+task = "digits"
+task_options.max_train = 240
+task_options.max_test = 60
+clients = 6
+cohort = 3
+clients_per_node = 3
+rounds = 3
+evaluate_every = 3
+workers = {workers}
+
+[[methods]]
+method = "frozen"
+
+[[methods]]
+method = "q-frozen"
+levels = 7
+"""
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    page = (ROOT / "docs" / "extending.md").read_text()
+    code = re.search(r"<!-- q_frozen.py -->\n```python\n(.*?)```", page, re.DOTALL).group(1)
+    path = tmp_path / "q_frozen.py"
+    path.write_text(code)
+    return path
+
+
+def run(*command, **environment):
+    done = subprocess.run(
+        command,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "COLUMNS": "200", **environment},
+        cwd=ROOT,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def leansplit(*arguments):
+    start = "from leansplit.experiments.cli import main; main()"
+    return run(sys.executable, "-c", start, *map(str, arguments))
+
+
+def test_it_is_listed_with_its_keys(plugin):
+    assert "q-frozen" in leansplit("--plugin", plugin, "methods")
+    keys = leansplit("--plugin", plugin, "keys", "q-frozen")
+    assert "levels" in keys and "Steps from zero to the largest magnitude" in keys
+
+
+@pytest.mark.parametrize("workers", [-1, pytest.param(1, marks=pytest.mark.ray)])
+def test_it_takes_part_in_a_comparison(workers, plugin, tmp_path):
+    (tmp_path / "mine.toml").write_text(EXPERIMENT.format(workers=workers))
+    out = tmp_path / "out"
+    leansplit("compare", tmp_path / "mine.toml", "--out", out)
+    plain, quantised = (
+        json.loads((out / folder / "seed-0" / "result.json").read_text())
+        for folder in ("frozen-client", "q-frozen")
+    )
+    assert quantised["status"] == "completed"
+    assert quantised["config"]["options"] == {"levels": 7}
+    smashed = [run["traffic"]["smashed_data"]["uplink_bytes"] for run in (plain, quantised)]
+    assert smashed[0] == 4 * smashed[1] > 0
+
+
+def test_it_passes_the_conformance_suite(plugin):
+    suite = ROOT / "tests" / "conformance" / "test_methods.py"
+    output = run(
+        *(sys.executable, "-m", "pytest", str(suite), "-k", "q-frozen", "-q", "-p", "no:xdist"),
+        LEANSPLIT_PLUGINS=str(plugin),
+    )
+    assert re.search(r"\.{14}", output) and "failed" not in output
+
+
+def test_a_setting_out_of_range_is_one_line(plugin):
+    start = "from leansplit.experiments.cli import main; main()"
+    done = subprocess.run(
+        (
+            *(sys.executable, "-c", start, "--plugin", str(plugin)),
+            *("run", "q-frozen", "--set", "levels=500"),
+        ),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stderr == "leansplit: error: levels must be from 1 to 127, got 500\n"
