@@ -19,9 +19,12 @@ def run_and_write(
     out_dir: Path,
     *,
     label: str = "",
+    command: list[str] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Run ``config`` and write what it leaves behind, also if it failed or was interrupted.
+
+    ``command`` is recorded as the command that did it; default: this process's.
 
     Raises:
         UserError: for anything wrong that can be found before workers start.
@@ -31,7 +34,7 @@ def run_and_write(
     started_at = utc_now()
     outcome = launch(config, on_progress=on_progress)
     return write_outcome(
-        out_dir, outcome, command=command_line(), started_at=started_at, label=label
+        out_dir, outcome, command=command or command_line(), started_at=started_at, label=label
     )
 
 

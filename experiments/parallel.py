@@ -1,0 +1,93 @@
+"""Several runs at once, each in a process of its own.
+
+A run without Ray (``workers = -1``) uses one core, so a comparison of many runs keeps all cores
+busy best by working on several at a time. Results do not depend on it: same bits, other times.
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+
+from leansplit.errors import RunFailedError, UserError
+from leansplit.experiments.running import run_and_write
+from leansplit.server_app.config import RunConfig
+from leansplit.server_app.results import RunResult
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run to make."""
+
+    key: int
+    """Names the job to the caller."""
+    config: RunConfig
+    out_dir: Path
+    label: str
+    command: list[str]
+    """What is recorded as the command."""
+
+
+def run_jobs(
+    jobs: Sequence[Job], num_processes: int
+) -> Iterator[tuple[int, RunResult | RunFailedError | UserError]]:
+    """Run jobs in the order given, ``num_processes`` at a time, and yield them as they end.
+
+    A first Ctrl-C starts no more jobs, and those that run end after their current round. A
+    process that dies takes the runs of its pool with it; the others go on in a new pool.
+
+    Yields:
+        (key of the job, its result or what it raised).
+    """
+    waiting = list(reversed(jobs))
+    running: dict[Future[RunResult], int] = {}
+    pool = _pool(num_processes)
+    is_broken = False
+    try:
+        while waiting or running:
+            if is_broken and not running:
+                pool.shutdown(wait=False)
+                pool, is_broken = _pool(num_processes), False
+            while waiting and len(running) < num_processes and not is_broken:
+                job = waiting.pop()
+                running[pool.submit(_run, job)] = job.key
+            try:
+                done, _ = wait(running, return_when=FIRST_COMPLETED)
+            except KeyboardInterrupt:  # the processes have had the signal as well
+                waiting.clear()
+                continue
+            for future in done:
+                key, error = running.pop(future), future.exception()
+                is_broken |= isinstance(error, BrokenProcessPool)
+                if error is None:
+                    yield key, future.result()
+                elif isinstance(error, (UserError, RunFailedError)):
+                    yield key, error
+                else:
+                    yield key, RunFailedError(f"its process ended: {type(error).__name__}: {error}")
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _pool(num_processes: int) -> ProcessPoolExecutor:
+    # Spawned, not forked: a fork of a process with threads may hang, and would share its state.
+    return ProcessPoolExecutor(
+        num_processes, mp_context=get_context("spawn"), initializer=_ignore_interrupts
+    )
+
+
+def _ignore_interrupts() -> None:
+    """Leave Ctrl-C to the run that is going on, which ends cleanly."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+def _run(job: Job) -> RunResult:
+    from leansplit.plugins import load_plugins
+
+    load_plugins()
+    return run_and_write(job.config, job.out_dir, label=job.label, command=job.command)

@@ -1,0 +1,66 @@
+"""Runs side by side in processes of their own: same results, errors kept apart."""
+
+import sys
+
+import pytest
+
+from leansplit.errors import RunFailedError, UserError
+from leansplit.experiments.parallel import Job, run_jobs
+from leansplit.experiments.running import run_and_write
+from leansplit.server_app.config import run_config
+from leansplit.server_app.methods import spec
+
+
+def config(method, **settings):
+    small = {"task_options.max_train": 120, "task_options.max_test": 30, "rounds": 2}
+    return run_config(method, {"clients": 4, "cohort": 2, "workers": -1, **small, **settings})
+
+
+@pytest.fixture
+def jobs(tmp_path):
+    configs = [config("frozen"), config("ho-sfl"), config("frozen", seed=1)]
+    return [
+        Job(key, each, tmp_path / str(key), f"row {key}", ["leansplit", "compare"])
+        for key, each in enumerate(configs)
+    ]
+
+
+def test_runs_are_those_of_one_process(jobs, tmp_path):
+    done = dict(run_jobs(jobs, 2))
+    assert done.keys() == {0, 1, 2}
+    for job in jobs:
+        alone = run_and_write(job.config, tmp_path / "alone", label=job.label)
+        assert done[job.key].final_model_checksum == alone.final_model_checksum
+        assert done[job.key].label == job.label
+        assert done[job.key].command == ["leansplit", "compare"]
+        assert (job.out_dir / "result.json").exists()
+
+
+def test_errors_are_kept_apart(jobs, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("")
+    unwritable = Job(7, jobs[0].config, tmp_path / "file" / "below", "row", [])
+    done = dict(run_jobs([unwritable, jobs[0]], 1))
+    assert isinstance(done[7], UserError)
+    assert done[0].status == "completed"
+
+
+def test_a_process_that_dies_fails_its_run_and_no_other(jobs, tmp_path, monkeypatch, request):
+    (tmp_path / "deadly.py").write_text(
+        "import os\n"
+        "from dataclasses import replace\n"
+        "from leansplit.server_app.methods import METHODS, register_method\n"
+        "spec = METHODS['frozen']\n"
+        "register_method(replace(spec, name='deadly', reference=spec.reference,\n"
+        "    client_step=lambda *arguments: os._exit(1)))\n"
+    )
+    from leansplit.plugins import VARIABLE, load_plugin
+
+    monkeypatch.setenv(VARIABLE, "")
+    monkeypatch.setenv("PYTHONPATH", "")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    load_plugin(str(tmp_path / "deadly.py"))
+    request.addfinalizer(lambda: spec._methods.pop("deadly"))
+    deadly = Job(9, config("deadly"), tmp_path / "deadly", "row", [])
+    done = dict(run_jobs([deadly, jobs[0], jobs[2]], 1))
+    assert isinstance(done[9], RunFailedError) and "process ended" in str(done[9])
+    assert done[0].status == done[2].status == "completed"
