@@ -13,15 +13,17 @@ import torch
 from torch import Tensor
 
 from leansplit.costs import count_flops, peak_tensor_bytes
-from leansplit.federated import OptimizerConfig, build_optimizer
+from leansplit.federated import OptimizerConfig, Replica, build_optimizer
 from leansplit.first_order import Loss, backward_step, local_step, train_forward
 from leansplit.models import SplitModel
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.zeroth_order import (
+    LossObjective,
     SurrogateObjective,
     ZerothOrderConfig,
     forward_only,
+    perturbed_points,
     probe,
     unshared_directions,
 )
@@ -61,6 +63,46 @@ def zeroth_order_step(
         smashed = forward_only(client_model, spec.views(vector), inputs)
         objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
         probe(objective, spec, vector, seeds, config, anchor=smashed)
+
+    return step
+
+
+def perturbed_forward_step(
+    model: SplitModel, inputs: Tensor, config: ZerothOrderConfig
+) -> Callable[[], object]:
+    """HOSL: smashed data at the model and at every probe, held until they are uploaded."""
+    client_model = model.client_model.eval()
+    parameters = trainable_parameters(client_model)
+    spec = ParameterSpec.of(parameters)
+    vector = spec.flatten(parameters)
+    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+
+    def step() -> object:
+        return [
+            forward_only(client_model, spec.views(point), inputs)
+            for point in (vector, *perturbed_points(vector, seeds, config))
+        ]
+
+    return step
+
+
+def loss_probe_step(
+    model: SplitModel,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    optimizer: OptimizerConfig,
+    config: ZerothOrderConfig,
+) -> Callable[[], object]:
+    """DeComFL and FedZO: the probes of the client's own loss, then one optimizer step."""
+    full_model = model.full_model.eval()
+    local = Replica(trainable_parameters(full_model), optimizer, config)
+    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+
+    def step() -> None:
+        objective = LossObjective(full_model, loss, inputs, labels)
+        v = probe(objective, local.spec, local.vector, seeds, config)
+        local.step_(seeds, v.tolist())
 
     return step
 

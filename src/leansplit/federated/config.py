@@ -145,3 +145,31 @@ class FrozenConfig(MethodConfig):
 
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round on the cohort's mean gradient."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HOSLConfig(ReplicatedConfig):
+    """HOSL (arXiv 2601.10940)."""
+
+    zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=10, estimator="central")
+    """How the end-to-end loss is probed; the paper's Q is P. ``central`` uploads 2 P perturbed
+    smashed data for each batch, ``forward`` P."""
+    server_optimizer: OptimizerConfig = OptimizerConfig()
+    """The server's optimizer; one step a round, after the probes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeComFLConfig(LocalStepsConfig, ReplicatedConfig):
+    """DeComFL (ICLR 2025): zeroth-order federated learning in which only scalars cross."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class FedZOConfig(LocalStepsConfig):
+    """FedZO (arXiv 2201.09531): FedAvg whose local steps are zeroth-order."""
+
+    local_steps: int = 5
+    """H, batches that a client trains on in a round."""
+    zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=20, direction="sphere")
+    """How clients probe their own loss; the paper's b2 is P."""
+    client_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
+    """Each client's own optimizer; ``run`` keeps its moments at the client."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -27,7 +27,8 @@ class Replica:
 
     Every HO-SFL client, and the server's mirror, is one of these. An update is P seeds and P
     mean scalars; applying it is one optimizer step on the estimate they rebuild
-    (arXiv 2603.14773, step 7). Replicas that applied the same updates are equal bit for bit.
+    (arXiv 2603.14773, step 7). Updates of several local steps (DeComFL) hold P of each for every
+    step. Replicas that applied the same updates are equal bit for bit.
 
     Attributes:
         version: the round of the last update applied; 0 = initial parameters.
@@ -62,21 +63,41 @@ class Replica:
         return self.spec.views(self.vector)
 
     def apply_(self, update: Update) -> None:
-        """Take the optimizer step that ``update`` stands for.
+        """Take the optimizer steps that ``update`` stands for: one for every P of its seeds.
 
         Raises:
-            RunFailedError: if the update is not newer than this replica.
+            RunFailedError: if the update is not newer than this replica, or holds a part of a step.
         """
         if update.round <= self.version:
             raise RunFailedError(
                 f"update of round {update.round} offered to a replica at version {self.version}"
             )
+        per_step = self._zeroth_order.num_perturbations
+        if len(update.seeds) % per_step:
+            raise RunFailedError(
+                f"update of round {update.round} has {len(update.seeds)} seeds, which are no whole "
+                f"number of steps of {per_step}"
+            )
+        self.begin_round_()
+        for first in range(0, len(update.seeds), per_step):
+            step = slice(first, first + per_step)
+            self.step_(update.seeds[step], update.scalars[step])
+        self.version = update.round
+
+    def begin_round_(self) -> None:
+        """Forget the moments if they do not live longer than a round."""
         if self._config.lifetime == "round":
             self._optimizer = self._fresh_optimizer()
+
+    def step_(self, seeds: Sequence[int], scalars: Sequence[float]) -> None:
+        """Take one optimizer step on the estimate that P seeds and P scalars rebuild.
+
+        The version stays: a step of a client's own is no update that others share.
+        """
         gradient = estimate(
             self.spec,
-            update.seeds,
-            torch.tensor(update.scalars, dtype=torch.float64),
+            seeds,
+            torch.tensor(scalars, dtype=torch.float64),
             self._zeroth_order,
             device=self.vector.device,
         )
@@ -84,8 +105,13 @@ class Replica:
             self.vector.grad = gradient
             self._optimizer.step()
             self.vector.grad = None
-        self.version = update.round
         self._checksum = None
+
+    def copy(self) -> Replica:
+        """Return a replica of the same version, parameters and moments in memory of its own."""
+        return Replica.from_state(
+            self.state(), self._config, self._zeroth_order, version=self.version
+        )
 
     def catch_up_(self, updates: Iterable[Update]) -> None:
         """Replay the updates that are newer than this replica, in order."""
@@ -96,8 +122,11 @@ class Replica:
     def state(self) -> dict[str, Tensor]:
         """Return parameters and moments as named tensors (copies), to store or to send."""
         state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
-        moments = optimizer_state(self._optimizer)
-        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in moments.items()}
+        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in self.moments().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the optimizer's moments as named tensors (copies)."""
+        return optimizer_state(self._optimizer)
 
     @classmethod
     def from_state(

@@ -6,9 +6,12 @@ from leansplit.zeroth_order.estimators import (
     Estimator,
     ZerothOrderConfig,
     estimate,
+    paired_differences,
+    perturbed_points,
     probe,
 )
 from leansplit.zeroth_order.objective import (
+    LossObjective,
     Objective,
     SumObjective,
     SurrogateObjective,
@@ -19,6 +22,7 @@ from leansplit.zeroth_order.objective import (
 __all__ = [
     "ESTIMATORS",
     "Estimator",
+    "LossObjective",
     "Objective",
     "SumObjective",
     "SurrogateObjective",
@@ -26,6 +30,8 @@ __all__ = [
     "estimate",
     "float64_sum",
     "forward_only",
+    "paired_differences",
+    "perturbed_points",
     "probe",
     "unshared_directions",
 ]

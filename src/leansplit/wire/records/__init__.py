@@ -1,6 +1,7 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
+from leansplit.wire.records.hosl import HOSLReply, HOSLRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
@@ -17,6 +18,12 @@ from leansplit.wire.records.splitfed import (
     TrainForwardRequest,
     WeightsReply,
 )
+from leansplit.wire.records.zeroth_order_federated import (
+    DeComFLReply,
+    DeComFLRequest,
+    FedZOReply,
+    FedZORequest,
+)
 
 __all__ = [
     "KIND_KEY",
@@ -24,7 +31,13 @@ __all__ = [
     "BackwardRequest",
     "BehindReply",
     "CatchUpRequest",
+    "DeComFLReply",
+    "DeComFLRequest",
+    "FedZOReply",
+    "FedZORequest",
     "ForwardRequest",
+    "HOSLReply",
+    "HOSLRequest",
     "ProbeReply",
     "ProbeRequest",
     "Record",
