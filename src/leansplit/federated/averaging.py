@@ -48,3 +48,24 @@ def weighted_mean(
             total += weight * state[name].double()
         mean[name] = total.to(first.dtype)
     return mean
+
+
+def moved_towards_mean(
+    start: Mapping[str, Tensor],
+    states: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    learning_rate: float,
+) -> dict[str, Tensor]:
+    """Return ``start`` + ``learning_rate`` * (weighted mean of ``states`` - ``start``).
+
+    The global step of methods that do not go all the way to the mean (MU-SplitFed's eta_g).
+    Computed in float64 in the order given and rounded once.
+    """
+    moved: dict[str, Tensor] = {}
+    for name, first in start.items():
+        origin = first.double()
+        step = torch.zeros_like(origin)
+        for state, weight in zip(states, weights, strict=True):
+            step += weight * (state[name].double() - origin)
+        moved[name] = (origin + learning_rate * step).to(first.dtype)
+    return moved

@@ -86,18 +86,18 @@ def probe(
     if config.estimator == "forward" and anchor is None:
         anchor = objective.evaluate(spec.views(vector))
     for index, seed in enumerate(seeds):
-        plus = objective.evaluate(spec.views(_perturbed(vector, mu, seed, config)))
+        plus = objective.evaluate(spec.views(perturbed(vector, mu, seed, config)))
         if config.estimator == "forward":
             assert anchor is not None
             minus = anchor
         else:
-            minus = objective.evaluate(spec.views(_perturbed(vector, -mu, seed, config)))
+            minus = objective.evaluate(spec.views(perturbed(vector, -mu, seed, config)))
         differences[index] = objective.difference(plus, minus)
     return differences
 
 
-def _perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
-    """Return theta + scale u in new memory."""
+def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
+    """Return theta + scale u in new memory, shape [d]; ``scale`` is mu or -mu."""
     direction = draw_direction(seed, vector.numel(), config.direction, vector.device)
     return (scale * direction).add_(vector)
 
