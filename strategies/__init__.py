@@ -4,30 +4,38 @@ from leansplit.federated import (
     FedAvgConfig,
     FrozenConfig,
     HOSFLConfig,
+    MUSplitFedConfig,
     OptimizerConfig,
     SplitFedConfig,
+    ZOSFLConfig,
 )
 from leansplit.strategies.fedavg import FedAvg
 from leansplit.strategies.frozen import FrozenClient
 from leansplit.strategies.ho_sfl import HOSFL
+from leansplit.strategies.mu_splitfed import MUSplitFed
 from leansplit.strategies.running import Deployment, Observer, RoundReport
 from leansplit.strategies.splitfed_v1 import SplitFedV1
 from leansplit.strategies.splitfed_v2 import SplitFedV2
+from leansplit.strategies.zo_sfl import ZOSFL
 from leansplit.zeroth_order import ZerothOrderConfig
 
 __all__ = [
     "HOSFL",
+    "ZOSFL",
     "Deployment",
     "FedAvg",
     "FedAvgConfig",
     "FrozenClient",
     "FrozenConfig",
     "HOSFLConfig",
+    "MUSplitFed",
+    "MUSplitFedConfig",
     "Observer",
     "OptimizerConfig",
     "RoundReport",
     "SplitFedConfig",
     "SplitFedV1",
     "SplitFedV2",
+    "ZOSFLConfig",
     "ZerothOrderConfig",
 ]

@@ -9,6 +9,7 @@ from leansplit.costs.communication import (
     splitfed_traffic,
 )
 from leansplit.costs.measure import count_flops, peak_tensor_bytes
+from leansplit.costs.traffic_zo_split import zo_split_traffic
 
 __all__ = [
     "SplitShape",
@@ -19,4 +20,5 @@ __all__ = [
     "ho_sfl_traffic",
     "peak_tensor_bytes",
     "splitfed_traffic",
+    "zo_split_traffic",
 ]

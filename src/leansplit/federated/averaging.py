@@ -58,14 +58,14 @@ def moved_towards_mean(
 ) -> dict[str, Tensor]:
     """Return ``start`` + ``learning_rate`` * (weighted mean of ``states`` - ``start``).
 
-    The global step of methods that do not go all the way to the mean (MU-SplitFed's eta_g).
-    Computed in float64 in the order given and rounded once.
+    The global step of methods that do not go all the way to the mean (MU-SplitFed's eta_g);
+    a rate of 1 gives :func:`weighted_mean` bit for bit. Computed in float64 in the order given,
+    as (1 - rate) * start + rate * mean, and rounded once.
     """
     moved: dict[str, Tensor] = {}
     for name, first in start.items():
-        origin = first.double()
-        step = torch.zeros_like(origin)
+        mean = torch.zeros_like(first, dtype=torch.float64)
         for state, weight in zip(states, weights, strict=True):
-            step += weight * (state[name].double() - origin)
-        moved[name] = (origin + learning_rate * step).to(first.dtype)
+            mean += weight * state[name].double()
+        moved[name] = ((1 - learning_rate) * first.double() + learning_rate * mean).to(first.dtype)
     return moved

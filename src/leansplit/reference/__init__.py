@@ -3,7 +3,9 @@
 from leansplit.reference.fedavg import fedavg
 from leansplit.reference.frozen import frozen
 from leansplit.reference.ho_sfl import ho_sfl
+from leansplit.reference.mu_splitfed import mu_splitfed
 from leansplit.reference.splitfed_v1 import splitfed_v1
 from leansplit.reference.splitfed_v2 import splitfed_v2
+from leansplit.reference.zo_sfl import zo_sfl
 
-__all__ = ["fedavg", "frozen", "ho_sfl", "splitfed_v1", "splitfed_v2"]
+__all__ = ["fedavg", "frozen", "ho_sfl", "mu_splitfed", "splitfed_v1", "splitfed_v2", "zo_sfl"]

@@ -63,17 +63,24 @@ def probe_smashed_data(
         with_anchor: whether f_c(x; theta_c) is wanted with the central difference too.
     """
 
-    def smashed(at: Tensor) -> Tensor:
+    def smashed_data(at: Tensor) -> Tensor:
         return forward_only(client_model, spec.views(at), inputs)
+
+    def probes(scale: float) -> Tensor:
+        stacked = torch.empty(0)
+        for p, seed in enumerate(seeds):
+            z = smashed_data(perturbed(vector, scale, seed, config))
+            if p == 0:
+                stacked = torch.empty(len(seeds), *z.shape, dtype=z.dtype, device=z.device)
+            stacked[p] = z  # so that no more than one of them is held twice
+        return stacked
 
     mu = config.perturbation_scale
     is_central = config.estimator == "central"
-    plus = [smashed(perturbed(vector, mu, seed, config)) for seed in seeds]
-    minus = [smashed(perturbed(vector, -mu, seed, config)) for seed in seeds if is_central]
     return ProbedSmashedData(
-        anchor=smashed(vector) if with_anchor or not is_central else torch.empty(0),
-        plus=torch.stack(plus),
-        minus=torch.stack(minus) if minus else torch.empty(0),
+        anchor=smashed_data(vector) if with_anchor or not is_central else torch.empty(0),
+        plus=probes(mu),
+        minus=probes(-mu) if is_central else torch.empty(0),
     )
 
 
@@ -99,6 +106,4 @@ class ServerObjective:
     def __call__(self, parameters: ParameterDict, smashed_data: Tensor) -> Tensor:
         """Return the mean loss at ``parameters``, a scalar tensor without a graph."""
         with torch_seeded(self.dropout_seed), torch.inference_mode():
-            return self.loss(
-                forward_only(self.server_model, parameters, smashed_data), self.labels
-            )
+            return self.loss(forward_only(self.server_model, parameters, smashed_data), self.labels)

@@ -17,6 +17,7 @@ from leansplit.wire.records.splitfed import (
     TrainForwardRequest,
     WeightsReply,
 )
+from leansplit.wire.records.zo_split import DifferencesRequest, ProbedSmashedDataReply
 
 __all__ = [
     "KIND_KEY",
@@ -24,9 +25,11 @@ __all__ = [
     "BackwardRequest",
     "BehindReply",
     "CatchUpRequest",
+    "DifferencesRequest",
     "ForwardRequest",
     "ProbeReply",
     "ProbeRequest",
+    "ProbedSmashedDataReply",
     "Record",
     "SetupReply",
     "SetupRequest",
