@@ -8,8 +8,9 @@ from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.loss_probe import probe_loss
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
-from leansplit.federated import DeComFLConfig
+from leansplit.federated import DeComFLConfig, TrainedVector
 from leansplit.wire import BehindReply, DeComFLReply, DeComFLRequest
+from leansplit.zeroth_order import estimate
 
 
 def probe_locally(session: Session, request: DeComFLRequest) -> DeComFLReply | BehindReply:
@@ -23,17 +24,14 @@ def probe_locally(session: Session, request: DeComFLRequest) -> DeComFLReply | B
         return replica
     config = session.config(DeComFLConfig).zeroth_order
     steps = request.seeds.tolist()
-    local = replica
+    local = replica.fork() if len(steps) > 1 else replica
     scalars, num_samples = [], 0
     for h, seeds in enumerate(steps):
         v, size = probe_loss(session, local, request.round, h, seeds, config)
         scalars.append(v)
         num_samples += size
-        if h + 1 < len(steps):
-            if h == 0:
-                local = replica.copy()
-                local.begin_round_()
-            local.step_(seeds, v.tolist())
+        if isinstance(local, TrainedVector) and h + 1 < len(steps):
+            local.step_(estimate(local.spec, seeds, v, config))
     remember_seeds(session, request.round, request.seeds.reshape(-1))
     return DeComFLReply(
         scalars=torch.stack(scalars), num_samples=num_samples, checksum=replica.checksum

@@ -8,9 +8,10 @@ from __future__ import annotations
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.loss_probe import probe_loss
 from leansplit.clients.session import Session
-from leansplit.federated import FedZOConfig, Replica
-from leansplit.noise import perturbation_seeds
+from leansplit.federated import FedZOConfig, TrainedVector
+from leansplit.noise import local_perturbation_seeds
 from leansplit.wire import FedZOReply, FedZORequest
+from leansplit.zeroth_order import estimate
 
 _MOMENTS = "moments"
 
@@ -18,16 +19,15 @@ _MOMENTS = "moments"
 def train(session: Session, request: FedZORequest) -> FedZOReply:
     """Steps 2 and 3: H zeroth-order steps from the weights sent; the trained model goes up."""
     config = session.config(FedZOConfig)
-    keeps_moments = config.client_optimizer.lifetime == "run"
-    local = Replica(
+    keeps_moments = config.client_optimizer.outlives_round
+    local = TrainedVector(
         request.weights,
         config.client_optimizer,
-        config.zeroth_order,
-        optimizer_tensors=session.memory.load(_MOMENTS) if keeps_moments else None,
+        session.memory.load(_MOMENTS) if keeps_moments else None,
     )
     num_samples = 0
     for h in range(config.local_steps):
-        seeds = perturbation_seeds(
+        seeds = local_perturbation_seeds(
             config.root_seed,
             config.zeroth_order.num_perturbations,
             round=request.round,
@@ -35,10 +35,10 @@ def train(session: Session, request: FedZORequest) -> FedZOReply:
             local_step=h,
         )
         v, size = probe_loss(session, local, request.round, h, seeds, config.zeroth_order)
-        local.step_(seeds, v.tolist())
+        local.step_(estimate(local.spec, seeds, v, config.zeroth_order))
         num_samples += size
     if keeps_moments:
-        session.memory.save(_MOMENTS, local.moments())
+        session.memory.save(_MOMENTS, local.moments)
     weights = {name: value.clone() for name, value in local.parameters.items()}
     return FedZOReply(weights=weights, num_samples=num_samples)
 

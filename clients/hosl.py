@@ -6,32 +6,34 @@ seeds that it keeps and the mean differences that come with its next request.
 
 from __future__ import annotations
 
-import torch
-
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
 from leansplit.federated import HOSLConfig
-from leansplit.wire import BehindReply, HOSLReply, HOSLRequest
-from leansplit.zeroth_order import forward_only, perturbed_points
+from leansplit.wire import BehindReply, HOSLRequest, ProbedSmashedDataReply
+from leansplit.zeroth_order import probe_smashed_data
 
 
-def forward(session: Session, request: HOSLRequest) -> HOSLReply | BehindReply:
+def forward(session: Session, request: HOSLRequest) -> ProbedSmashedDataReply | BehindReply:
     """Catch up, then run one batch forward at theta and at every perturbed theta."""
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
-    model = session.client_model.eval()
     inputs, labels = session.batch(request.round)
-    points = perturbed_points(
-        replica.vector, request.seeds.tolist(), session.config(HOSLConfig).zeroth_order
+    probed = probe_smashed_data(
+        session.client_model.eval(),
+        replica.spec,
+        replica.vector,
+        inputs,
+        request.seeds.tolist(),
+        session.config(HOSLConfig).zeroth_order,
+        with_anchor=True,  # the server trains on it
     )
-    perturbed = [forward_only(model, replica.spec.views(point), inputs) for point in points]
-    smashed = forward_only(model, replica.parameters, inputs)
     remember_seeds(session, request.round, request.seeds)
-    return HOSLReply(
-        smashed_data=smashed,
-        perturbed_data=torch.stack(perturbed),
+    return ProbedSmashedDataReply(
+        smashed_data=probed.anchor,
+        plus=probed.plus,
+        minus=probed.minus,
         labels=labels,
         checksum=replica.checksum,
     )

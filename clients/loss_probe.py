@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from leansplit.clients.session import Session
-from leansplit.federated import Replica
+from leansplit.federated import Replica, TrainedVector
 from leansplit.zeroth_order import LossObjective, ZerothOrderConfig, probe
 
 
 def probe_loss(
     session: Session,
-    local: Replica,
+    at: Replica | TrainedVector,
     round: int,
     local_step: int,
     seeds: Sequence[int],
@@ -25,7 +25,7 @@ def probe_loss(
 
     Args:
         session: the client's data, model and loss.
-        local: the parameters to probe around; not written.
+        at: the parameters to probe around; not written.
         round: the current round.
         local_step: which of the round's batches, 0-based.
         seeds: one perturbation seed for each direction.
@@ -37,5 +37,5 @@ def probe_loss(
     inputs, labels = session.batch(round, local_step)
     model = session.worker.workload.model.full_model.eval()
     objective = LossObjective(model, session.loss, inputs, labels)
-    differences = probe(objective, local.spec, local.vector, seeds, config)
+    differences = probe(objective, at.spec, at.vector, seeds, config)
     return differences.float(), len(labels)

@@ -52,6 +52,8 @@ def _settings(assignments: list[str] | None) -> dict[str, Any]:
         key, separator, value = assignment.partition("=")
         if not separator or not key.strip():
             raise UserError(f"--set takes key=value, got {assignment!r}; try --set client.lr=0.1")
+        if key.strip() == "out":
+            raise UserError("the folder for results is given with --out, not with --set out=")
         settings[key.strip()] = value.strip()
     return settings
 

@@ -6,7 +6,7 @@ client (K = N = 1 here); with more, all probe the same directions on batches of 
 HO-SFL, and the mean differences keep all replicas identical.
 
 Symbols: t ``server_round``; Q ``num_perturbations``; mu ``perturbation_scale``; z
-``smashed_data``; z_q+, z_q- ``perturbed_data``; v ``differences``; theta_c ``mirror.vector``.
+``smashed_data``; z_q+, z_q- ``plus``, ``minus``; v ``differences``; theta_c ``mirror.vector``.
 
 One round takes one exchange (seeds down -> clean z, 2 Q perturbed z and labels up): all of them
 belong to the same theta_c, so they need no answer in between, and the Q mean differences ride on
@@ -28,8 +28,7 @@ from leansplit.first_order import server_step
 from leansplit.noise import perturbation_seeds, server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, require_finite, split_replies
-from leansplit.wire import HOSLReply, HOSLRequest
-from leansplit.zeroth_order import paired_differences
+from leansplit.wire import HOSLRequest, ProbedSmashedDataReply
 
 
 class HOSL(ReplicatedStrategy[HOSLConfig]):
@@ -52,7 +51,7 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Evaluate the probes, then train the server, then share the clients' update."""
-        forward = self.opened(replies, server_round, HOSLReply)
+        forward = self.opened(replies, server_round, ProbedSmashedDataReply)
         if not forward.records:
             return self.finish_round(
                 server_round, num_samples=0, train_loss=None, num_replied=0,
@@ -92,12 +91,14 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
             failures=forward.failures,
         )
 
-    def probed(self, reply: HOSLReply) -> Tensor:
+    def probed(self, reply: ProbedSmashedDataReply) -> Tensor:
         """Return one client's v, float64 [Q]; the server model is frozen, in evaluation mode."""
-        config = self.config.zeroth_order
-        values = [self._loss_at(z, reply.labels) for z in reply.perturbed_data]
-        anchor = self._loss_at(reply.smashed_data, reply.labels) if config.needs_anchor else 0.0
-        return paired_differences(values, anchor, config)
+        above = [self._loss_at(z, reply.labels) for z in reply.plus]
+        if self.config.zeroth_order.estimator == "central":
+            below = [self._loss_at(z, reply.labels) for z in reply.minus]
+        else:
+            below = [self._loss_at(reply.smashed_data, reply.labels)] * len(above)
+        return torch.tensor(above, dtype=torch.float64) - torch.tensor(below, dtype=torch.float64)
 
     def _loss_at(self, smashed_data: Tensor, labels: Tensor) -> float:
         server_model = self.model.server_model.eval()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from leansplit import reference, strategies
 from leansplit.costs import hosl_traffic
 from leansplit.federated import HOSLConfig
-from leansplit.server_app.client_costs import perturbed_forward_step
+from leansplit.server_app.client_costs import probed_forward_step
 from leansplit.server_app.methods.ho_sfl import client_passes
 from leansplit.server_app.methods.spec import MethodSpec
 
@@ -25,9 +25,9 @@ HOSL = MethodSpec(
         attendance,
         samples,
         config.zeroth_order.num_perturbations,
-        1 if config.zeroth_order.needs_anchor else 2,
+        1 if config.zeroth_order.estimator == "forward" else 2,
     ),
-    client_step=lambda config, model, loss, x, y: perturbed_forward_step(
+    client_step=lambda config, model, loss, x, y: probed_forward_step(
         model, x, config.zeroth_order
     ),
 )

@@ -140,6 +140,11 @@ MISTAKES = {
     "task": (["ho-sfl", "--task", "digit"], "did you mean 'digits'"),
     "key": (["ho-sfl", "--set", "client.ir=0.1"], "did you mean"),
     "key without value": (["ho-sfl", "--set", "client.lr"], "key=value"),
+    "out as a key": (["ho-sfl", "--set", "out=here"], "--out"),
+    "momentum of adamw": (
+        ["ho-sfl", "--set", "client.name=adamw", "--set", "client.momentum=0.9"],
+        "no momentum",
+    ),
     "type": (["ho-sfl", "--set", "clients=many"], "clients cannot be 'many'"),
     "unused key": (["frozen", "--set", "client.lr=0.1"], "does not use 'client.lr'"),
     "cut": (["ho-sfl", "--set", "cut_layer=pool9"], "pool2"),

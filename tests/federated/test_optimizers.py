@@ -165,6 +165,7 @@ def test_nothing_to_train():
         ({"eps": 0.0}, "optimizer eps must be"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, "got -0.1"),
+        ({"name": "adamw", "momentum": 0.5}, "adamw has no momentum"),
         ({"beta1": 1.0}, "beta1 must be"),
         ({"beta2": math.nan}, "beta2 must be"),
         ({"weight_decay": -1e-4}, "weight_decay must be at least 0"),

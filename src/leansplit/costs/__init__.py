@@ -10,6 +10,7 @@ from leansplit.costs.communication import (
 )
 from leansplit.costs.measure import count_flops, peak_tensor_bytes
 from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
+from leansplit.costs.traffic_zo_split import zo_split_traffic
 
 __all__ = [
     "SplitShape",
@@ -23,4 +24,5 @@ __all__ = [
     "hosl_traffic",
     "peak_tensor_bytes",
     "splitfed_traffic",
+    "zo_split_traffic",
 ]

@@ -14,6 +14,7 @@ from leansplit.federated.optimizers import (
     load_optimizer_state_,
     optimizer_state,
 )
+from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update
 from leansplit.parameters import ParameterDict, ParameterSpec, checksum
 from leansplit.zeroth_order import ZerothOrderConfig, estimate
@@ -78,22 +79,17 @@ class Replica:
                 f"update of round {update.round} has {len(update.seeds)} seeds, which are no whole "
                 f"number of steps of {per_step}"
             )
-        self.begin_round_()
+        if not self._config.outlives_round:
+            self._optimizer = self._fresh_optimizer()
         for first in range(0, len(update.seeds), per_step):
             step = slice(first, first + per_step)
-            self.step_(update.seeds[step], update.scalars[step])
+            self._step_(update.seeds[step], update.scalars[step])
         self.version = update.round
+        self._checksum = None
 
-    def begin_round_(self) -> None:
-        """Forget the moments if they do not live longer than a round."""
-        if self._config.lifetime == "round":
+    def _step_(self, seeds: Sequence[int], scalars: Sequence[float]) -> None:
+        if not self._config.outlives_batch:
             self._optimizer = self._fresh_optimizer()
-
-    def step_(self, seeds: Sequence[int], scalars: Sequence[float]) -> None:
-        """Take one optimizer step on the estimate that P seeds and P scalars rebuild.
-
-        The version stays: a step of a client's own is no update that others share.
-        """
         gradient = estimate(
             self.spec,
             seeds,
@@ -105,13 +101,6 @@ class Replica:
             self.vector.grad = gradient
             self._optimizer.step()
             self.vector.grad = None
-        self._checksum = None
-
-    def copy(self) -> Replica:
-        """Return a replica of the same version, parameters and moments in memory of its own."""
-        return Replica.from_state(
-            self.state(), self._config, self._zeroth_order, version=self.version
-        )
 
     def catch_up_(self, updates: Iterable[Update]) -> None:
         """Replay the updates that are newer than this replica, in order."""
@@ -122,11 +111,16 @@ class Replica:
     def state(self) -> dict[str, Tensor]:
         """Return parameters and moments as named tensors (copies), to store or to send."""
         state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
-        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in self.moments().items()}
+        moments = optimizer_state(self._optimizer)
+        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in moments.items()}
 
-    def moments(self) -> dict[str, Tensor]:
-        """Return the optimizer's moments as named tensors (copies)."""
-        return optimizer_state(self._optimizer)
+    def fork(self) -> TrainedVector:
+        """Return a copy at which the next round's local steps can be taken and then forgotten.
+
+        It starts with the moments that this replica would start the round's update with.
+        """
+        kept = optimizer_state(self._optimizer) if self._config.outlives_round else None
+        return TrainedVector(self.parameters, self._config, kept)
 
     @classmethod
     def from_state(

@@ -7,6 +7,7 @@ from leansplit.noise.seeds import (
     numpy_generator,
     perturbation_seeds,
     server_dropout_seed,
+    server_perturbation_seeds,
 )
 from leansplit.noise.stream import DIRECTIONS, Direction, draw_perturbation
 from leansplit.noise.torch_rng import torch_seeded
@@ -21,5 +22,6 @@ __all__ = [
     "numpy_generator",
     "perturbation_seeds",
     "server_dropout_seed",
+    "server_perturbation_seeds",
     "torch_seeded",
 ]

@@ -6,8 +6,10 @@ from leansplit.reference.fedzo import fedzo
 from leansplit.reference.frozen import frozen
 from leansplit.reference.ho_sfl import ho_sfl
 from leansplit.reference.hosl import hosl
+from leansplit.reference.mu_splitfed import mu_splitfed
 from leansplit.reference.splitfed_v1 import splitfed_v1
 from leansplit.reference.splitfed_v2 import splitfed_v2
+from leansplit.reference.zo_sfl import zo_sfl
 
 __all__ = [
     "decomfl",
@@ -16,6 +18,8 @@ __all__ = [
     "frozen",
     "ho_sfl",
     "hosl",
+    "mu_splitfed",
     "splitfed_v1",
     "splitfed_v2",
+    "zo_sfl",
 ]

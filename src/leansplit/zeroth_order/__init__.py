@@ -6,8 +6,7 @@ from leansplit.zeroth_order.estimators import (
     Estimator,
     ZerothOrderConfig,
     estimate,
-    paired_differences,
-    perturbed_points,
+    perturbed,
     probe,
 )
 from leansplit.zeroth_order.objective import (
@@ -18,20 +17,27 @@ from leansplit.zeroth_order.objective import (
     float64_sum,
     forward_only,
 )
+from leansplit.zeroth_order.split_probes import (
+    ProbedSmashedData,
+    ServerObjective,
+    probe_smashed_data,
+)
 
 __all__ = [
     "ESTIMATORS",
     "Estimator",
     "LossObjective",
     "Objective",
+    "ProbedSmashedData",
+    "ServerObjective",
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
     "estimate",
     "float64_sum",
     "forward_only",
-    "paired_differences",
-    "perturbed_points",
+    "perturbed",
     "probe",
+    "probe_smashed_data",
     "unshared_directions",
 ]

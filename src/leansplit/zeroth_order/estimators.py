@@ -10,7 +10,7 @@ so each probe works on its own perturbed copy.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -52,11 +52,6 @@ class ZerothOrderConfig:
         require_choice("direction", self.direction, DIRECTIONS)
 
     @property
-    def needs_anchor(self) -> bool:
-        """Whether an estimate needs the value at the unperturbed parameters."""
-        return self.estimator == "forward"
-
-    @property
     def num_forwards(self) -> int:
         """Forward passes per estimate, the anchor included."""
         p = self.num_perturbations
@@ -91,50 +86,18 @@ def probe(
     if config.estimator == "forward" and anchor is None:
         anchor = objective.evaluate(spec.views(vector))
     for index, seed in enumerate(seeds):
-        plus = objective.evaluate(spec.views(_perturbed(vector, mu, seed, config)))
+        plus = objective.evaluate(spec.views(perturbed(vector, mu, seed, config)))
         if config.estimator == "forward":
             assert anchor is not None
             minus = anchor
         else:
-            minus = objective.evaluate(spec.views(_perturbed(vector, -mu, seed, config)))
+            minus = objective.evaluate(spec.views(perturbed(vector, -mu, seed, config)))
         differences[index] = objective.difference(plus, minus)
     return differences
 
 
-def perturbed_points(
-    vector: Tensor, seeds: Sequence[int], config: ZerothOrderConfig
-) -> Iterator[Tensor]:
-    """Yield the points at which an estimate evaluates F, for methods that evaluate it elsewhere.
-
-    For each seed theta + mu u, and with ``central`` then theta - mu u; each [d] in new memory.
-    The forward estimator also needs F at ``vector`` itself.
-    """
-    mu = config.perturbation_scale
-    scales = (mu,) if config.needs_anchor else (mu, -mu)
-    for seed in seeds:
-        for scale in scales:
-            yield _perturbed(vector, scale, seed, config)
-
-
-def paired_differences(values: Sequence[float], anchor: float, config: ZerothOrderConfig) -> Tensor:
-    """Return v_p from the values of F at :func:`perturbed_points`.
-
-    Args:
-        values: F at each point, in their order.
-        anchor: F at the unperturbed parameters; only the forward estimator uses it.
-        config: the configuration that made the points.
-
-    Returns:
-        float64 tensor of shape [P].
-    """
-    at_points = torch.tensor(values, dtype=torch.float64)
-    if config.needs_anchor:
-        return at_points - anchor
-    return at_points[0::2] - at_points[1::2]
-
-
-def _perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
-    """Return theta + scale u in new memory."""
+def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
+    """Return theta + scale u in new memory, shape [d]; ``scale`` is mu or -mu."""
     direction = draw_direction(seed, vector.numel(), config.direction, vector.device)
     return (scale * direction).add_(vector)
 

@@ -1,7 +1,7 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
-from leansplit.wire.records.hosl import HOSLReply, HOSLRequest
+from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
@@ -24,6 +24,7 @@ from leansplit.wire.records.zeroth_order_federated import (
     FedZOReply,
     FedZORequest,
 )
+from leansplit.wire.records.zo_split import DifferencesRequest, ProbedSmashedDataReply
 
 __all__ = [
     "KIND_KEY",
@@ -33,13 +34,14 @@ __all__ = [
     "CatchUpRequest",
     "DeComFLReply",
     "DeComFLRequest",
+    "DifferencesRequest",
     "FedZOReply",
     "FedZORequest",
     "ForwardRequest",
-    "HOSLReply",
     "HOSLRequest",
     "ProbeReply",
     "ProbeRequest",
+    "ProbedSmashedDataReply",
     "Record",
     "SetupReply",
     "SetupRequest",
