@@ -189,7 +189,7 @@ def test_threads_do_not_change_a_bit():
     assert all(len(found) == 1 for found in sums.values())
 
 
-@pytest.mark.parametrize("direction", ["gaussian", "rademacher", "sphere"])
+@pytest.mark.parametrize("direction", ["gaussian", "rademacher", "sphere", "unit_sphere"])
 def test_a_client_model_with_nothing_to_train(direction):
     zo = ZerothOrderConfig(num_perturbations=3, direction=direction)
     empty = Replica({}, OPTIMIZERS["adamw"], zo)
