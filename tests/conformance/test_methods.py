@@ -29,7 +29,7 @@ def test_equals_its_reference_loop_bit_for_bit(
     assert outcome.final_model_checksum == reference_checksum(config)
 
 
-@pytest.mark.parametrize("direction", ["rademacher", "sphere"])
+@pytest.mark.parametrize("direction", ["rademacher", "sphere", "unit_sphere"])
 @pytest.mark.parametrize("estimator", ["forward", "central"])
 def test_ho_sfl_equals_its_reference_with_every_estimator(
     direction, estimator, configure, run_in_process, reference_checksum

@@ -2,6 +2,7 @@
 
 import pytest
 
+from leansplit.federated import LIFETIMES
 from leansplit.noise import DIRECTIONS
 from leansplit.server_app.methods import METHODS
 from leansplit.zeroth_order import ESTIMATORS
@@ -24,7 +25,7 @@ def test_equals_its_reference_with_every_estimator(
 
 
 @pytest.mark.parametrize("local_steps", [1, 3])
-@pytest.mark.parametrize("lifetime", ["run", "round"])
+@pytest.mark.parametrize("lifetime", LIFETIMES)
 @pytest.mark.parametrize("method", STEPPING)
 def test_equals_its_reference_with_any_number_of_local_steps(
     method, lifetime, local_steps, configure, run_in_process, reference_checksum

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from leansplit.noise import (
     client_dropout_seed,
     derive_seed,
+    local_perturbation_seeds,
     numpy_generator,
     perturbation_seeds,
     server_dropout_seed,
@@ -106,6 +107,22 @@ def test_perturbation_seeds_are_32_bit_and_the_low_half_of_the_hash():
 
 def test_more_perturbations_keep_the_first_ones():
     assert perturbation_seeds(1, 9, round=1)[:4] == perturbation_seeds(1, 4, round=1)
+
+
+def test_local_perturbation_seeds_are_private_to_client_and_step():
+    """64 bits, since they never cross, and apart from the seeds that do."""
+    drawn = {
+        seed
+        for m, h in itertools.product(range(20), range(5))
+        for seed in local_perturbation_seeds(5, 4, round=3, client_id=m, local_step=h)
+    }
+    assert len(drawn) == 20 * 5 * 4 and max(drawn) >= 2**63
+    shared = perturbation_seeds(5, 4, round=3, client_id=2, local_step=1)
+    private = local_perturbation_seeds(5, 4, round=3, client_id=2, local_step=1)
+    assert set(shared).isdisjoint(seed % 2**32 for seed in private)
+    assert private[0] == derive_seed(
+        5, "local-perturbation", round=3, client_id=2, local_step=1, direction=0
+    )
 
 
 def test_numpy_generator_depends_on_its_seed_alone():

@@ -18,7 +18,7 @@ from leansplit.federated import (
     take_batch,
 )
 from leansplit.models import split_at
-from leansplit.noise import draw_perturbation, perturbation_seeds
+from leansplit.noise import draw_perturbation, local_perturbation_seeds, perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.reference import decomfl, fedavg, fedzo, ho_sfl, hosl
 from leansplit.tasks import Examples
@@ -221,7 +221,7 @@ def test_fedzo_clients_draw_directions_of_their_own():
     step = moved(fedzo, config, data)
     spans = []
     for m in range(2):
-        [seed] = perturbation_seeds(SEED, 1, round=1, client_id=m, local_step=0)
+        [seed] = local_perturbation_seeds(SEED, 1, round=1, client_id=m, local_step=0)
         spans.append(draw_perturbation(seed, len(step)))
     solved = torch.linalg.lstsq(torch.stack(spans).T, step[:, None]).solution[:, 0]
     assert (solved.abs() > 1e-4).all()
@@ -239,7 +239,7 @@ def test_fedzo_with_one_client_goes_on_where_its_last_round_ended():
         for h in range(2):
             x, y = take_batch(data[0], SEED, t, 0, h, batch_size=BATCH)
             step = torch.zeros_like(theta)
-            for seed in perturbation_seeds(SEED, 4, round=t, client_id=0, local_step=h):
+            for seed in local_perturbation_seeds(SEED, 4, round=t, client_id=0, local_step=h):
                 u = draw_perturbation(seed, len(theta))
                 values = [
                     F.cross_entropy(functional_call(model.full_model, spec.views(point), x), y)

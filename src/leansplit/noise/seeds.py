@@ -105,6 +105,26 @@ def server_perturbation_seeds(
     )
 
 
+def local_perturbation_seeds(
+    root_seed: int, num_perturbations: int, *, round: int, client_id: int, local_step: int
+) -> tuple[int, ...]:
+    """Return the seeds of directions that a client draws for itself (HERON-SFL, FedZO).
+
+    Nobody else rebuilds these directions, so the seeds never cross and keep all 64 bits.
+    """
+    return tuple(
+        derive_seed(
+            root_seed,
+            "local-perturbation",
+            round=round,
+            client_id=client_id,
+            local_step=local_step,
+            direction=direction,
+        )
+        for direction in range(num_perturbations)
+    )
+
+
 def numpy_generator(seed: int) -> np.random.Generator:
     """Return numpy's counter-based generator (Philox) keyed by ``seed`` alone."""
     return np.random.Generator(np.random.Philox(key=seed))

@@ -22,7 +22,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
-from leansplit.noise import draw_perturbation, perturbation_seeds
+from leansplit.noise import draw_perturbation, perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 
 
@@ -40,23 +40,30 @@ def decomfl(
     initial = trainable_parameters(full_model)
     spec = ParameterSpec.of(initial)
     theta = spec.flatten(initial)
-    optimizer = build_optimizer(config.client_optimizer, [theta])
-    assert optimizer is not None
 
     def loss_at(vector: Tensor, x: Tensor, y: Tensor) -> float:
         with torch.inference_mode():
             return float(loss(functional_call(full_model, spec.views(vector), (x,)), y))
 
-    def step_(
-        stepper: torch.optim.Optimizer, vector: Tensor, directions: list[Tensor], v: Tensor
-    ) -> None:
+    def rebuilt(directions: list[Tensor], v: Tensor) -> Tensor:
         width = 1.0 if zo.estimator == "forward" else 2.0
-        gradient = torch.zeros_like(vector)
+        factor = second_moment_inverse(zo.direction, spec.num_elements)
+        gradient = torch.zeros_like(theta)
         for u, value in zip(directions, v.tolist(), strict=True):
-            gradient += u * (value / (width * num_directions * mu))
-        vector.grad = gradient
-        stepper.step()
+            gradient += u * (factor * (value / (width * num_directions * mu)))
+        return gradient
 
+    def optimizer_of(
+        vector: Tensor, kept: torch.optim.Optimizer | None = None
+    ) -> torch.optim.Optimizer:
+        """Return a fresh optimizer of ``vector``, or one with the moments of ``kept``."""
+        optimizer = build_optimizer(config.client_optimizer, [vector])
+        assert optimizer is not None
+        if kept is not None:
+            optimizer.load_state_dict(copy.deepcopy(kept.state_dict()))
+        return optimizer
+
+    optimizer = optimizer_of(theta)
     for t in range(1, num_rounds + 1):
         # 1. The server samples a cohort and P directions for each local step.
         cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
@@ -67,17 +74,14 @@ def decomfl(
             ]
             for h in range(config.local_steps)
         ]
-        if config.client_optimizer.lifetime == "round":
-            optimizer = build_optimizer(config.client_optimizer, [theta])
-            assert optimizer is not None
+        if not config.client_optimizer.outlives_round:
+            optimizer = optimizer_of(theta)
 
         scalars, num_samples = [], []
         for m in cohort:
             # 3. Local steps on a copy, moments included. 4. Only the scalars are kept.
             local = theta.detach().clone()
-            local_optimizer = build_optimizer(config.client_optimizer, [local])
-            assert local_optimizer is not None
-            local_optimizer.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+            local_optimizer = optimizer_of(local, optimizer)
             uploaded, samples = [], 0
             for h in range(config.local_steps):
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
@@ -86,8 +90,11 @@ def decomfl(
                 for u in directions[h]:
                     at_minus = local - u * mu if zo.estimator == "central" else local
                     v.append(loss_at(local + u * mu, x, y) - loss_at(at_minus, x, y))
-                uploaded.append(torch.tensor(v, dtype=torch.float64).float())
-                step_(local_optimizer, local, directions[h], uploaded[-1].double())
+                uploaded.append(torch.tensor(v, dtype=torch.float32))
+                if not config.client_optimizer.outlives_batch:
+                    local_optimizer = optimizer_of(local)
+                local.grad = rebuilt(directions[h], uploaded[-1])
+                local_optimizer.step()
             scalars.append(torch.stack(uploaded))
             num_samples.append(samples)
 
@@ -96,6 +103,9 @@ def decomfl(
         for samples, v_m in zip(num_samples, scalars, strict=True):
             mean += samples / sum(num_samples) * v_m.double()
         for h, v_h in enumerate(mean.float().double()):
-            step_(optimizer, theta, directions[h], v_h)
+            if not config.client_optimizer.outlives_batch:
+                optimizer = optimizer_of(theta)
+            theta.grad = rebuilt(directions[h], v_h)
+            optimizer.step()
 
     load_parameters_(full_model, spec.views(theta))

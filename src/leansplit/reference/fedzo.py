@@ -21,7 +21,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
-from leansplit.noise import draw_perturbation, perturbation_seeds
+from leansplit.noise import draw_perturbation, local_perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 
 
@@ -51,14 +51,13 @@ def fedzo(
             # 1. Download theta. 2. H local steps, each along b2 directions of the client's own.
             theta = spec.flatten(weights)
             optimizer = build_optimizer(config.client_optimizer, [theta])
-            assert optimizer is not None
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, moments.get(m, {}))
             samples = 0
             for h in range(config.local_steps):
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
                 samples += len(y)
-                seeds = perturbation_seeds(
+                seeds = local_perturbation_seeds(
                     seed, zo.num_perturbations, round=t, client_id=m, local_step=h
                 )
                 directions = [
@@ -69,11 +68,15 @@ def fedzo(
                     at_minus = theta - u * mu if zo.estimator == "central" else theta
                     v.append(loss_at(theta + u * mu, x, y) - loss_at(at_minus, x, y))
                 width = 1.0 if zo.estimator == "forward" else 2.0
+                factor = second_moment_inverse(zo.direction, spec.num_elements)
                 gradient = torch.zeros_like(theta)
                 for u, value in zip(
                     directions, torch.tensor(v, dtype=torch.float32).tolist(), strict=True
                 ):
-                    gradient += u * (value / (width * len(seeds) * mu))
+                    gradient += u * (factor * (value / (width * len(seeds) * mu)))
+                if not config.client_optimizer.outlives_batch:
+                    optimizer = build_optimizer(config.client_optimizer, [theta])
+                assert optimizer is not None
                 theta.grad = gradient
                 optimizer.step()
             # 3. Upload the trained model.

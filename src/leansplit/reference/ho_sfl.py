@@ -23,6 +23,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import (
     draw_perturbation,
     perturbation_seeds,
+    second_moment_inverse,
     server_dropout_seed,
     torch_seeded,
 )
@@ -115,9 +116,10 @@ def ho_sfl(
 
         # 7. Every client rebuilds the same gradient and takes the same optimizer step.
         width = 1.0 if zo.estimator == "forward" else 2.0
+        factor = second_moment_inverse(zo.direction, spec.num_elements)
         gradient = torch.zeros_like(theta)
         for u, v_mean in zip(directions, mean.tolist(), strict=True):
-            gradient += u * (v_mean / (width * len(seeds) * mu))
+            gradient += u * (factor * (v_mean / (width * len(seeds) * mu)))
         if not config.client_optimizer.outlives_round:
             client_optimizer = build_optimizer(config.client_optimizer, [theta])
             assert client_optimizer is not None

@@ -24,6 +24,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import (
     draw_perturbation,
     perturbation_seeds,
+    second_moment_inverse,
     server_dropout_seed,
     torch_seeded,
 )
@@ -84,7 +85,7 @@ def hosl(
 
         # 2. The server takes one step on the mean loss at the clean smashed data.
         server_model.train()
-        if config.server_optimizer.lifetime == "round":
+        if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
         z = torch.cat([smashed_at(theta, x) for x, _ in data]).detach().clone()
@@ -98,10 +99,11 @@ def hosl(
 
         # 3. Every client rebuilds the same gradient and takes the same optimizer step.
         width = 1.0 if zo.estimator == "forward" else 2.0
+        factor = second_moment_inverse(zo.direction, spec.num_elements)
         gradient = torch.zeros_like(theta)
         for u, v_mean in zip(directions, mean.tolist(), strict=True):
-            gradient += u * (v_mean / (width * len(seeds) * mu))
-        if config.client_optimizer.lifetime == "round":
+            gradient += u * (factor * (v_mean / (width * len(seeds) * mu)))
+        if not config.client_optimizer.outlives_round:
             client_optimizer = build_optimizer(config.client_optimizer, [theta])
             assert client_optimizer is not None
         theta.grad = gradient
