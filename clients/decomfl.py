@@ -8,7 +8,7 @@ from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.loss_probe import probe_loss
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
-from leansplit.federated import DeComFLConfig, TrainedVector
+from leansplit.federated import DeComFLConfig
 from leansplit.wire import BehindReply, DeComFLReply, DeComFLRequest
 from leansplit.zeroth_order import estimate
 
@@ -17,20 +17,20 @@ def probe_locally(session: Session, request: DeComFLRequest) -> DeComFLReply | B
     """Steps 2 to 5: catch up, take h local steps, upload their scalars, forget the steps.
 
     The steps are taken on a copy, which is the rollback: nothing is ever undone. The last one
-    would not be seen by anybody, so it is not taken, and one step needs no copy.
+    would be seen by nobody, so it is not taken.
     """
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
     config = session.config(DeComFLConfig).zeroth_order
     steps = request.seeds.tolist()
-    local = replica.fork() if len(steps) > 1 else replica
+    local = replica.fork()
     scalars, num_samples = [], 0
     for h, seeds in enumerate(steps):
         v, size = probe_loss(session, local, request.round, h, seeds, config)
         scalars.append(v)
         num_samples += size
-        if isinstance(local, TrainedVector) and h + 1 < len(steps):
+        if h + 1 < len(steps):
             local.step_(estimate(local.spec, seeds, v, config))
     remember_seeds(session, request.round, request.seeds.reshape(-1))
     return DeComFLReply(
