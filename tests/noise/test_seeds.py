@@ -14,6 +14,7 @@ from leansplit.noise import (
     numpy_generator,
     perturbation_seeds,
     server_dropout_seed,
+    server_perturbation_seeds,
     torch_seeded,
 )
 
@@ -90,6 +91,24 @@ def test_two_root_seeds_differ_everywhere():
 
 def test_purposes_do_not_share_seeds():
     assert client_dropout_seed(0, 1, 2, 0) != server_dropout_seed(0, 1, 2, 0)
+    indices = {"round": 1, "client_id": 2, "local_step": 0}
+    clients = perturbation_seeds(0, 9, **indices)
+    servers = server_perturbation_seeds(0, 9, **indices)
+    assert not set(clients) & {seed & 0xFFFF_FFFF for seed in servers}
+
+
+def test_server_steps_on_the_same_smashed_data_share_no_seed():
+    drawn = [
+        seed
+        for m in range(5)
+        for h in range(3)
+        for s in range(4)
+        for seed in (
+            *server_perturbation_seeds(0, 3, round=1, client_id=m, local_step=h, server_step=s),
+            server_dropout_seed(0, 1, m, h, s),
+        )
+    ]
+    assert len(set(drawn)) == len(drawn) == 5 * 3 * 4 * 4
 
 
 def test_perturbation_seeds_are_32_bit_and_the_low_half_of_the_hash():
