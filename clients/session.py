@@ -49,7 +49,7 @@ class Session:
 
     @property
     def loss(self) -> Loss:
-        """The loss, for clients that train against labels themselves.
+        """The loss, for clients that evaluate it themselves.
 
         Raises:
             ValueError: if the app was made without one.

@@ -13,16 +13,24 @@ import torch
 from torch import Tensor
 
 from leansplit.costs import count_flops, peak_tensor_bytes
-from leansplit.federated import OptimizerConfig, build_optimizer
+from leansplit.federated import (
+    OptimizerConfig,
+    TrainedVector,
+    ZOSplitConfig,
+    build_optimizer,
+)
 from leansplit.first_order import Loss, backward_step, local_step, train_forward
 from leansplit.models import SplitModel
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.zeroth_order import (
+    LossObjective,
     SurrogateObjective,
     ZerothOrderConfig,
+    estimate,
     forward_only,
     probe,
+    probe_smashed_data,
     unshared_directions,
 )
 
@@ -61,6 +69,66 @@ def zeroth_order_step(
         smashed = forward_only(client_model, spec.views(vector), inputs)
         objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
         probe(objective, spec, vector, seeds, config, anchor=smashed)
+
+    return step
+
+
+def probed_forward_step(
+    model: SplitModel, inputs: Tensor, config: ZerothOrderConfig
+) -> Callable[[], object]:
+    """HOSL: smashed data at the model and at every probe, held until they are uploaded."""
+    client_model = model.client_model.eval()
+    parameters = trainable_parameters(client_model)
+    spec = ParameterSpec.of(parameters)
+    vector = spec.flatten(parameters)
+    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+    return lambda: probe_smashed_data(
+        client_model, spec, vector, inputs, seeds, config, with_anchor=True
+    )
+
+
+def loss_probe_step(
+    model: SplitModel,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    optimizer: OptimizerConfig,
+    config: ZerothOrderConfig,
+) -> Callable[[], object]:
+    """DeComFL and FedZO: the probes of the client's own loss, then one optimizer step."""
+    full_model = model.full_model.eval()
+    theta = TrainedVector(trainable_parameters(full_model), optimizer)
+    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+
+    def step() -> None:
+        objective = LossObjective(full_model, loss, inputs, labels)
+        v = probe(objective, theta.spec, theta.vector, seeds, config)
+        theta.step_(estimate(theta.spec, seeds, v, config))
+
+    return step
+
+
+def zeroth_order_local_step(
+    model: SplitModel, inputs: Tensor, config: ZOSplitConfig
+) -> Callable[[], object]:
+    """MU-SplitFed and ZO-SFL: all probes of a batch, held until sent, then the update."""
+    client_model = model.client_model.eval()
+    theta = TrainedVector(trainable_parameters(client_model), config.client_optimizer)
+    zo = config.zeroth_order
+    seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
+    scalars = torch.zeros(len(seeds))
+
+    def step() -> None:
+        probe_smashed_data(
+            client_model,
+            theta.spec,
+            theta.vector,
+            inputs,
+            seeds,
+            zo,
+            with_anchor=config.sends_anchor,
+        )
+        theta.step_(estimate(theta.spec, seeds, scalars, zo))
 
     return step
 

@@ -1,33 +1,53 @@
 """Flower strategies, one file for each method."""
 
 from leansplit.federated import (
+    DeComFLConfig,
     FedAvgConfig,
+    FedZOConfig,
     FrozenConfig,
     HOSFLConfig,
+    HOSLConfig,
+    MUSplitFedConfig,
     OptimizerConfig,
     SplitFedConfig,
+    ZOSFLConfig,
 )
+from leansplit.strategies.decomfl import DeComFL
 from leansplit.strategies.fedavg import FedAvg
+from leansplit.strategies.fedzo import FedZO
 from leansplit.strategies.frozen import FrozenClient
 from leansplit.strategies.ho_sfl import HOSFL
+from leansplit.strategies.hosl import HOSL
+from leansplit.strategies.mu_splitfed import MUSplitFed
 from leansplit.strategies.running import Deployment, Observer, RoundReport
 from leansplit.strategies.splitfed_v1 import SplitFedV1
 from leansplit.strategies.splitfed_v2 import SplitFedV2
+from leansplit.strategies.zo_sfl import ZOSFL
 from leansplit.zeroth_order import ZerothOrderConfig
 
 __all__ = [
     "HOSFL",
+    "HOSL",
+    "ZOSFL",
+    "DeComFL",
+    "DeComFLConfig",
     "Deployment",
     "FedAvg",
     "FedAvgConfig",
+    "FedZO",
+    "FedZOConfig",
     "FrozenClient",
     "FrozenConfig",
     "HOSFLConfig",
+    "HOSLConfig",
+    "MUSplitFed",
+    "MUSplitFedConfig",
     "Observer",
     "OptimizerConfig",
     "RoundReport",
     "SplitFedConfig",
     "SplitFedV1",
     "SplitFedV2",
+    "ZOSFLConfig",
     "ZerothOrderConfig",
 ]

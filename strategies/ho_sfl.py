@@ -22,12 +22,7 @@ from typing import Any
 import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
-from leansplit.federated import (
-    HOSFLConfig,
-    Update,
-    mean_scalars,
-    sample_weights,
-)
+from leansplit.federated import HOSFLConfig, sample_weights
 from leansplit.first_order import server_step
 from leansplit.noise import perturbation_seeds, server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
@@ -106,18 +101,8 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
         # 6. The mean of the scalars. 7. The update that every replica takes, the mirror first.
         if probes.records:
             scalars = {m: reply.scalars for m, reply in probes.records.items()}
-            require_finite(
-                "scalar", server_round, {m: float(v.abs().sum()) for m, v in scalars.items()}
-            )
             size_of = dict(zip(forward.records, sizes, strict=True))
-            shares_of_replied = sample_weights([size_of[m] for m in scalars])
-            update = Update(
-                server_round, seeds, mean_scalars(list(scalars.values()), shares_of_replied)
-            )
-            self.mirror.apply_(update)
-            self.attendance.log.append(update)
-            for m in scalars:
-                self.attendance.confirm_seeds(m, server_round)
+            self.share_update(server_round, seeds, scalars, size_of)
         return self.finish_round(
             server_round,
             num_samples=sum(sizes),

@@ -7,11 +7,12 @@ has reached, and mends replicas that are behind or differ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from leansplit.errors import RunFailedError
 from leansplit.federated import (
@@ -21,10 +22,13 @@ from leansplit.federated import (
     OptimizerConfig,
     Replica,
     ReplicatedConfig,
+    Update,
+    mean_scalars,
+    sample_weights,
 )
 from leansplit.parameters import load_parameters_
 from leansplit.strategies.federation import Replies
-from leansplit.strategies.split import SplitStrategy
+from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.wire import BehindReply, ForwardRequest, Record, SyncReply, SyncRequest
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -94,6 +98,34 @@ class ReplicatedStrategy(SplitStrategy[C]):
         for m in settled.records:
             self.attendance.confirm(m)
         return settled
+
+    def share_update(
+        self,
+        round: int,
+        seeds: Sequence[int],
+        scalars: Mapping[int, Tensor],
+        num_samples: Mapping[int, int],
+    ) -> None:
+        """Average the clients' scalars and take the update that every replica takes.
+
+        The mirror takes it now, clients with the next request that they are sent.
+
+        Args:
+            round: the current round.
+            seeds: of the directions that the clients probed; they remember them.
+            scalars: client id -> v, one for each seed, of those that answered.
+            num_samples: client id -> samples that its scalars stand for.
+
+        Raises:
+            RunFailedError: if a scalar is not finite.
+        """
+        require_finite("scalar", round, {m: float(v.abs().sum()) for m, v in scalars.items()})
+        shares = sample_weights([num_samples[m] for m in scalars])
+        update = Update(round, tuple(seeds), mean_scalars(list(scalars.values()), shares))
+        self.mirror.apply_(update)
+        self.attendance.log.append(update)
+        for m in scalars:
+            self.attendance.confirm_seeds(m, round)
 
     def end(self) -> None:
         """Bring everyone who ever took part up to date and compare checksums."""

@@ -13,8 +13,10 @@ from leansplit.server_app.methods import METHODS, is_used
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 
 OPTIMIZERS = {
-    "sgd": {"client.lr": 0.05, "server.lr": 0.1},
+    "sgd": {"client.name": "sgd", "client.lr": 0.05, "server.name": "sgd", "server.lr": 0.1},
     "momentum": {
+        "client.name": "sgd",
+        "server.name": "sgd",
         "client.lr": 0.01,
         "client.momentum": 0.9,
         "server.lr": 0.05,

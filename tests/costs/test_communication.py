@@ -6,6 +6,7 @@ from leansplit.costs import (
     frozen_traffic,
     ho_sfl_traffic,
     splitfed_traffic,
+    zo_split_traffic,
 )
 
 SHAPE = SplitShape(smashed_elements=64, labels_per_sample=1, client_elements=100, full_elements=900)
@@ -49,6 +50,25 @@ def test_splitfed_by_hand():
         (UP, "smashed_data"): 40 * 64 * 4,
         (UP, "labels"): 40 * 8,
         (DOWN, "smashed_gradient"): 40 * 64 * 4,
+        (DOWN, "weights"): 5 * 100 * 4,
+        (UP, "weights"): 5 * 100 * 4,
+    }
+
+
+@pytest.mark.parametrize(("p", "activations"), [(1, 3), (1, 2), (4, 9), (4, 8), (4, 5)])
+def test_zo_split_by_hand(p, activations):
+    traffic = zo_split_traffic(
+        SHAPE,
+        ATTENDANCE,
+        2 * SAMPLES,
+        num_perturbations=p,
+        num_activations=activations,
+        local_steps=2,
+    )
+    assert traffic == {
+        (UP, "smashed_data"): activations * 80 * 64 * 4,
+        (UP, "labels"): 80 * 8,
+        (DOWN, "scalars"): 5 * 2 * p * 4,
         (DOWN, "weights"): 5 * 100 * 4,
         (UP, "weights"): 5 * 100 * 4,
     }

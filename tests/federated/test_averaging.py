@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leansplit.federated import mean_scalars, sample_weights, weighted_mean
+from leansplit.federated import mean_scalars, moved_towards_mean, sample_weights, weighted_mean
 
 
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=200))
@@ -90,3 +90,19 @@ def test_every_state_needs_a_weight():
         weighted_mean([{"w": torch.ones(1)}] * 2, [1.0])
     with pytest.raises(ValueError, match="zip"):
         mean_scalars([torch.ones(1)] * 2, [1.0])
+
+
+def test_moved_towards_mean_by_hand():
+    start = {"a": torch.tensor([1.0, 10.0])}
+    states = [{"a": torch.tensor([2.0, 10.0])}, {"a": torch.tensor([4.0, 30.0])}]
+    moved = moved_towards_mean(start, states, [0.75, 0.25], 0.5)
+    assert moved["a"].tolist() == [1.75, 12.5]  # halfway to [2.5, 15.0]
+    assert start["a"].tolist() == [1.0, 10.0]
+
+
+def test_all_the_way_to_the_mean_is_the_mean_bit_for_bit():
+    generator = torch.Generator().manual_seed(0)
+    start, *states = ({"a": torch.randn(1000, generator=generator) * 10.0**-k} for k in range(4))
+    weights = [0.5, 0.3, 0.2]
+    moved = moved_towards_mean(start, states, weights, 1.0)
+    assert torch.equal(moved["a"], weighted_mean(states, weights)["a"])

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from leansplit.errors import RunFailedError
 from leansplit.federated import OptimizerConfig, Replica, Update
 from leansplit.noise import draw_perturbation, perturbation_seeds
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.zeroth_order import ZerothOrderConfig, estimate
 
 ZO = ZerothOrderConfig(num_perturbations=3, perturbation_scale=1e-2)
 OPTIMIZERS = {
@@ -53,8 +53,9 @@ def test_a_step_by_hand():
     assert torch.equal(moved.parameters["1.weight"].flatten(), moved.vector[5:])
 
 
-def test_lifetime_round_forgets_the_moments():
-    fresh = OptimizerConfig(lr=0.05, momentum=0.9, lifetime="round")
+@pytest.mark.parametrize("lifetime", ["round", "batch"])  # an update is a round's only step
+def test_a_short_lifetime_forgets_the_moments(lifetime):
+    fresh = OptimizerConfig(lr=0.05, momentum=0.9, lifetime=lifetime)
     plain = OptimizerConfig(lr=0.05)
     assert torch.equal(replica(fresh, 1, 2, 3).vector, replica(plain, 1, 2, 3).vector)
     kept = OptimizerConfig(lr=0.05, momentum=0.9, lifetime="run")
@@ -151,7 +152,6 @@ def test_order_and_seeds_and_scalars_all_matter():
         Update(1, u.seeds[::-1], u.scalars),
         Update(1, (u.seeds[0] ^ 1, *u.seeds[1:]), u.scalars),
         Update(1, u.seeds, (u.scalars[0] * (1 + 2**-20), *u.scalars[1:])),
-        Update(1, u.seeds[:2], u.scalars[:2]),
     ]
     sums = set()
     for variant in variants:
@@ -159,6 +159,53 @@ def test_order_and_seeds_and_scalars_all_matter():
         current.apply_(variant)
         sums.add(current.checksum)
     assert len(sums) == len(variants)
+
+
+@every_optimizer
+def test_an_update_of_several_steps_is_these_steps_in_a_row(optimizer):
+    """Moments are forgotten between rounds if asked, never between the steps of one round."""
+    first, second = update(2), update(3)
+    joined = Update(2, first.seeds + second.seeds, first.scalars + second.scalars)
+    whole, forked = replica(optimizer, 1), replica(optimizer, 1).fork()
+    whole.apply_(joined)
+    for part in (first, second):
+        scalars = torch.tensor(part.scalars, dtype=torch.float64)
+        forked.step_(estimate(forked.spec, part.seeds, scalars, ZO))
+    assert torch.equal(whole.vector, forked.vector)
+    assert whole.version == 2
+    in_rounds = replica(optimizer, 1, 2, 3)
+    is_same = optimizer.lifetime == "run"
+    assert (whole.checksum == in_rounds.checksum) == is_same
+
+
+def test_steps_of_a_batch_lifetime_forget_within_the_round_too():
+    momentum = OptimizerConfig(lr=0.05, momentum=0.9, lifetime="batch")
+    first, second = update(1), update(2)
+    joined = Update(1, first.seeds + second.seeds, first.scalars + second.scalars)
+    forgetful = replica(momentum)
+    forgetful.apply_(joined)
+    assert torch.equal(forgetful.vector, replica(OptimizerConfig(lr=0.05), 1, 2).vector)
+
+
+def test_a_part_of_a_step_is_refused():
+    u = update(1)
+    for count in (1, 2):
+        seeds, scalars = u.seeds + u.seeds[:count], u.scalars + u.scalars[:count]
+        with pytest.raises(RunFailedError, match=f"{3 + count} seeds.*steps of 3"):
+            replica(OptimizerConfig()).apply_(Update(1, seeds, scalars))
+
+
+@every_optimizer
+def test_a_fork_leaves_the_replica_alone(optimizer):
+    original = replica(optimizer, 1, 2)
+    before = original.checksum
+    fork = original.fork()
+    assert torch.equal(fork.vector, original.vector)
+    fork.step_(torch.ones(11))
+    assert not torch.equal(fork.vector, original.vector)
+    assert original.state() and original.checksum == before == replica(optimizer, 1, 2).checksum
+    original.apply_(update(3))
+    assert original.checksum == replica(optimizer, 1, 2, 3).checksum
 
 
 @given(st.permutations(["a", "b.c", "z", "b.a"]))
@@ -189,7 +236,7 @@ def test_threads_do_not_change_a_bit():
     assert all(len(found) == 1 for found in sums.values())
 
 
-@pytest.mark.parametrize("direction", ["gaussian", "rademacher", "sphere"])
+@pytest.mark.parametrize("direction", ["gaussian", "rademacher", "sphere", "unit_sphere"])
 def test_a_client_model_with_nothing_to_train(direction):
     zo = ZerothOrderConfig(num_perturbations=3, direction=direction)
     empty = Replica({}, OPTIMIZERS["adamw"], zo)

@@ -10,9 +10,11 @@ from hypothesis import strategies as st
 from leansplit.noise import (
     client_dropout_seed,
     derive_seed,
+    local_perturbation_seeds,
     numpy_generator,
     perturbation_seeds,
     server_dropout_seed,
+    server_perturbation_seeds,
     torch_seeded,
 )
 
@@ -89,6 +91,24 @@ def test_two_root_seeds_differ_everywhere():
 
 def test_purposes_do_not_share_seeds():
     assert client_dropout_seed(0, 1, 2, 0) != server_dropout_seed(0, 1, 2, 0)
+    indices = {"round": 1, "client_id": 2, "local_step": 0}
+    clients = perturbation_seeds(0, 9, **indices)
+    servers = server_perturbation_seeds(0, 9, **indices)
+    assert not set(clients) & {seed & 0xFFFF_FFFF for seed in servers}
+
+
+def test_server_steps_on_the_same_smashed_data_share_no_seed():
+    drawn = [
+        seed
+        for m in range(5)
+        for h in range(3)
+        for s in range(4)
+        for seed in (
+            *server_perturbation_seeds(0, 3, round=1, client_id=m, local_step=h, server_step=s),
+            server_dropout_seed(0, 1, m, h, s),
+        )
+    ]
+    assert len(set(drawn)) == len(drawn) == 5 * 3 * 4 * 4
 
 
 def test_perturbation_seeds_are_32_bit_and_the_low_half_of_the_hash():
@@ -106,6 +126,22 @@ def test_perturbation_seeds_are_32_bit_and_the_low_half_of_the_hash():
 
 def test_more_perturbations_keep_the_first_ones():
     assert perturbation_seeds(1, 9, round=1)[:4] == perturbation_seeds(1, 4, round=1)
+
+
+def test_local_perturbation_seeds_are_private_to_client_and_step():
+    """64 bits, since they never cross, and apart from the seeds that do."""
+    drawn = {
+        seed
+        for m, h in itertools.product(range(20), range(5))
+        for seed in local_perturbation_seeds(5, 4, round=3, client_id=m, local_step=h)
+    }
+    assert len(drawn) == 20 * 5 * 4 and max(drawn) >= 2**63
+    shared = perturbation_seeds(5, 4, round=3, client_id=2, local_step=1)
+    private = local_perturbation_seeds(5, 4, round=3, client_id=2, local_step=1)
+    assert set(shared).isdisjoint(seed % 2**32 for seed in private)
+    assert private[0] == derive_seed(
+        5, "local-perturbation", round=3, client_id=2, local_step=1, direction=0
+    )
 
 
 def test_numpy_generator_depends_on_its_seed_alone():

@@ -197,6 +197,7 @@ def test_a_slice_equals_the_whole(size, cuts, direction, seed):
     [
         ("gaussian", 2 * stream._CHUNK_WORDS),
         ("sphere", 2 * stream._CHUNK_WORDS),
+        ("unit_sphere", 2 * stream._CHUNK_WORDS),
         ("rademacher", 8 * stream._CHUNK_WORDS),
     ],
 )
@@ -324,6 +325,19 @@ def test_sphere_has_norm_sqrt_d_and_the_gaussians_direction(size):
     ratio = sphere.double() / gaussian.double()
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-6, atol=0)
     assert ratio[0] > 0
+
+
+@pytest.mark.parametrize("size", [1, 2, 30, 5_001])
+def test_unit_sphere_has_norm_1_and_the_spheres_direction(size):
+    unit = draw_perturbation(4, size, direction="unit_sphere").double()
+    sphere = draw_perturbation(4, size, direction="sphere").double()
+    assert math.isclose(unit.norm().item(), 1, rel_tol=1e-6)
+    torch.testing.assert_close(unit * math.sqrt(size), sphere, rtol=1e-6, atol=0)
+
+
+def test_the_factor_d_goes_with_the_unit_sphere_alone():
+    factors = {name: stream.second_moment_inverse(name, 200) for name in stream.DIRECTIONS}
+    assert factors == {"gaussian": 1, "rademacher": 1, "sphere": 1, "unit_sphere": 200}
 
 
 def test_distinct_seeds_give_uncorrelated_streams():

@@ -9,14 +9,20 @@ from leansplit.costs.communication import (
     splitfed_traffic,
 )
 from leansplit.costs.measure import count_flops, peak_tensor_bytes
+from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
+from leansplit.costs.traffic_zo_split import zo_split_traffic
 
 __all__ = [
     "SplitShape",
     "Traffic",
     "count_flops",
+    "decomfl_traffic",
     "fedavg_traffic",
+    "fedzo_traffic",
     "frozen_traffic",
     "ho_sfl_traffic",
+    "hosl_traffic",
     "peak_tensor_bytes",
     "splitfed_traffic",
+    "zo_split_traffic",
 ]

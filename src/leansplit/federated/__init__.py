@@ -1,16 +1,29 @@
 """Federation without a network: sampling, optimizers, replicas, the update log."""
 
 from leansplit.federated.attendance import NEVER, Attendance
-from leansplit.federated.averaging import mean_scalars, sample_weights, weighted_mean
+from leansplit.federated.averaging import (
+    mean_scalars,
+    moved_towards_mean,
+    sample_weights,
+    weighted_mean,
+)
 from leansplit.federated.config import (
     CLIENT_ORDERS,
+    SERVER_MODES,
+    DeComFLConfig,
     FedAvgConfig,
+    FedZOConfig,
     FrozenConfig,
     HOSFLConfig,
+    HOSLConfig,
     LocalStepsConfig,
     MethodConfig,
+    MUSplitFedConfig,
     ReplicatedConfig,
+    ServerMode,
     SplitFedConfig,
+    ZOSFLConfig,
+    ZOSplitConfig,
     require_at_least_one,
 )
 from leansplit.federated.optimizers import (
@@ -30,6 +43,7 @@ from leansplit.federated.sampling import (
     service_order,
     take_batch,
 )
+from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update, UpdateLog
 
 __all__ = [
@@ -37,23 +51,33 @@ __all__ = [
     "LIFETIMES",
     "NEVER",
     "OPTIMIZERS",
+    "SERVER_MODES",
     "Attendance",
     "ClientData",
+    "DeComFLConfig",
     "FedAvgConfig",
+    "FedZOConfig",
     "FrozenConfig",
     "HOSFLConfig",
+    "HOSLConfig",
     "LocalStepsConfig",
+    "MUSplitFedConfig",
     "MethodConfig",
     "OptimizerConfig",
     "Replica",
     "ReplicatedConfig",
+    "ServerMode",
     "SplitFedConfig",
+    "TrainedVector",
     "Update",
     "UpdateLog",
+    "ZOSFLConfig",
+    "ZOSplitConfig",
     "batch_indices",
     "build_optimizer",
     "load_optimizer_state_",
     "mean_scalars",
+    "moved_towards_mean",
     "optimizer_state",
     "require_at_least_one",
     "require_cohort",

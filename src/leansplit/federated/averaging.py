@@ -48,3 +48,24 @@ def weighted_mean(
             total += weight * state[name].double()
         mean[name] = total.to(first.dtype)
     return mean
+
+
+def moved_towards_mean(
+    start: Mapping[str, Tensor],
+    states: Sequence[Mapping[str, Tensor]],
+    weights: Sequence[float],
+    learning_rate: float,
+) -> dict[str, Tensor]:
+    """Return ``start`` + ``learning_rate`` * (weighted mean of ``states`` - ``start``).
+
+    The global step of methods that do not go all the way to the mean (MU-SplitFed's eta_g);
+    a rate of 1 gives :func:`weighted_mean` bit for bit. Computed in float64 in the order given,
+    as (1 - rate) * start + rate * mean, and rounded once.
+    """
+    moved: dict[str, Tensor] = {}
+    for name, first in start.items():
+        mean = torch.zeros_like(first, dtype=torch.float64)
+        for state, weight in zip(states, weights, strict=True):
+            mean += weight * state[name].double()
+        moved[name] = ((1 - learning_rate) * first.double() + learning_rate * mean).to(first.dtype)
+    return moved

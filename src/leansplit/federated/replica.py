@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from leansplit.federated.optimizers import (
     load_optimizer_state_,
     optimizer_state,
 )
+from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update
 from leansplit.parameters import ParameterDict, ParameterSpec, checksum
 from leansplit.zeroth_order import ZerothOrderConfig, estimate
@@ -27,7 +28,8 @@ class Replica:
 
     Every HO-SFL client, and the server's mirror, is one of these. An update is P seeds and P
     mean scalars; applying it is one optimizer step on the estimate they rebuild
-    (arXiv 2603.14773, step 7). Replicas that applied the same updates are equal bit for bit.
+    (arXiv 2603.14773, step 7). Updates of several local steps (DeComFL) hold P of each for every
+    step. Replicas that applied the same updates are equal bit for bit.
 
     Attributes:
         version: the round of the last update applied; 0 = initial parameters.
@@ -62,21 +64,36 @@ class Replica:
         return self.spec.views(self.vector)
 
     def apply_(self, update: Update) -> None:
-        """Take the optimizer step that ``update`` stands for.
+        """Take the optimizer steps that ``update`` stands for: one for every P of its seeds.
 
         Raises:
-            RunFailedError: if the update is not newer than this replica.
+            RunFailedError: if the update is not newer than this replica, or holds a part of a step.
         """
         if update.round <= self.version:
             raise RunFailedError(
                 f"update of round {update.round} offered to a replica at version {self.version}"
             )
-        if self._config.lifetime == "round":
+        per_step = self._zeroth_order.num_perturbations
+        if len(update.seeds) % per_step:
+            raise RunFailedError(
+                f"update of round {update.round} has {len(update.seeds)} seeds, which are no whole "
+                f"number of steps of {per_step}"
+            )
+        if not self._config.outlives_round:
+            self._optimizer = self._fresh_optimizer()
+        for first in range(0, len(update.seeds), per_step):
+            step = slice(first, first + per_step)
+            self._step_(update.seeds[step], update.scalars[step])
+        self.version = update.round
+        self._checksum = None
+
+    def _step_(self, seeds: Sequence[int], scalars: Sequence[float]) -> None:
+        if not self._config.outlives_batch:
             self._optimizer = self._fresh_optimizer()
         gradient = estimate(
             self.spec,
-            update.seeds,
-            torch.tensor(update.scalars, dtype=torch.float64),
+            seeds,
+            torch.tensor(scalars, dtype=torch.float64),
             self._zeroth_order,
             device=self.vector.device,
         )
@@ -84,8 +101,6 @@ class Replica:
             self.vector.grad = gradient
             self._optimizer.step()
             self.vector.grad = None
-        self.version = update.round
-        self._checksum = None
 
     def catch_up_(self, updates: Iterable[Update]) -> None:
         """Replay the updates that are newer than this replica, in order."""
@@ -98,6 +113,14 @@ class Replica:
         state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
         moments = optimizer_state(self._optimizer)
         return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in moments.items()}
+
+    def fork(self) -> TrainedVector:
+        """Return a copy at which the next round's local steps can be taken and then forgotten.
+
+        It starts with the moments that this replica would start the round's update with.
+        """
+        kept = optimizer_state(self._optimizer) if self._config.outlives_round else None
+        return TrainedVector(self.parameters, self._config, kept)
 
     @classmethod
     def from_state(

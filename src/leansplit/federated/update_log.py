@@ -10,12 +10,12 @@ from leansplit.errors import RunFailedError
 
 @dataclass(frozen=True)
 class Update:
-    """One round's update of every client model: 8 P bytes on the wire.
+    """One round's update of every client model: 8 P bytes on the wire for each of its steps.
 
     Attributes:
         round: the round that made it, 1-based.
-        seeds: P perturbation seeds, 32 bits each.
-        scalars: P mean directional differences, exactly representable in float32.
+        seeds: P perturbation seeds for each step, 32 bits each; step after step.
+        scalars: as many mean directional differences, exactly representable in float32.
     """
 
     round: int

@@ -4,11 +4,18 @@ from leansplit.noise.seeds import (
     STREAM_VERSION,
     client_dropout_seed,
     derive_seed,
+    local_perturbation_seeds,
     numpy_generator,
     perturbation_seeds,
     server_dropout_seed,
+    server_perturbation_seeds,
 )
-from leansplit.noise.stream import DIRECTIONS, Direction, draw_perturbation
+from leansplit.noise.stream import (
+    DIRECTIONS,
+    Direction,
+    draw_perturbation,
+    second_moment_inverse,
+)
 from leansplit.noise.torch_rng import torch_seeded
 
 __all__ = [
@@ -18,8 +25,11 @@ __all__ = [
     "client_dropout_seed",
     "derive_seed",
     "draw_perturbation",
+    "local_perturbation_seeds",
     "numpy_generator",
     "perturbation_seeds",
+    "second_moment_inverse",
     "server_dropout_seed",
+    "server_perturbation_seeds",
     "torch_seeded",
 ]

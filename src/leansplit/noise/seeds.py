@@ -77,17 +77,78 @@ def perturbation_seeds(
     )
 
 
+def server_perturbation_seeds(
+    root_seed: int,
+    num_perturbations: int,
+    *,
+    round: int,
+    client_id: int,
+    local_step: int,
+    server_step: int = 0,
+) -> tuple[int, ...]:
+    """Return the seeds of a zeroth-order server's directions for one client's step.
+
+    They never cross the wire, and no client's directions share a seed with them. ``server_step``
+    counts the steps that the server takes on the same smashed data (MU-SplitFed).
+    """
+    first = server_step * num_perturbations
+    return tuple(
+        derive_seed(
+            root_seed,
+            "server-perturbation",
+            round=round,
+            client_id=client_id,
+            local_step=local_step,
+            direction=direction,
+        )
+        for direction in range(first, first + num_perturbations)
+    )
+
+
+def local_perturbation_seeds(
+    root_seed: int, num_perturbations: int, *, round: int, client_id: int, local_step: int
+) -> tuple[int, ...]:
+    """Return the seeds of directions that a client draws for itself (HERON-SFL, FedZO).
+
+    Nobody else rebuilds these directions, so the seeds never cross and keep all 64 bits.
+    """
+    return tuple(
+        derive_seed(
+            root_seed,
+            "local-perturbation",
+            round=round,
+            client_id=client_id,
+            local_step=local_step,
+            direction=direction,
+        )
+        for direction in range(num_perturbations)
+    )
+
+
 def numpy_generator(seed: int) -> np.random.Generator:
     """Return numpy's counter-based generator (Philox) keyed by ``seed`` alone."""
     return np.random.Generator(np.random.Philox(key=seed))
 
 
 def server_dropout_seed(
-    root_seed: int, round: int, client_id: int = NO_INDEX, local_step: int = 0
+    root_seed: int,
+    round: int,
+    client_id: int = NO_INDEX,
+    local_step: int = 0,
+    server_step: int = NO_INDEX,
 ) -> int:
-    """Seed of the server model's random layers; no ``client_id`` = the whole cohort at once."""
+    """Seed of the server model's random layers.
+
+    No ``client_id`` = the whole cohort at once; ``server_step`` tells apart the steps that a
+    server takes on the same smashed data (MU-SplitFed).
+    """
     return derive_seed(
-        root_seed, "server-dropout", round=round, client_id=client_id, local_step=local_step
+        root_seed,
+        "server-dropout",
+        round=round,
+        client_id=client_id,
+        local_step=local_step,
+        direction=server_step,
     )
 
 

@@ -12,6 +12,8 @@ Element i of the infinite stream is
   the last place. Values lie within +-5.77.
 * Rademacher: bit ``i % 64`` of word ``i // 64``, 1 -> +1, 0 -> -1.
 * Sphere: the Gaussian vector scaled to length sqrt(d), so E[u u^T] = I and no factor d is needed.
+* Unit sphere: the Gaussian vector scaled to length 1, so E[u u^T] = I / d; estimates need the
+  factor d (:func:`second_moment_inverse`).
 
 A perturbation of a parameter set is the stream laid over its parameters in canonical order
 (:class:`leansplit.parameters.ParameterSpec`), so any slice can be drawn alone and grouping does
@@ -31,7 +33,7 @@ from leansplit.errors import require_choice
 from leansplit.noise import philox
 from leansplit.noise.seeds import STREAM_VERSION
 
-Direction = Literal["gaussian", "rademacher", "sphere"]
+Direction = Literal["gaussian", "rademacher", "sphere", "unit_sphere"]
 DIRECTIONS: Final[tuple[str, ...]] = get_args(Direction)
 
 _F = np.float32
@@ -65,7 +67,7 @@ def draw_perturbation(
     Args:
         seed: the perturbation seed, in [0, 2**64).
         num_elements: d, the size of the whole parameter set.
-        direction: the distribution; all have E[u u^T] = I.
+        direction: the distribution; all but ``unit_sphere`` have E[u u^T] = I.
         start: first element, 0-based.
         stop: one past the last element; default ``num_elements``.
         device: where to draw; the same bits everywhere (sphere: up to the last place of its
@@ -96,15 +98,25 @@ def draw_perturbation(
         drawn = philox.rademacher(seed, start, stop, torch.device(device))
     else:
         drawn = philox.gaussian(seed, start, stop, torch.device(device))
-    if direction == "sphere":
+    if direction in ("sphere", "unit_sphere"):
         whole = (
             drawn
             if (start, stop) == (0, num_elements)
             else draw_perturbation(seed, num_elements, device=device)
         )
         norm = whole.double().square().sum().sqrt().item()
-        drawn = drawn * float(np.sqrt(num_elements) / norm) if norm > 0 else drawn
+        length = float(np.sqrt(num_elements)) if direction == "sphere" else 1.0
+        drawn = drawn * (length / norm) if norm > 0 else drawn
     return drawn
+
+
+def second_moment_inverse(direction: Direction, num_elements: int) -> int:
+    """Return the factor c for which E[c u u^T] = I: d on the unit sphere, else 1.
+
+    An estimate of a gradient multiplies by it. Gaussian directions with the factor d would be d
+    times too long; keeping factor and distribution in one place rules that out.
+    """
+    return num_elements if direction == "unit_sphere" else 1
 
 
 def random_words(seed: int, start: int, count: int) -> npt.NDArray[np.uint64]:

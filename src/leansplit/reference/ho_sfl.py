@@ -23,6 +23,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import (
     draw_perturbation,
     perturbation_seeds,
+    second_moment_inverse,
     server_dropout_seed,
     torch_seeded,
 )
@@ -76,7 +77,7 @@ def ho_sfl(
         weights = [len(y) / num_samples for _, y in data]
 
         # 4. The server takes one step on the mean loss and returns each client's lambda.
-        if config.server_optimizer.lifetime == "round":
+        if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
         z = torch.cat(smashed).detach().clone().requires_grad_(True)
@@ -115,10 +116,11 @@ def ho_sfl(
 
         # 7. Every client rebuilds the same gradient and takes the same optimizer step.
         width = 1.0 if zo.estimator == "forward" else 2.0
+        factor = second_moment_inverse(zo.direction, spec.num_elements)
         gradient = torch.zeros_like(theta)
         for u, v_mean in zip(directions, mean.tolist(), strict=True):
-            gradient += u * (v_mean / (width * len(seeds) * mu))
-        if config.client_optimizer.lifetime == "round":
+            gradient += u * (factor * (v_mean / (width * len(seeds) * mu)))
+        if not config.client_optimizer.outlives_round:
             client_optimizer = build_optimizer(config.client_optimizer, [theta])
             assert client_optimizer is not None
         theta.grad = gradient

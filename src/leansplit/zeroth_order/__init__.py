@@ -6,26 +6,38 @@ from leansplit.zeroth_order.estimators import (
     Estimator,
     ZerothOrderConfig,
     estimate,
+    perturbed,
     probe,
 )
 from leansplit.zeroth_order.objective import (
+    LossObjective,
     Objective,
     SumObjective,
     SurrogateObjective,
     float64_sum,
     forward_only,
 )
+from leansplit.zeroth_order.split_probes import (
+    ProbedSmashedData,
+    ServerObjective,
+    probe_smashed_data,
+)
 
 __all__ = [
     "ESTIMATORS",
     "Estimator",
+    "LossObjective",
     "Objective",
+    "ProbedSmashedData",
+    "ServerObjective",
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
     "estimate",
     "float64_sum",
     "forward_only",
+    "perturbed",
     "probe",
+    "probe_smashed_data",
     "unshared_directions",
 ]

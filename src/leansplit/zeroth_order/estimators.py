@@ -4,7 +4,8 @@ Forward difference:  v_p = F(theta + mu u_p) - F(theta),            g = 1/(P mu)
 Central difference:  v_p = F(theta + mu u_p) - F(theta - mu u_p),   g = 1/(2 P mu) sum_p v_p u_p
 
 with E[u u^T] = I, so no factor d appears; Gaussian directions combined with a factor d are d
-times too long. Parameters are never written: theta + mu u - mu u is not theta in floating point,
+times too long. Only ``unit_sphere`` has E[u u^T] = I / d, and its estimates are multiplied by d.
+Parameters are never written: theta + mu u - mu u is not theta in floating point,
 so each probe works on its own perturbed copy.
 """
 
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor
 
 from leansplit.errors import UserError, require_choice, require_positive
-from leansplit.noise import DIRECTIONS, Direction
+from leansplit.noise import DIRECTIONS, Direction, second_moment_inverse
 from leansplit.parameters import ParameterSpec
 from leansplit.zeroth_order.directions import draw_direction
 from leansplit.zeroth_order.objective import Objective
@@ -38,7 +39,8 @@ class ZerothOrderConfig:
     estimator: Estimator = "forward"
     """``forward`` costs P + 1 forward passes (the anchor included), ``central`` 2 P."""
     direction: Direction = "gaussian"
-    """Distribution of the directions; every choice has E[u u^T] = I."""
+    """``gaussian``, ``rademacher`` and ``sphere`` (radius sqrt(d)) have E[u u^T] = I.
+    ``unit_sphere``: radius 1, and the estimate is multiplied by d; mu is then a step's length."""
 
     def __post_init__(self) -> None:
         """Refuse values that no estimate can be made with."""
@@ -86,18 +88,18 @@ def probe(
     if config.estimator == "forward" and anchor is None:
         anchor = objective.evaluate(spec.views(vector))
     for index, seed in enumerate(seeds):
-        plus = objective.evaluate(spec.views(_perturbed(vector, mu, seed, config)))
+        plus = objective.evaluate(spec.views(perturbed(vector, mu, seed, config)))
         if config.estimator == "forward":
             assert anchor is not None
             minus = anchor
         else:
-            minus = objective.evaluate(spec.views(_perturbed(vector, -mu, seed, config)))
+            minus = objective.evaluate(spec.views(perturbed(vector, -mu, seed, config)))
         differences[index] = objective.difference(plus, minus)
     return differences
 
 
-def _perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
-    """Return theta + scale u in new memory."""
+def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
+    """Return theta + scale u in new memory, shape [d]; ``scale`` is mu or -mu."""
     direction = draw_direction(seed, vector.numel(), config.direction, vector.device)
     return (scale * direction).add_(vector)
 
@@ -126,9 +128,10 @@ def estimate(
         float32 tensor of shape [d].
     """
     width = 1.0 if config.estimator == "forward" else 2.0
+    factor = second_moment_inverse(config.direction, spec.num_elements)
     gradient = torch.zeros(spec.num_elements, device=device)
     for seed, difference in zip(seeds, differences.tolist(), strict=True):
-        coefficient = difference / (width * len(seeds) * config.perturbation_scale)
+        coefficient = factor * (difference / (width * len(seeds) * config.perturbation_scale))
         direction = draw_direction(seed, spec.num_elements, config.direction, device)
         gradient += coefficient * direction
     return gradient

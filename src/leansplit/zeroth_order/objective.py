@@ -76,6 +76,33 @@ class SurrogateObjective:
             return float64_sum(plus.sub_(minus).mul_(self.smashed_gradient))
 
 
+@dataclass(frozen=True)
+class LossObjective:
+    """A client's own objective F(theta) = mean loss of one batch under the whole model.
+
+    Attributes:
+        model: the whole model; its parameters are replaced, never written.
+        loss: (outputs, labels) -> mean loss, a scalar tensor.
+        inputs: x, shape [B, ...].
+        labels: y, shape [B, ...].
+    """
+
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    inputs: Tensor
+    labels: Tensor
+
+    def evaluate(self, parameters: ParameterDict) -> Tensor:
+        """Return the mean loss at ``parameters``, a scalar tensor."""
+        outputs = forward_only(self.model, parameters, self.inputs)
+        with torch.inference_mode():
+            return self.loss(outputs, self.labels)
+
+    def difference(self, plus: Tensor, minus: Tensor) -> float:
+        """Return F(plus) - F(minus) of two float32 losses, in float64."""
+        return float(plus) - float(minus)
+
+
 def float64_sum(values: Tensor) -> float:
     """Return the sum of ``values`` in float64, without a float64 copy of all of them."""
     chunks = torch.split(values.reshape(-1), _SUM_CHUNK)

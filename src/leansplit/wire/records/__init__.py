@@ -1,6 +1,7 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
+from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
@@ -17,6 +18,13 @@ from leansplit.wire.records.splitfed import (
     TrainForwardRequest,
     WeightsReply,
 )
+from leansplit.wire.records.zeroth_order_federated import (
+    DeComFLReply,
+    DeComFLRequest,
+    FedZOReply,
+    FedZORequest,
+)
+from leansplit.wire.records.zo_split import DifferencesRequest, ProbedSmashedDataReply
 
 __all__ = [
     "KIND_KEY",
@@ -24,9 +32,16 @@ __all__ = [
     "BackwardRequest",
     "BehindReply",
     "CatchUpRequest",
+    "DeComFLReply",
+    "DeComFLRequest",
+    "DifferencesRequest",
+    "FedZOReply",
+    "FedZORequest",
     "ForwardRequest",
+    "HOSLRequest",
     "ProbeReply",
     "ProbeRequest",
+    "ProbedSmashedDataReply",
     "Record",
     "SetupReply",
     "SetupRequest",

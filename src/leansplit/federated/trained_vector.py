@@ -1,0 +1,67 @@
+"""Parameters as one vector with an optimizer of its own, moved by zeroth-order estimates."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from leansplit.federated.optimizers import (
+    OptimizerConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+)
+from leansplit.parameters import ParameterDict, ParameterSpec
+
+
+class TrainedVector:
+    """A copy of a parameter set in canonical order, and the moments of its optimizer.
+
+    Args:
+        parameters: where to start; copied.
+        optimizer: how a step is taken; ``lifetime`` matters here only as ``batch``, the other
+            lifetimes are up to whoever keeps :attr:`moments`.
+        moments: from :attr:`moments`; none = a fresh optimizer.
+
+    Attributes:
+        spec: the layout.
+        vector: shape [d].
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, Tensor],
+        optimizer: OptimizerConfig,
+        moments: Mapping[str, Tensor] | None = None,
+    ) -> None:
+        self.spec = ParameterSpec.of(parameters)
+        self.vector = self.spec.flatten(parameters)
+        self._config = optimizer
+        self._renew_optimizer()
+        if moments:
+            load_optimizer_state_(self._optimizer, moments)
+
+    def _renew_optimizer(self) -> None:
+        trained = [self.vector] if self.spec.num_elements else []
+        self._optimizer = build_optimizer(self._config, trained)
+
+    @property
+    def parameters(self) -> ParameterDict:
+        """The parameters by name; views, valid until the next step."""
+        return self.spec.views(self.vector)
+
+    @property
+    def moments(self) -> dict[str, Tensor]:
+        """The optimizer's state as named tensors (copies); empty if it has none."""
+        return optimizer_state(self._optimizer)
+
+    def step_(self, gradient: Tensor) -> None:
+        """Take one optimizer step along ``gradient``, shape [d]."""
+        if not self._config.outlives_batch:
+            self._renew_optimizer()
+        if self._optimizer is None:
+            return
+        self.vector.grad = gradient
+        self._optimizer.step()
+        self.vector.grad = None

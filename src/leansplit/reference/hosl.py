@@ -1,0 +1,112 @@
+"""HOSL as one plain loop (arXiv 2601.10940), for a cohort of clients: documentation and oracle.
+
+The client model is trained by finite differences of the end-to-end loss, which the server
+evaluates; the server model by backpropagation, after the probes. The paper is K = N = 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from leansplit.federated import (
+    ClientData,
+    HOSLConfig,
+    build_optimizer,
+    sample_cohort,
+    take_batch,
+)
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.noise import (
+    draw_perturbation,
+    perturbation_seeds,
+    second_moment_inverse,
+    server_dropout_seed,
+    torch_seeded,
+)
+from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+
+
+def hosl(
+    model: SplitModel,
+    loss: Loss,
+    clients: Sequence[ClientData],
+    config: HOSLConfig,
+    num_rounds: int,
+) -> None:
+    """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
+    zo = config.zeroth_order
+    mu = zo.perturbation_scale
+    client_model, server_model = model.client_model.eval(), model.server_model
+    initial = trainable_parameters(client_model)
+    spec = ParameterSpec.of(initial)
+    theta = spec.flatten(initial)
+    client_optimizer = build_optimizer(config.client_optimizer, [theta])
+    server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+    assert client_optimizer is not None and server_optimizer is not None
+
+    def smashed_at(vector: Tensor, x: Tensor) -> Tensor:
+        with torch.inference_mode():
+            z: Tensor = functional_call(client_model, spec.views(vector), (x,))
+        return z
+
+    def loss_at(vector: Tensor, x: Tensor, y: Tensor) -> float:
+        with torch.inference_mode():
+            return float(loss(server_model(smashed_at(vector, x)), y))
+
+    for t in range(1, num_rounds + 1):
+        cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
+        seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
+        directions = [
+            draw_perturbation(s, spec.num_elements, direction=zo.direction) for s in seeds
+        ]
+        data = [
+            take_batch(clients[m], config.root_seed, t, m, batch_size=config.batch_size)
+            for m in cohort
+        ]
+        sizes = [len(y) for _, y in data]
+        weights = [size / sum(sizes) for size in sizes]
+
+        # 1. Every client probes the end-to-end loss; the server model is frozen.
+        server_model.eval()
+        mean = torch.zeros(len(seeds), dtype=torch.float64)
+        for w, (x, y) in zip(weights, data, strict=True):
+            v = []
+            for u in directions:
+                plus = loss_at(theta + u * mu, x, y)
+                at_minus = theta - u * mu if zo.estimator == "central" else theta
+                v.append(plus - loss_at(at_minus, x, y))
+            mean += w * torch.tensor(v, dtype=torch.float64)
+        mean = mean.float().double()  # what crosses the wire
+
+        # 2. The server takes one step on the mean loss at the clean smashed data.
+        server_model.train()
+        if not config.server_optimizer.outlives_round:
+            server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
+            assert server_optimizer is not None
+        z = torch.cat([smashed_at(theta, x) for x, _ in data]).detach().clone()
+        with torch_seeded(server_dropout_seed(config.root_seed, t)):
+            outputs = torch.split(server_model(z), sizes)
+            losses = [loss(o, y) for o, (_, y) in zip(outputs, data, strict=True)]
+        mean_loss = torch.stack([w * v for w, v in zip(weights, losses, strict=True)]).sum()
+        server_optimizer.zero_grad(set_to_none=True)
+        mean_loss.backward()  # type: ignore[no-untyped-call]
+        server_optimizer.step()
+
+        # 3. Every client rebuilds the same gradient and takes the same optimizer step.
+        width = 1.0 if zo.estimator == "forward" else 2.0
+        factor = second_moment_inverse(zo.direction, spec.num_elements)
+        gradient = torch.zeros_like(theta)
+        for u, v_mean in zip(directions, mean.tolist(), strict=True):
+            gradient += u * (factor * (v_mean / (width * len(seeds) * mu)))
+        if not config.client_optimizer.outlives_round:
+            client_optimizer = build_optimizer(config.client_optimizer, [theta])
+            assert client_optimizer is not None
+        theta.grad = gradient
+        client_optimizer.step()
+
+    load_parameters_(client_model, spec.views(theta))

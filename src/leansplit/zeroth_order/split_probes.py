@@ -1,0 +1,109 @@
+"""Probing a model that a cut divides: clients send perturbed smashed data, the server compares.
+
+Forward difference:  plus_p = f_c(x; theta_c + mu u_p), compared with the anchor f_c(x; theta_c)
+Central difference:  plus_p as above, compared with minus_p = f_c(x; theta_c - mu u_p)
+
+Nothing here differentiates, on either side of the cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from leansplit.noise import torch_seeded
+from leansplit.parameters import ParameterDict, ParameterSpec
+from leansplit.zeroth_order.estimators import ZerothOrderConfig, perturbed
+from leansplit.zeroth_order.objective import forward_only
+
+
+@dataclass(frozen=True)
+class ProbedSmashedData:
+    """A client's smashed data at and around theta_c, for one batch.
+
+    Attributes:
+        anchor: f_c(x; theta_c), shape [B, ...]; shape [0] if nobody needs it.
+        plus: shape [P, B, ...].
+        minus: shape [P, B, ...]; shape [0] if the anchor stands in for all of them.
+    """
+
+    anchor: Tensor
+    plus: Tensor
+    minus: Tensor
+
+    @property
+    def pairs(self) -> list[tuple[Tensor, Tensor]]:
+        """What is compared for each direction: (plus_p, minus_p or the anchor)."""
+        others = self.minus if len(self.minus) else [self.anchor] * len(self.plus)
+        return list(zip(self.plus, others, strict=True))
+
+
+def probe_smashed_data(
+    client_model: nn.Module,
+    spec: ParameterSpec,
+    vector: Tensor,
+    inputs: Tensor,
+    seeds: Sequence[int],
+    config: ZerothOrderConfig,
+    *,
+    with_anchor: bool,
+) -> ProbedSmashedData:
+    """Run one batch through the client model at theta_c + mu u_p, - mu u_p and theta_c.
+
+    Args:
+        client_model: f_c, in the mode it is to be probed in; its parameters are not written.
+        spec: layout of its trainable parameters.
+        vector: theta_c, shape [d_c]; not written.
+        inputs: x, shape [B, ...].
+        seeds: one perturbation seed for each direction.
+        config: estimator, mu and distribution.
+        with_anchor: whether f_c(x; theta_c) is wanted with the central difference too.
+    """
+
+    def smashed_data(at: Tensor) -> Tensor:
+        return forward_only(client_model, spec.views(at), inputs)
+
+    def probes(scale: float) -> Tensor:
+        stacked = torch.empty(0)
+        for p, seed in enumerate(seeds):
+            z = smashed_data(perturbed(vector, scale, seed, config))
+            if p == 0:
+                stacked = torch.empty(len(seeds), *z.shape, dtype=z.dtype, device=z.device)
+            stacked[p] = z  # so that no more than one of them is held twice
+        return stacked
+
+    mu = config.perturbation_scale
+    is_central = config.estimator == "central"
+    return ProbedSmashedData(
+        anchor=smashed_data(vector) if with_anchor or not is_central else torch.empty(0),
+        plus=probes(mu),
+        minus=probes(-mu) if is_central else torch.empty(0),
+    )
+
+
+@dataclass(frozen=True)
+class ServerObjective:
+    """F(theta_s, z) = the loss of smashed data z at the server, with one fixed dropout mask.
+
+    The mask is drawn anew from ``dropout_seed`` at every call, so that two values differ by what
+    was perturbed and by nothing else.
+
+    Attributes:
+        server_model: f_s, put in training mode by whoever builds this; parameters not written.
+        loss: (outputs, labels) -> mean loss.
+        labels: y, shape [B, ...].
+        dropout_seed: of its random layers.
+    """
+
+    server_model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    labels: Tensor
+    dropout_seed: int
+
+    def __call__(self, parameters: ParameterDict, smashed_data: Tensor) -> Tensor:
+        """Return the mean loss at ``parameters``, a scalar tensor without a graph."""
+        with torch_seeded(self.dropout_seed), torch.inference_mode():
+            return self.loss(forward_only(self.server_model, parameters, smashed_data), self.labels)

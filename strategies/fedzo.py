@@ -1,0 +1,60 @@
+"""FedZO: federated averaging with zeroth-order local steps (arXiv 2201.09531, TSP 2022).
+
+Symbols: t ``server_round``; H ``local_steps``; b2 ``num_perturbations``; theta ``weights``.
+
+One round takes one exchange: the whole model down, the trained model up. Differs from FedAvg:
+clients estimate their gradients from forward passes. Differs from DeComFL: directions are each
+client's own and never known elsewhere, so the model itself has to travel, both ways.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from leansplit.federated import FedZOConfig, sample_weights, weighted_mean
+from leansplit.parameters import load_parameters_
+from leansplit.strategies.split import SplitStrategy, require_finite
+from leansplit.wire import FedZOReply, FedZORequest
+
+
+class FedZO(SplitStrategy[FedZOConfig]):
+    """Zeroth-order clients that hold the whole model; a server that averages models."""
+
+    method = "fedzo"
+    is_whole_model = True
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Step 1: sample the cohort and send it the model."""
+        self._cohort = self.sample_cohort(server_round)
+        request = FedZORequest(round=server_round, weights=self.client_weights())
+        requests = dict.fromkeys(self._cohort, request)
+        return self.federation.messages(requests, "fedzo_train", server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Step 4: theta <- the sample-weighted mean of the clients' models."""
+        trained = self.federation.collect(replies, self._cohort, FedZOReply)
+        num_samples = [reply.num_samples for reply in trained.records.values()]
+        if trained.records:
+            magnitudes = {
+                m: sum(float(w.abs().sum(dtype=torch.float64)) for w in reply.weights.values())
+                for m, reply in trained.records.items()
+            }
+            require_finite("sum of weights", server_round, magnitudes)
+            states = [reply.weights for reply in trained.records.values()]
+            mean = weighted_mean(states, sample_weights(num_samples))
+            load_parameters_(self.model.full_model, mean)
+        return self.finish_round(
+            server_round,
+            num_samples=sum(num_samples),
+            train_loss=None,  # the estimate needs differences; no client reports a loss
+            num_replied=len(trained.records),
+            failures=trained.failures,
+        )

@@ -1,0 +1,106 @@
+"""HOSL: hybrid-order split learning (arXiv 2601.10940), for a cohort of clients.
+
+Clients estimate the gradient of the end-to-end loss by finite differences through the server: the
+server evaluates perturbed smashed data, so no gradient at the cut is sent back. The paper has one
+client (K = N = 1 here); with more, all probe the same directions on batches of their own, as in
+HO-SFL, and the mean differences keep all replicas identical.
+
+Symbols: t ``server_round``; Q ``num_perturbations``; mu ``perturbation_scale``; z
+``smashed_data``; z_q+, z_q- ``plus``, ``minus``; v ``differences``; theta_c ``mirror.vector``.
+
+One round takes one exchange (seeds down -> clean z, 2 Q perturbed z and labels up): all of them
+belong to the same theta_c, so they need no answer in between, and the Q mean differences ride on
+the next request. Differs from HO-SFL: no gradient down, but 2 Q + 1 smashed data up, and the true
+loss is probed instead of <lambda, f_c>.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, Message, MetricRecord
+from torch import Tensor
+
+from leansplit.federated import HOSLConfig, sample_weights
+from leansplit.first_order import server_step
+from leansplit.noise import perturbation_seeds, server_dropout_seed
+from leansplit.strategies.replicated import ReplicatedStrategy
+from leansplit.strategies.split import mean_loss, require_finite, split_replies
+from leansplit.wire import HOSLRequest, ProbedSmashedDataReply
+
+
+class HOSL(ReplicatedStrategy[HOSLConfig]):
+    """Zeroth-order clients that probe through the server, which trains by backpropagation."""
+
+    method = "hosl"
+    forward_action = "hosl_forward"
+
+    def round_seeds(self, round: int) -> tuple[int, ...]:
+        """Return the seeds of the round's Q shared directions."""
+        count = self.config.zeroth_order.num_perturbations
+        return perturbation_seeds(self.config.root_seed, count, round=round)
+
+    def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> HOSLRequest:
+        """Ask for the smashed data of every probe and of the model itself."""
+        seeds = torch.tensor(self.round_seeds(round), dtype=torch.uint32)
+        return HOSLRequest(round=round, seeds=seeds, **catch_up)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Evaluate the probes, then train the server, then share the clients' update."""
+        forward = self.opened(replies, server_round, ProbedSmashedDataReply)
+        if not forward.records:
+            return self.finish_round(
+                server_round, num_samples=0, train_loss=None, num_replied=0,
+                failures=forward.failures,
+            )  # fmt: skip
+        smashed, labels, sizes = split_replies(forward.records)
+        weights = sample_weights(sizes)
+
+        # Phase 1. The differences of the end-to-end loss, at the server model of the last round.
+        differences = {m: self.probed(reply) for m, reply in forward.records.items()}
+
+        # Phase 2. One server step on the cohort's mean loss at the clean smashed data.
+        step = server_step(
+            self.model.server_model,
+            self.loss,
+            self.server_optimizer(self.config.server_optimizer, server_round),
+            smashed,
+            labels,
+            weights,
+            dropout_seed=server_dropout_seed(self.config.root_seed, server_round),
+        )
+        losses = dict(zip(forward.records, step.losses, strict=True))
+        require_finite("loss", server_round, losses)
+
+        # Phase 3. The mean differences, and the step that every client rebuilds from the seeds.
+        self.share_update(
+            server_round,
+            self.round_seeds(server_round),
+            differences,
+            dict(zip(forward.records, sizes, strict=True)),
+        )
+        return self.finish_round(
+            server_round,
+            num_samples=sum(sizes),
+            train_loss=mean_loss(losses, weights),
+            num_replied=len(forward.records),
+            failures=forward.failures,
+        )
+
+    def probed(self, reply: ProbedSmashedDataReply) -> Tensor:
+        """Return one client's v, float64 [Q]; the server model is frozen, in evaluation mode."""
+        above = [self._loss_at(z, reply.labels) for z in reply.plus]
+        if self.config.zeroth_order.estimator == "central":
+            below = [self._loss_at(z, reply.labels) for z in reply.minus]
+        else:
+            below = [self._loss_at(reply.smashed_data, reply.labels)] * len(above)
+        return torch.tensor(above, dtype=torch.float64) - torch.tensor(below, dtype=torch.float64)
+
+    def _loss_at(self, smashed_data: Tensor, labels: Tensor) -> float:
+        server_model = self.model.server_model.eval()
+        with torch.inference_mode():
+            return float(self.loss(server_model(smashed_data), labels))
