@@ -27,10 +27,12 @@ def train(session: Session, content: RecordDict) -> RecordDict:
     model = session.worker.workload.model.full_model
     load_parameters_(model, arrays.to_torch_state_dict())
     optimizer = build_optimizer(method.client_optimizer, model.parameters())
-    if method.client_optimizer.lifetime == "run":
+    if method.client_optimizer.outlives_round:
         load_optimizer_state_(optimizer, session.memory.load(_MOMENTS) or {})
     num_samples, loss_sum = 0, 0.0
     for h in range(method.local_steps):
+        if not method.client_optimizer.outlives_batch:
+            optimizer = build_optimizer(method.client_optimizer, model.parameters())
         inputs, labels = session.batch(round, h)
         loss = local_step(
             model,
@@ -42,7 +44,7 @@ def train(session: Session, content: RecordDict) -> RecordDict:
         )
         num_samples += len(labels)
         loss_sum += loss * len(labels)
-    if method.client_optimizer.lifetime == "run":
+    if method.client_optimizer.outlives_round:
         session.memory.save(_MOMENTS, optimizer_state(optimizer))
     return RecordDict(
         {

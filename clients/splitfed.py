@@ -32,7 +32,7 @@ def forward(session: Session, request: TrainForwardRequest) -> SmashedDataReply:
     """Start a round from the weights sent and upload the first smashed data."""
     session.memory.save(_WEIGHTS, request.weights)
     session.memory.note(_ROUND, request.round)
-    if _optimizer_config(session).lifetime == "round":
+    if not _optimizer_config(session).outlives_round:
         session.memory.forget(_MOMENTS)
     load_parameters_(session.client_model, request.weights)
     smashed, labels = _forward(session, request.round, request.local_step)
@@ -55,8 +55,9 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
     smashed, _ = _forward(session, request.round, request.local_step)
     backward_step(optimizer, smashed, request.smashed_gradient)
     trained = trainable_parameters(model)
+    config = _optimizer_config(session)
     is_round_over = request.is_last
-    if not is_round_over or _optimizer_config(session).lifetime == "run":
+    if config.outlives_round if is_round_over else config.outlives_batch:
         session.memory.save(_MOMENTS, optimizer_state(optimizer))
     if is_round_over:
         session.memory.forget(_WEIGHTS)

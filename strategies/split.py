@@ -48,8 +48,9 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         return super().begin(initial_arrays)
 
     def server_optimizer(self, config: OptimizerConfig, round: int) -> torch.optim.Optimizer | None:
-        """Return the server model's optimizer: kept for the run, or fresh in every round."""
-        is_stale = config.lifetime == "round" and self._optimizer_round != round
+        """Return the optimizer for the server model's next step, as new as its lifetime asks."""
+        is_new_round = self._optimizer_round != round
+        is_stale = not config.outlives_batch or (is_new_round and not config.outlives_round)
         if self._server_optimizer is None or is_stale:
             self._server_optimizer = build_optimizer(config, self.model.server_model.parameters())
         self._optimizer_round = round

@@ -56,12 +56,13 @@ class SplitFedV1(SplitFed):
         config = self.config.server_optimizer
         for m, reply in records.items():
             if local_step == 0:
-                kept = self._moments if config.lifetime == "run" else {}
+                kept = self._moments if config.outlives_round else {}
                 self._replicas[m] = (self._start, kept)
             parameters, moments = self._replicas[m]
             load_parameters_(self.model.server_model, parameters)
             optimizer = build_optimizer(config, self.model.server_model.parameters())
-            load_optimizer_state_(optimizer, moments)
+            if config.outlives_batch:
+                load_optimizer_state_(optimizer, moments)
             step = server_step(
                 self.model.server_model,
                 self.loss,

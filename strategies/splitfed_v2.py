@@ -26,14 +26,13 @@ class SplitFedV2(SplitFed):
         self, round: int, local_step: int, records: Mapping[int, SmashedDataReply]
     ) -> tuple[dict[int, float], dict[int, Tensor]]:
         """Take one step on the server model for each client in turn."""
-        optimizer = self.server_optimizer(self.config.server_optimizer, round)
         losses: dict[int, float] = {}
         gradients: dict[int, Tensor] = {}
         for m, reply in records.items():
             step = server_step(
                 self.model.server_model,
                 self.loss,
-                optimizer,
+                self.server_optimizer(self.config.server_optimizer, round),
                 [reply.smashed_data],
                 [reply.labels],
                 [1.0],

@@ -7,7 +7,7 @@ import torch
 
 from leansplit.costs import SplitShape
 from leansplit.errors import RunFailedError
-from leansplit.federated import sample_cohort
+from leansplit.federated import LIFETIMES, sample_cohort
 from leansplit.models import split_at
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.server_app.methods import METHODS, is_used
@@ -41,9 +41,9 @@ def test_ho_sfl_equals_its_reference_with_every_estimator(
     assert run_in_process(config).final_model_checksum == reference_checksum(config)
 
 
-@pytest.mark.parametrize("lifetime", ["run", "round"])
+@pytest.mark.parametrize("lifetime", LIFETIMES)
 @pytest.mark.parametrize("method", ALL)
-def test_equals_its_reference_with_either_optimizer_lifetime(
+def test_equals_its_reference_with_every_optimizer_lifetime(
     method, lifetime, configure, run_in_process, reference_checksum
 ):
     keys = ("client.lifetime", "server.lifetime")

@@ -53,8 +53,9 @@ def test_a_step_by_hand():
     assert torch.equal(moved.parameters["1.weight"].flatten(), moved.vector[5:])
 
 
-def test_lifetime_round_forgets_the_moments():
-    fresh = OptimizerConfig(lr=0.05, momentum=0.9, lifetime="round")
+@pytest.mark.parametrize("lifetime", ["round", "batch"])  # an update is a round's only step
+def test_a_short_lifetime_forgets_the_moments(lifetime):
+    fresh = OptimizerConfig(lr=0.05, momentum=0.9, lifetime=lifetime)
     plain = OptimizerConfig(lr=0.05)
     assert torch.equal(replica(fresh, 1, 2, 3).vector, replica(plain, 1, 2, 3).vector)
     kept = OptimizerConfig(lr=0.05, momentum=0.9, lifetime="run")

@@ -132,6 +132,22 @@ def test_the_reductions_would_notice_lost_moments(name):
             assert any(not torch.equal(v, plain[k]) for k, v in model.full_state_dict().items())
 
 
+def test_momentum_that_lives_for_a_batch_is_no_momentum():
+    fresh = OptimizerConfig(lr=0.1, momentum=0.9, lifetime="batch")
+    data = clients(30)
+    plain = trained_plainly(OptimizerConfig(lr=0.1), data[0])
+    for method in (splitfed_v1, splitfed_v2):
+        model = split()
+        method(model, F.cross_entropy, data, splitfed_config(fresh), ROUNDS)
+        assert_same_bits(model.full_state_dict(), plain)
+    whole = split()
+    config = FedAvgConfig(
+        cohort_size=1, batch_size=BATCH, root_seed=SEED, local_steps=STEPS, client_optimizer=fresh
+    )
+    fedavg(whole, F.cross_entropy, data, config, ROUNDS)
+    assert_same_bits(whole.full_state_dict(), plain)
+
+
 # --- several clients ----------------------------------------------------------------------------
 
 

@@ -13,7 +13,7 @@ from leansplit.errors import UserError, require_choice, require_positive
 
 OptimizerName = Literal["sgd", "adamw"]
 OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
-Lifetime = Literal["run", "round"]
+Lifetime = Literal["run", "round", "batch"]
 LIFETIMES: Final[tuple[str, ...]] = get_args(Lifetime)
 
 
@@ -36,7 +36,8 @@ class OptimizerConfig:
     weight_decay: float = 0.0
     """Decoupled for AdamW, added to the gradient for SGD."""
     lifetime: Lifetime = "run"
-    """``run``: moments live as long as the run; ``round``: they start from zero every round."""
+    """``run``: moments live as long as the run; ``round``: they start from zero every round;
+    ``batch``: at every step."""
 
     def __post_init__(self) -> None:
         """Refuse values that no step can be taken with."""
@@ -49,6 +50,16 @@ class OptimizerConfig:
                 raise UserError(f"{what} must be in [0, 1), got {getattr(self, what)}")
         if not 0 <= self.weight_decay < float("inf"):
             raise UserError(f"weight_decay must be at least 0, got {self.weight_decay}")
+
+    @property
+    def outlives_round(self) -> bool:
+        """Whether moments go from one round to the next."""
+        return self.lifetime == "run"
+
+    @property
+    def outlives_batch(self) -> bool:
+        """Whether moments go from one step to the next within a round."""
+        return self.lifetime != "batch"
 
 
 def build_optimizer(

@@ -71,7 +71,7 @@ class Replica:
             raise RunFailedError(
                 f"update of round {update.round} offered to a replica at version {self.version}"
             )
-        if self._config.lifetime == "round":
+        if not self._config.outlives_round:  # an update is a round's only step
             self._optimizer = self._fresh_optimizer()
         gradient = estimate(
             self.spec,

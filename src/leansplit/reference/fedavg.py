@@ -47,12 +47,15 @@ def fedavg(
             local = copy.deepcopy(full_model).train()
             optimizer = build_optimizer(config.client_optimizer, local.parameters())
             assert optimizer is not None
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, client_moments.get(m, {}))
             samples = 0
             for h in range(config.local_steps):
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
                 samples += len(y)
+                if not config.client_optimizer.outlives_batch:
+                    optimizer = build_optimizer(config.client_optimizer, local.parameters())
+                    assert optimizer is not None
                 with torch_seeded(client_dropout_seed(seed, t, m, h)):
                     value = loss(local(x), y)
                 optimizer.zero_grad(set_to_none=True)

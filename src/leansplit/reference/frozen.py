@@ -41,7 +41,7 @@ def frozen(
         sizes = [len(y) for _, y in data]
         with torch.inference_mode():
             smashed = [client_model(x) for x, _ in data]
-        if config.server_optimizer.lifetime == "round":
+        if not config.server_optimizer.outlives_round:
             optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
         assert optimizer is not None
         with torch_seeded(server_dropout_seed(seed, t)):

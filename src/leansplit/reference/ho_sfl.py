@@ -76,7 +76,7 @@ def ho_sfl(
         weights = [len(y) / num_samples for _, y in data]
 
         # 4. The server takes one step on the mean loss and returns each client's lambda.
-        if config.server_optimizer.lifetime == "round":
+        if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
         z = torch.cat(smashed).detach().clone().requires_grad_(True)
@@ -118,7 +118,7 @@ def ho_sfl(
         gradient = torch.zeros_like(theta)
         for u, v_mean in zip(directions, mean.tolist(), strict=True):
             gradient += u * (v_mean / (width * len(seeds) * mu))
-        if config.client_optimizer.lifetime == "round":
+        if not config.client_optimizer.outlives_round:
             client_optimizer = build_optimizer(config.client_optimizer, [theta])
             assert client_optimizer is not None
         theta.grad = gradient

@@ -50,16 +50,24 @@ def splitfed_v1(
             server_model = copy.deepcopy(model.server_model).train()
             client_optimizer = build_optimizer(config.client_optimizer, client_model.parameters())
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
-            assert client_optimizer is not None and server_optimizer is not None
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(client_optimizer, client_moments.get(m, {}))
-            if config.server_optimizer.lifetime == "run":
+            if config.server_optimizer.outlives_round:
                 load_optimizer_state_(server_optimizer, server_moments)
             # 2. Per batch: forward, z and y up, replica step, lambda down, client step.
             samples = 0
             for h in range(config.local_steps):
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
                 samples += len(y)
+                if not config.client_optimizer.outlives_batch:
+                    client_optimizer = build_optimizer(
+                        config.client_optimizer, client_model.parameters()
+                    )
+                if not config.server_optimizer.outlives_batch:
+                    server_optimizer = build_optimizer(
+                        config.server_optimizer, server_model.parameters()
+                    )
+                assert client_optimizer is not None and server_optimizer is not None
                 with torch_seeded(client_dropout_seed(seed, t, m, h)):
                     smashed = client_model(x)
                 z = smashed.detach().requires_grad_(True)

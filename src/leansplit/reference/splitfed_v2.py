@@ -46,15 +46,14 @@ def splitfed_v2(
         # 1. Broadcast theta_c to the cohort, which is served in a fresh random order.
         cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
         order = service_order(seed, t, cohort)
-        if config.server_optimizer.lifetime == "round":
+        if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
-        assert server_optimizer is not None
         models = {m: copy.deepcopy(model.client_model).train() for m in cohort}
         optimizers = {
             m: build_optimizer(config.client_optimizer, models[m].parameters()) for m in cohort
         }
         for m, optimizer in optimizers.items():
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, client_moments.get(m, {}))
         # 2. Client by client and batch by batch, or step by step over all clients.
         steps = range(config.local_steps)
@@ -66,6 +65,14 @@ def splitfed_v2(
         for m, h in turns:
             x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
             num_samples[m] += len(y)
+            if not config.client_optimizer.outlives_batch:
+                optimizers[m] = build_optimizer(config.client_optimizer, models[m].parameters())
+            if not config.server_optimizer.outlives_batch:
+                server_optimizer = build_optimizer(
+                    config.server_optimizer, server_model.parameters()
+                )
+            client_optimizer = optimizers[m]
+            assert client_optimizer is not None and server_optimizer is not None
             with torch_seeded(client_dropout_seed(seed, t, m, h)):
                 smashed = models[m](x)
             z = smashed.detach().requires_grad_(True)
@@ -74,8 +81,6 @@ def splitfed_v2(
             server_optimizer.zero_grad(set_to_none=True)
             value.backward()  # type: ignore[no-untyped-call]
             server_optimizer.step()
-            client_optimizer = optimizers[m]
-            assert client_optimizer is not None
             client_optimizer.zero_grad(set_to_none=True)
             torch.autograd.backward([smashed], [z.grad])
             client_optimizer.step()
