@@ -62,6 +62,8 @@ class Outcome:
     num_exchanges: int = 0
     client_costs: ClientCosts | None = None
     """Of one client step on a full batch."""
+    client_replays: float = 0.0
+    """Forward passes for each sample that a client repeats to save memory."""
     wall_time_s: float = 0.0
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -183,6 +185,7 @@ def execute(
     outcome = Outcome(
         config,
         client_costs=_measure_client(config, task, model),
+        client_replays=method.client_replays(config.method_config(), model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,
     )

@@ -57,7 +57,7 @@ def run_result(
         traffic=outcome.ledger.by_kind(),
         uplink_bytes=outcome.ledger.total_bytes("uplink"),
         downlink_bytes=outcome.ledger.total_bytes("downlink"),
-        client_forwards=round(forwards * outcome.samples_seen),
+        client_forwards=round((forwards + outcome.client_replays) * outcome.samples_seen),
         client_backwards=round(backwards * outcome.samples_seen),
         client_step_flops=costs.flops if costs else None,
         client_peak_memory_bytes=costs.peak_memory_bytes if costs else None,

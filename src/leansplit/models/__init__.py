@@ -1,5 +1,6 @@
 """Models and the cut: split a model at a layer, and the models that come with leansplit."""
 
+from leansplit.models.chain import chain as chain
 from leansplit.models.cnn import small_cnn as small_cnn
 from leansplit.models.registry import MODELS as MODELS
 from leansplit.models.registry import ModelSpec as ModelSpec
