@@ -11,3 +11,5 @@ from leansplit.models.resnet import resnet18 as resnet18
 from leansplit.models.split import SplitModel as SplitModel
 from leansplit.models.split import cut_layers as cut_layers
 from leansplit.models.split import split_at as split_at
+from leansplit.models.weights import load_weights_ as load_weights_
+from leansplit.models.weights import weights_digest as weights_digest
