@@ -157,3 +157,6 @@ class FrozenConfig(MethodConfig):
 
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round on the cohort's mean gradient."""
+    features_once: bool = False
+    """A client uploads the smashed data of all its samples at its first participation, and
+    nothing ever again: the server keeps them and draws the same batches itself."""
