@@ -37,7 +37,7 @@ def _features(session: Session, model: nn.Module, parameters: ParameterDict) -> 
     inputs = session.data.inputs
     size = min(session.plan.config.batch_size, len(inputs))
     filled = torch.arange(-(-len(inputs) // size) * size) % len(inputs)
-    parts = [forward_only(model, parameters, inputs[part]) for part in filled.split(size)]
+    parts = [forward_only(model, parameters, inputs[part]) for part in torch.split(filled, size)]
     return torch.cat(parts)[: len(inputs)]
 
 
