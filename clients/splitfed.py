@@ -2,12 +2,14 @@
 
 The graph of a forward pass cannot outlive the message that made it: a SuperNode may start a new
 process for every message. The client therefore runs the batch forward again when lambda arrives;
-the bits are the same, and accounts of a client's compute count the pass once.
+the bits are the same, and accounts of a client's compute count the pass once. With
+``client_backward == "recompute"`` no graph would outlive the pass on a device either, and its
+passes count as what they are.
 """
 
 from __future__ import annotations
 
-from torch import Tensor
+from torch.optim import Optimizer
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
@@ -18,7 +20,13 @@ from leansplit.federated import (
     load_optimizer_state_,
     optimizer_state,
 )
-from leansplit.first_order import backward_step, train_forward
+from leansplit.first_order import (
+    backward_step,
+    recompute_forward,
+    recompute_step,
+    train_forward,
+)
+from leansplit.models import chain
 from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, trainable_parameters
 from leansplit.wire import BackwardRequest, SmashedDataReply, TrainForwardRequest, WeightsReply
@@ -35,8 +43,7 @@ def forward(session: Session, request: TrainForwardRequest) -> SmashedDataReply:
     if not _optimizer_config(session).outlives_round:
         session.memory.forget(_MOMENTS)
     load_parameters_(session.client_model, request.weights)
-    smashed, labels = _forward(session, request.round, request.local_step)
-    return SmashedDataReply(smashed_data=smashed.detach(), labels=labels)
+    return _smashed_data(session, request.round, request.local_step)
 
 
 def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | WeightsReply:
@@ -50,10 +57,10 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
         raise ValueError(f"backward of round {request.round} came without a forward request")
     model = session.client_model
     load_parameters_(model, weights)
-    optimizer = build_optimizer(_optimizer_config(session), model.parameters())
+    config = _optimizer_config(session)
+    optimizer = build_optimizer(config, model.parameters())
     load_optimizer_state_(optimizer, session.memory.load(_MOMENTS) or {})
-    smashed, _ = _forward(session, request.round, request.local_step)
-    backward_step(optimizer, smashed, request.smashed_gradient)
+    _step(session, optimizer, request)
     trained = trainable_parameters(model)
     config = _optimizer_config(session)
     is_round_over = request.is_last
@@ -63,14 +70,42 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
         session.memory.forget(_WEIGHTS)
         return WeightsReply(weights={name: value.clone() for name, value in trained.items()})
     session.memory.save(_WEIGHTS, trained)
-    smashed, labels = _forward(session, request.round, request.local_step + 1)
-    return SmashedDataReply(smashed_data=smashed.detach(), labels=labels)
+    return _smashed_data(session, request.round, request.local_step + 1)
 
 
-def _forward(session: Session, round: int, local_step: int) -> tuple[Tensor, Tensor]:
+def _smashed_data(session: Session, round: int, local_step: int) -> SmashedDataReply:
+    """Run a batch forward."""
+    config, model = session.config(SplitFedConfig), session.client_model
     inputs, labels = session.batch(round, local_step)
-    seed = client_dropout_seed(session.plan.config.root_seed, round, session.client_id, local_step)
-    return train_forward(session.client_model, inputs, dropout_seed=seed), labels
+    seed = client_dropout_seed(config.root_seed, round, session.client_id, local_step)
+    if config.client_backward == "recompute":
+        smashed = recompute_forward(
+            chain(model), inputs, dropout_seed=seed, micro_batch=config.micro_batch
+        )
+    else:
+        smashed = train_forward(model, inputs, dropout_seed=seed).detach()
+    return SmashedDataReply(smashed_data=smashed, labels=labels)
+
+
+def _step(session: Session, optimizer: Optimizer | None, request: BackwardRequest) -> None:
+    """Take one step on the client model with lambda."""
+    config, model = session.config(SplitFedConfig), session.client_model
+    inputs, _ = session.batch(request.round, request.local_step)
+    seed = client_dropout_seed(
+        config.root_seed, request.round, session.client_id, request.local_step
+    )
+    if config.client_backward == "recompute":
+        recompute_step(
+            optimizer,
+            chain(model),
+            inputs,
+            request.smashed_gradient,
+            dropout_seed=seed,
+            micro_batch=config.micro_batch,
+        )
+    else:
+        smashed = train_forward(model, inputs, dropout_seed=seed)
+        backward_step(optimizer, smashed, request.smashed_gradient)
 
 
 def _optimizer_config(session: Session) -> OptimizerConfig:

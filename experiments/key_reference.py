@@ -11,7 +11,7 @@ from typing import Any
 
 from leansplit.errors import require_choice
 from leansplit.federated import OptimizerConfig
-from leansplit.server_app.config import RunConfig
+from leansplit.server_app.config import NO_KEYS, RunConfig
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.zeroth_order import ZerothOrderConfig
@@ -49,7 +49,7 @@ def _shared_rows(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     for name, default, meaning in _fields(RunConfig):
         if name in sections:
             rows += [(f"{name}.{key}", d, doc) for key, d, doc in _fields(sections[name])]
-        elif name not in (*_SECTION_TYPES, "method", "options"):
+        elif name not in (*_SECTION_TYPES, *NO_KEYS):
             rows.append((name, default, meaning))
     return rows
 
@@ -71,9 +71,11 @@ def _fields(config: Any) -> list[tuple[str, str, str]]:
 def _default(field: dataclasses.Field[Any]) -> str:
     if field.name == "lifetime":
         return "by method"
-    if field.default is dataclasses.MISSING:
+    if field.name in ("model", "cut_layer"):
+        return "by task"
+    if field.default is dataclasses.MISSING or field.default == "":
         return "none"
-    return str(field.default) if field.default != "" else "by task"
+    return str(field.default)
 
 
 def _field_docs(config: type[Any]) -> dict[str, str]:

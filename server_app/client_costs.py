@@ -19,8 +19,15 @@ from leansplit.federated import (
     ZOSplitConfig,
     build_optimizer,
 )
-from leansplit.first_order import Loss, backward_step, local_step, train_forward
-from leansplit.models import SplitModel
+from leansplit.first_order import (
+    Loss,
+    backward_step,
+    local_step,
+    recompute_forward,
+    recompute_step,
+    train_forward,
+)
+from leansplit.models import SplitModel, chain
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.zeroth_order import (
@@ -143,6 +150,22 @@ def first_order_step(
     def step() -> None:
         smashed = train_forward(client_model, inputs, dropout_seed=0)
         backward_step(stepper, smashed, torch.zeros_like(smashed))
+
+    return step
+
+
+def recomputing_step(
+    model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig, micro_batch: int
+) -> Callable[[], object]:
+    """SFL without a kept graph: forward, then recomputation from the cut, optimizer step."""
+    links = chain(model.client_model)
+    stepper = build_optimizer(optimizer, model.client_model.parameters())
+
+    def step() -> None:
+        smashed = recompute_forward(links, inputs, dropout_seed=0, micro_batch=micro_batch)
+        gradient = torch.zeros_like(smashed)
+        del smashed  # it was uploaded; the gradient comes back in its place
+        recompute_step(stepper, links, inputs, gradient, dropout_seed=0, micro_batch=micro_batch)
 
     return step
 

@@ -6,6 +6,7 @@ import dataclasses
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, get_type_hints
 
 from pydantic import TypeAdapter, ValidationError
@@ -13,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 from leansplit.clients.partition import PartitionConfig, PartitionKind
 from leansplit.errors import UserError, did_you_mean, require_choice, require_positive
 from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
-from leansplit.models import MODELS
+from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS
 from leansplit.tasks import TASKS
@@ -40,6 +41,11 @@ class RunConfig:
     """Options of the model, such as ``model_options.norm``."""
     cut_layer: str = ""
     """Name of the last client-side layer; empty = the model's default."""
+    initial_weights: str = ""
+    """A safetensors file with the whole model's weights to start from, such as the
+    ``model.safetensors`` of an earlier run; empty = drawn from the seed."""
+    initial_weights_digest: str = ""
+    """Of that file's content; found out, not given, so that other weights are another run."""
     clients: int = 100
     """N, virtual clients in all."""
     cohort: int = 20
@@ -97,6 +103,9 @@ class RunConfig:
         require_choice("model", model, MODELS)
         object.__setattr__(self, "model", model)
         object.__setattr__(self, "cut_layer", self.cut_layer or default_cut_layer(model))
+        if self.initial_weights:
+            digest = weights_digest(self.initial_weights)
+            object.__setattr__(self, "initial_weights_digest", digest)
         for name in (
             "clients",
             "cohort",
@@ -155,6 +164,10 @@ class RunConfig:
             num_clients=self.clients,
             partition=dataclasses.asdict(self.partition_config()),
             root_seed=self.seed,
+            initial_weights=str(Path(self.initial_weights).expanduser().resolve())
+            if self.initial_weights
+            else "",
+            initial_weights_digest=self.initial_weights_digest,
             evaluate_on=self.evaluate_on,
         )
 
@@ -253,10 +266,13 @@ _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
 FREE_SECTIONS = ("task_options", "model_options")
 """Sections whose keys belong to the task or model, which checks them itself."""
 
+NO_KEYS = ("method", "options", "initial_weights_digest")
+"""Fields that are no keys: named otherwise, or found out."""
+
 KEYS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(kind)
     for name, kind in _FIELD_TYPES.items()
-    if name not in (*SECTIONS, *FREE_SECTIONS, "method", "options")
+    if name not in (*SECTIONS, *FREE_SECTIONS, *NO_KEYS)
 } | {
     f"{section}.{name}": TypeAdapter(kind)
     for section in SECTIONS

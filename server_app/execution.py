@@ -62,6 +62,10 @@ class Outcome:
     num_exchanges: int = 0
     client_costs: ClientCosts | None = None
     """Of one client step on a full batch."""
+    client_replays: float = 0.0
+    """Forward passes for each sample that a client repeats to save memory."""
+    samples_forwarded: int = 0
+    """Samples that clients' passes are counted for; all that were seen, but for one-off uploads."""
     wall_time_s: float = 0.0
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
@@ -183,6 +187,7 @@ def execute(
     outcome = Outcome(
         config,
         client_costs=_measure_client(config, task, model),
+        client_replays=method.client_replays(config.method_config(), model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,
     )
@@ -222,6 +227,7 @@ def execute(
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
+    outcome.samples_forwarded = strategy.samples_forwarded
     if strategy.rounds_completed:
         strategy.arrays()  # brings mirror or averages into the model
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}

@@ -3,23 +3,35 @@
 Clients upload smashed data and labels; nothing comes back and the client model never changes, so
 whatever accuracy it reaches is owed to the server alone. Every comparison needs this row: without
 it a match with split federated learning proves nothing about training the client.
+
+With ``features_once`` a client uploads all its smashed data at its first participation and is not
+asked again. The server then draws the batches, with the same seeds: the same model, other traffic.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, Message, MetricRecord
+from torch import Tensor
 
-from leansplit.federated import (
-    FrozenConfig,
-    sample_weights,
-)
+from leansplit.federated import ClientData, FrozenConfig, sample_weights, take_batch
 from leansplit.first_order import server_step
 from leansplit.noise import server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
-from leansplit.strategies.split import mean_loss, require_finite, split_replies
+from leansplit.strategies.split import mean_loss, require_finite
 from leansplit.wire import SmashedDataReply
+
+
+@dataclass(frozen=True)
+class Features:
+    """Smashed data of all of a client's samples, in the order in which the client holds them."""
+
+    inputs: Tensor
+    """z, shape [n, ...]: the inputs of the server model."""
+    labels: Tensor
+    """y, shape [n, ...]."""
 
 
 class FrozenClient(ReplicatedStrategy[FrozenConfig]):
@@ -28,32 +40,63 @@ class FrozenClient(ReplicatedStrategy[FrozenConfig]):
     method = "frozen"
     forward_action = "frozen_forward"
 
+    def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+        """Load the initial model and forget all features."""
+        self._features: dict[int, ClientData] = {}
+        return super().begin(initial_arrays)
+
+    def asked_clients(self, round: int) -> list[int]:
+        """Return the cohort without the clients whose features are known for good."""
+        return [m for m in self.sample_cohort(round) if m not in self._features]
+
+    @property
+    def samples_forwarded(self) -> int:
+        """Samples that clients ran forward: with ``features_once``, each of their own once."""
+        if self.config.features_once:
+            return sum(len(features.labels) for features in self._features.values())
+        return super().samples_forwarded
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take one server step on the cohort's mean loss."""
         forward = self.opened(replies, server_round, SmashedDataReply)
+        batches = self._batches(server_round, forward.records)
+        sizes = [len(labels) for _, labels in batches.values()]
         train_loss = None
-        num_samples = 0
-        if forward.records:
-            smashed, labels, sizes = split_replies(forward.records)
+        if batches:
             weights = sample_weights(sizes)
             step = server_step(
                 self.model.server_model,
                 self.loss,
                 self.server_optimizer(self.config.server_optimizer, server_round),
-                smashed,
-                labels,
+                [smashed for smashed, _ in batches.values()],
+                [labels for _, labels in batches.values()],
                 weights,
                 dropout_seed=server_dropout_seed(self.config.root_seed, server_round),
             )
-            losses = dict(zip(forward.records, step.losses, strict=True))
+            losses = dict(zip(batches, step.losses, strict=True))
             require_finite("loss", server_round, losses)
-            train_loss, num_samples = mean_loss(losses, weights), sum(sizes)
+            train_loss = mean_loss(losses, weights)
         return self.finish_round(
             server_round,
-            num_samples=num_samples,
+            num_samples=sum(sizes),
             train_loss=train_loss,
-            num_replied=len(forward.records),
+            num_replied=len(batches),
             failures=forward.failures,
         )
+
+    def _batches(
+        self, round: int, records: Mapping[int, SmashedDataReply]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Return client id -> (z, y) of the round, in ascending order of ids."""
+        if not self.config.features_once:
+            return {m: (reply.smashed_data, reply.labels) for m, reply in records.items()}
+        for m, reply in records.items():
+            self._features[m] = Features(reply.smashed_data, reply.labels)
+        seed, size = self.config.root_seed, self.config.batch_size
+        return {
+            m: take_batch(self._features[m], seed, round, m, batch_size=size)
+            for m in self.sample_cohort(round)
+            if m in self._features
+        }

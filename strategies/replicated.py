@@ -76,11 +76,15 @@ class ReplicatedStrategy(SplitStrategy[C]):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Sample the cohort, bring it up to date, and ask for what opens the round."""
-        self._cohort = self.sample_cohort(server_round)
+        self._cohort = self.asked_clients(server_round)
         requests = {
             m: self.open_round(m, server_round, self.attendance.catch_up(m)) for m in self._cohort
         }
         return self.federation.messages(requests, self.forward_action, server_round)
+
+    def asked_clients(self, round: int) -> list[int]:
+        """Return the clients that get a request in this round, ascending: the cohort."""
+        return self.sample_cohort(round)
 
     def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> Record:
         """Return the request that opens a client's round."""

@@ -190,6 +190,11 @@ class RunningStrategy(Strategy):
         return self._federation
 
     @property
+    def samples_forwarded(self) -> int:
+        """Samples that a client's forward and backward passes are counted for."""
+        return self.samples_seen
+
+    @property
     def num_exchanges(self) -> int:
         """Times that the server has sent something and waited for the answers."""
         return self._grid.num_exchanges if self._grid else 0

@@ -20,7 +20,7 @@ from leansplit.federated import (
     service_order,
     weighted_mean,
 )
-from leansplit.models.batch_statistics import refuse_batch_statistics
+from leansplit.models.batch_statistics import refuse_batch_statistics, refuse_micro_batches
 from leansplit.parameters import ParameterDict, load_parameters_
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.wire import (
@@ -40,9 +40,11 @@ class SplitFed(SplitStrategy[SplitFedConfig]):
 
         Raises:
             UserError: if a layer keeps running batch statistics, which averaging weights would
-                leave behind.
+                leave behind, or cannot run micro-batches that were asked for.
         """
         refuse_batch_statistics(self.model.full_model, self.method)
+        if self.config.micro_batch:
+            refuse_micro_batches(self.model.client_model)
         return super().begin(initial_arrays)
 
     @abstractmethod

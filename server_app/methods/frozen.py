@@ -20,6 +20,8 @@ FROZEN = MethodSpec(
     strategy=FrozenClient,
     reference=reference.frozen,
     client_passes=lambda config: (1, 0),
-    traffic=lambda config, shape, attendance, samples: frozen_traffic(shape, attendance, samples),
+    traffic=lambda config, shape, attendance, samples: frozen_traffic(
+        shape, attendance, samples, features_once=config.features_once
+    ),
     client_step=lambda config, model, loss, x, y: forward_step(model, x),
 )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from leansplit.costs import SplitShape, Traffic
 from leansplit.errors import UserError
@@ -58,6 +58,9 @@ class MethodSpec:
     """The plain loop: (model, loss, clients, config, num_rounds)."""
     client_passes: Callable[[Any], tuple[float, float]]
     """config -> (forward, backward) passes of a client for each sample it processes."""
+    client_replays: Callable[[Any, nn.Module], float] = lambda config, client_model: 0.0
+    """(config, client model) -> forward passes for each sample that a client repeats to save
+    memory, beside ``client_passes``."""
     traffic: Callable[[Any, SplitShape, Sequence[Set[int]], int], Traffic]
     """(config, sizes, attendance, samples) -> the closed formula that the ledger is held to."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]

@@ -2,14 +2,41 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+
+from torch import Tensor, nn
 
 from leansplit import reference
 from leansplit.costs import splitfed_traffic
 from leansplit.federated import SplitFedConfig
-from leansplit.server_app.client_costs import first_order_step
+from leansplit.first_order import Loss, replayed_forwards
+from leansplit.models import SplitModel, chain
+from leansplit.server_app.client_costs import first_order_step, recomputing_step
 from leansplit.server_app.methods.spec import MethodSpec
 from leansplit.strategies import SplitFedV1, SplitFedV2
+
+
+def client_passes(config: SplitFedConfig) -> tuple[float, float]:
+    """A recomputing client runs forward to make z, and once more with the graph."""
+    return (2, 1) if config.client_backward == "recompute" else (1, 1)
+
+
+def client_replays(config: SplitFedConfig, client_model: nn.Module) -> float:
+    """What bisection repeats depends on the number of links."""
+    if config.client_backward == "full":
+        return 0.0
+    return replayed_forwards(len(chain(client_model)))
+
+
+def client_step(
+    config: SplitFedConfig, model: SplitModel, loss: Loss, x: Tensor, y: Tensor
+) -> Callable[[], object]:
+    """Return the step that the settings ask for."""
+    if config.client_backward == "recompute":
+        return recomputing_step(model, x, config.client_optimizer, config.micro_batch)
+    return first_order_step(model, x, config.client_optimizer)
+
 
 SFLV1 = MethodSpec(
     name="sflv1",
@@ -21,11 +48,10 @@ SFLV1 = MethodSpec(
     config_type=SplitFedConfig,
     strategy=SplitFedV1,
     reference=reference.splitfed_v1,
-    client_passes=lambda config: (1, 1),
+    client_passes=client_passes,
+    client_replays=client_replays,
     traffic=lambda config, shape, attendance, samples: splitfed_traffic(shape, attendance, samples),
-    client_step=lambda config, model, loss, x, y: first_order_step(
-        model, x, config.client_optimizer
-    ),
+    client_step=client_step,
 )
 SFLV2 = replace(
     SFLV1,

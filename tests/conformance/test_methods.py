@@ -104,6 +104,7 @@ def test_ledger_equals_the_closed_formulas(method, configure, run_in_process):
         smashed_elements=smashed.numel(),
         client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
         full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
+        client_samples=outcome.num_samples,
     )
     attendance = [
         set(sample_cohort(config.seed, t, range(config.clients), config.cohort))

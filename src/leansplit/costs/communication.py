@@ -7,8 +7,8 @@ the wire carries float32 (4 bytes), int64 labels (8 bytes) and uint32 seeds (4 b
 
 from __future__ import annotations
 
-from collections.abc import Sequence, Set
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field
 
 from leansplit.wire.kinds import Direction, Kind
 
@@ -31,6 +31,8 @@ class SplitShape:
     """d_c, trainable parameters of the client model."""
     full_elements: int = 0
     """d, trainable parameters of the whole model."""
+    client_samples: Mapping[int, int] = field(default_factory=dict)
+    """Client id -> samples that it holds, for methods that upload all of them."""
 
 
 def ho_sfl_traffic(
@@ -96,9 +98,21 @@ def fedavg_traffic(shape: SplitShape, attendance: Sequence[Set[int]]) -> Traffic
     return {("downlink", "weights"): weights, ("uplink", "weights"): weights}
 
 
-def frozen_traffic(shape: SplitShape, attendance: Sequence[Set[int]], num_samples: int) -> Traffic:
-    """Frozen client: smashed data and labels up; the client model down once for each client."""
+def frozen_traffic(
+    shape: SplitShape,
+    attendance: Sequence[Set[int]],
+    num_samples: int,
+    *,
+    features_once: bool = False,
+) -> Traffic:
+    """Frozen client: smashed data and labels up; the client model down once for each client.
+
+    With ``features_once`` each participant uploads all the samples it holds, once, however many
+    the server processes.
+    """
     participants = set().union(*attendance)
+    if features_once:
+        num_samples = sum(shape.client_samples[m] for m in participants)
     return without_zeros(
         {
             ("uplink", "smashed_data"): num_samples * shape.smashed_elements * FLOAT_BYTES,

@@ -22,6 +22,8 @@ ClientOrder = Literal["interleaved", "sequential"]
 CLIENT_ORDERS: Final[tuple[str, ...]] = get_args(ClientOrder)
 ServerMode = Literal["averaged", "sequential"]
 SERVER_MODES: Final[tuple[str, ...]] = get_args(ServerMode)
+ClientBackward = Literal["full", "recompute"]
+CLIENT_BACKWARDS: Final[tuple[str, ...]] = get_args(ClientBackward)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,11 +128,21 @@ class SplitFedConfig(LocalStepsConfig):
     """``interleaved``: all clients take local step 1, then step 2 (one exchange for each step);
     ``sequential``: a client finishes its round before the next starts, as in the paper (one
     exchange for each client and step). The same for one local step; for SFLV1 always the same."""
+    client_backward: ClientBackward = "full"
+    """``full``: the graph of a client's forward pass is kept until lambda arrives; ``recompute``:
+    layer by layer from the input, near the memory of inference, for some more forward passes."""
+    micro_batch: int = 0
+    """Samples that a recomputing client holds activations of at once; 0 = the whole batch."""
 
     def __post_init__(self) -> None:
         """Refuse values that no round can be run with."""
         super().__post_init__()
         require_choice("client order", self.client_order, CLIENT_ORDERS)
+        require_choice("client backward", self.client_backward, CLIENT_BACKWARDS)
+        if self.micro_batch < 0:
+            raise UserError(f"micro_batch must be at least 0, got {self.micro_batch}")
+        if self.micro_batch and self.client_backward == "full":
+            raise UserError("micro_batch needs client_backward = recompute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -225,6 +237,9 @@ class FrozenConfig(MethodConfig):
 
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round on the cohort's mean gradient."""
+    features_once: bool = False
+    """A client uploads the smashed data of all its samples at its first participation, and
+    nothing ever again: the server keeps them and draws the same batches itself."""
 
 
 @dataclass(frozen=True, kw_only=True)

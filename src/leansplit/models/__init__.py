@@ -1,5 +1,6 @@
 """Models and the cut: split a model at a layer, and the models that come with leansplit."""
 
+from leansplit.models.chain import chain as chain
 from leansplit.models.cnn import small_cnn as small_cnn
 from leansplit.models.registry import MODELS as MODELS
 from leansplit.models.registry import ModelSpec as ModelSpec
@@ -10,3 +11,5 @@ from leansplit.models.resnet import resnet18 as resnet18
 from leansplit.models.split import SplitModel as SplitModel
 from leansplit.models.split import cut_layers as cut_layers
 from leansplit.models.split import split_at as split_at
+from leansplit.models.weights import load_weights_ as load_weights_
+from leansplit.models.weights import weights_digest as weights_digest

@@ -1,9 +1,10 @@
-"""Layers whose running statistics would be lost when only parameters travel."""
+"""Layers that look at more than one sample: running statistics, micro-batches."""
 
 from __future__ import annotations
 
 from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from leansplit.errors import UserError
 from leansplit.models.resnet import FrozenBatchNorm2d
@@ -26,4 +27,20 @@ def refuse_batch_statistics(model: nn.Module, method: str) -> None:
                 f"{method} averages parameters, but layer {name!r} ({type(module).__name__}) also "
                 "keeps running statistics; use group normalisation or frozen statistics "
                 "(model_options.norm: group or batch_frozen)"
+            )
+
+
+def refuse_micro_batches(client_model: nn.Module) -> None:
+    """Refuse a client model whose pass over a batch is not that over its parts put together.
+
+    Raises:
+        UserError: naming a layer that normalises over the batch, or draws one mask for all of it.
+    """
+    for name, module in client_model.named_modules():
+        is_mixing = isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm2d)
+        if is_mixing or (isinstance(module, _DropoutNd) and module.p > 0):
+            what = "normalises over the batch" if is_mixing else "drops elements of the whole batch"
+            raise UserError(
+                f"layer {name!r} ({type(module).__name__}) {what}, which micro-batches would "
+                "change; set micro_batch to 0"
             )

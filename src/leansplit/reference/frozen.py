@@ -1,7 +1,8 @@
 """The frozen-client control as one plain loop: documentation and oracle.
 
 Clients upload smashed data and labels of a constant client model; only the server trains.
-Without this row no accuracy claim about client training is attributable.
+Without this row no accuracy claim about client training is attributable. ``features_once`` changes
+what crosses and nothing that is computed, so the loop does not look at it.
 """
 
 from __future__ import annotations

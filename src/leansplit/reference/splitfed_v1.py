@@ -23,8 +23,8 @@ from leansplit.federated import (
     take_batch,
     weighted_mean,
 )
-from leansplit.first_order import Loss
-from leansplit.models import SplitModel
+from leansplit.first_order import Loss, recompute_forward, recompute_gradients
+from leansplit.models import SplitModel, chain
 from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
 
@@ -38,6 +38,7 @@ def splitfed_v1(
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed = config.root_seed
+    is_recomputed = config.client_backward == "recompute"
     client_moments: dict[int, dict[str, Tensor]] = {}
     server_moments: dict[str, Tensor] = {}
 
@@ -68,8 +69,17 @@ def splitfed_v1(
                         config.server_optimizer, server_model.parameters()
                     )
                 assert client_optimizer is not None and server_optimizer is not None
-                with torch_seeded(client_dropout_seed(seed, t, m, h)):
-                    smashed = client_model(x)
+                dropout_seed = client_dropout_seed(seed, t, m, h)
+                if is_recomputed:
+                    smashed = recompute_forward(
+                        chain(client_model),
+                        x,
+                        dropout_seed=dropout_seed,
+                        micro_batch=config.micro_batch,
+                    )
+                else:
+                    with torch_seeded(dropout_seed):
+                        smashed = client_model(x)
                 z = smashed.detach().requires_grad_(True)
                 with torch_seeded(server_dropout_seed(seed, t, m, h)):
                     value = loss(server_model(z), y)
@@ -77,7 +87,17 @@ def splitfed_v1(
                 value.backward()  # type: ignore[no-untyped-call]
                 server_optimizer.step()
                 client_optimizer.zero_grad(set_to_none=True)
-                torch.autograd.backward([smashed], [z.grad])
+                assert z.grad is not None
+                if is_recomputed:
+                    recompute_gradients(
+                        chain(client_model),
+                        x,
+                        z.grad,
+                        dropout_seed=dropout_seed,
+                        micro_batch=config.micro_batch,
+                    )
+                else:
+                    torch.autograd.backward([smashed], [z.grad])
                 client_optimizer.step()
             client_moments[m] = optimizer_state(client_optimizer)
             client_states.append(trainable_parameters(client_model))

@@ -23,8 +23,8 @@ from leansplit.federated import (
     take_batch,
     weighted_mean,
 )
-from leansplit.first_order import Loss
-from leansplit.models import SplitModel
+from leansplit.first_order import Loss, recompute_forward, recompute_gradients
+from leansplit.models import SplitModel, chain
 from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
 
@@ -38,6 +38,7 @@ def splitfed_v2(
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed = config.root_seed
+    is_recomputed = config.client_backward == "recompute"
     server_model = model.server_model.train()
     server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
     client_moments: dict[int, dict[str, Tensor]] = {}
@@ -73,8 +74,14 @@ def splitfed_v2(
                 )
             client_optimizer = optimizers[m]
             assert client_optimizer is not None and server_optimizer is not None
-            with torch_seeded(client_dropout_seed(seed, t, m, h)):
-                smashed = models[m](x)
+            dropout_seed = client_dropout_seed(seed, t, m, h)
+            if is_recomputed:
+                smashed = recompute_forward(
+                    chain(models[m]), x, dropout_seed=dropout_seed, micro_batch=config.micro_batch
+                )
+            else:
+                with torch_seeded(dropout_seed):
+                    smashed = models[m](x)
             z = smashed.detach().requires_grad_(True)
             with torch_seeded(server_dropout_seed(seed, t, m, h)):
                 value = loss(server_model(z), y)
@@ -82,7 +89,17 @@ def splitfed_v2(
             value.backward()  # type: ignore[no-untyped-call]
             server_optimizer.step()
             client_optimizer.zero_grad(set_to_none=True)
-            torch.autograd.backward([smashed], [z.grad])
+            assert z.grad is not None
+            if is_recomputed:
+                recompute_gradients(
+                    chain(models[m]),
+                    x,
+                    z.grad,
+                    dropout_seed=dropout_seed,
+                    micro_batch=config.micro_batch,
+                )
+            else:
+                torch.autograd.backward([smashed], [z.grad])
             client_optimizer.step()
         # 3. Average the client models; the server model is already one.
         for m in cohort:

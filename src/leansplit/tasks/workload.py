@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leansplit.models import MODELS, SplitModel, build_model, split_at
+from leansplit.models import MODELS, SplitModel, build_model, load_weights_, split_at
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.tasks.registry import TASKS, load_task
 from leansplit.tasks.task import Task
@@ -39,6 +39,10 @@ class WorkloadConfig:
     """Fields of :class:`leansplit.clients.partition.PartitionConfig`."""
     root_seed: int = 0
     """Initial weights and partition derive from it."""
+    initial_weights: str = ""
+    """Absolute path of a safetensors file with the whole model's weights; "" = drawn at random."""
+    initial_weights_digest: str = ""
+    """Of the file's content: every process must find the same."""
     evaluate_on: EvaluateOn = "test"
     """``validation``: a fifth of the training data is held out and evaluated in place of the test
     set, for choosing hyper-parameters."""
@@ -58,7 +62,11 @@ class WorkloadConfig:
         return _load_task(text)
 
     def build_model(self, task: Task) -> SplitModel:
-        """Build the initial model from the root seed and cut it."""
+        """Build the initial model and cut it: from the root seed, or with the weights given.
+
+        Raises:
+            UserError: if model, cut or weights do not fit.
+        """
         model = build_model(
             self.model,
             input_shape=task.input_shape,
@@ -66,7 +74,10 @@ class WorkloadConfig:
             seed=derive_seed(self.root_seed, "model"),
             options=self.model_options,
         )
-        return split_at(model, self.cut_layer)
+        split = split_at(model, self.cut_layer)
+        if self.initial_weights:
+            load_weights_(split, self.initial_weights, digest=self.initial_weights_digest)
+        return split
 
     @property
     def partition_seed(self) -> int:
