@@ -7,7 +7,7 @@ from collections.abc import Callable
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
-from leansplit.clients import fedavg, frozen, ho_sfl, replicas, splitfed
+from leansplit.clients import fedavg, frozen, ho_fl, ho_sfl, replicas, splitfed
 from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.session import Session
@@ -21,7 +21,7 @@ from leansplit.plugins import load_plugins
 from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
 from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
 
-for _module in (frozen, ho_sfl, replicas, splitfed):
+for _module in (frozen, ho_fl, ho_sfl, replicas, splitfed):
     register_handlers(_module.HANDLERS)
 
 
@@ -97,7 +97,7 @@ def split_client_app(
             same in every process.
         load_client_data: client id (Flower's partition id) -> an object with ``inputs`` and
             ``labels`` tensors, such as :class:`leansplit.tasks.Examples`.
-        loss: (outputs, labels) -> mean loss; only FedAvg's clients need it.
+        loss: (outputs, labels) -> mean loss; only clients that train the whole model need it.
     """
 
     def provider(_: ClientPlan) -> Workload:

@@ -245,6 +245,8 @@ def _typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
+        if value != (literal := _literal(value)):  # text of a command line, such as ["a", "b"]
+            return _typed(key, literal, adapter)
         detail = error.errors()[0]["msg"]
         raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
 

@@ -3,12 +3,14 @@
 from leansplit.federated import (
     FedAvgConfig,
     FrozenConfig,
+    HOFLConfig,
     HOSFLConfig,
     OptimizerConfig,
     SplitFedConfig,
 )
 from leansplit.strategies.fedavg import FedAvg
 from leansplit.strategies.frozen import FrozenClient
+from leansplit.strategies.ho_fl import HOFL
 from leansplit.strategies.ho_sfl import HOSFL
 from leansplit.strategies.running import Deployment, Observer, RoundReport
 from leansplit.strategies.splitfed_v1 import SplitFedV1
@@ -16,12 +18,14 @@ from leansplit.strategies.splitfed_v2 import SplitFedV2
 from leansplit.zeroth_order import ZerothOrderConfig
 
 __all__ = [
+    "HOFL",
     "HOSFL",
     "Deployment",
     "FedAvg",
     "FedAvgConfig",
     "FrozenClient",
     "FrozenConfig",
+    "HOFLConfig",
     "HOSFLConfig",
     "Observer",
     "OptimizerConfig",

@@ -9,6 +9,7 @@ from leansplit.costs.communication import (
     splitfed_traffic,
 )
 from leansplit.costs.measure import count_flops, peak_tensor_bytes
+from leansplit.costs.traffic_ho_fl import ho_fl_traffic
 
 __all__ = [
     "SplitShape",
@@ -16,6 +17,7 @@ __all__ = [
     "count_flops",
     "fedavg_traffic",
     "frozen_traffic",
+    "ho_fl_traffic",
     "ho_sfl_traffic",
     "peak_tensor_bytes",
     "splitfed_traffic",

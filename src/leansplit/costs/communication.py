@@ -31,6 +31,9 @@ class SplitShape:
     """d_c, trainable parameters of the client model."""
     full_elements: int = 0
     """d, trainable parameters of the whole model."""
+    zeroth_elements: tuple[int, ...] = ()
+    """d_i, parameters that client i trains by zeroth-order steps, of clients 0, 1, ...; only for
+    methods whose clients differ in it."""
 
 
 def ho_sfl_traffic(

@@ -6,6 +6,7 @@ from leansplit.federated.config import (
     CLIENT_ORDERS,
     FedAvgConfig,
     FrozenConfig,
+    HOFLConfig,
     HOSFLConfig,
     LocalStepsConfig,
     MethodConfig,
@@ -13,6 +14,8 @@ from leansplit.federated.config import (
     SplitFedConfig,
     require_at_least_one,
 )
+from leansplit.federated.dependent_rounding import dependent_rounding
+from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
 from leansplit.federated.optimizers import (
     LIFETIMES,
     OPTIMIZERS,
@@ -41,6 +44,7 @@ __all__ = [
     "ClientData",
     "FedAvgConfig",
     "FrozenConfig",
+    "HOFLConfig",
     "HOSFLConfig",
     "LocalStepsConfig",
     "MethodConfig",
@@ -52,11 +56,14 @@ __all__ = [
     "UpdateLog",
     "batch_indices",
     "build_optimizer",
+    "dependent_rounding",
+    "inclusion_probabilities",
     "load_optimizer_state_",
     "mean_scalars",
     "optimizer_state",
     "require_at_least_one",
     "require_cohort",
+    "sample_by_dimension",
     "sample_cohort",
     "sample_weights",
     "service_order",

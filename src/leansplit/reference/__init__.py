@@ -2,8 +2,9 @@
 
 from leansplit.reference.fedavg import fedavg
 from leansplit.reference.frozen import frozen
+from leansplit.reference.ho_fl import ho_fl
 from leansplit.reference.ho_sfl import ho_sfl
 from leansplit.reference.splitfed_v1 import splitfed_v1
 from leansplit.reference.splitfed_v2 import splitfed_v2
 
-__all__ = ["fedavg", "frozen", "ho_sfl", "splitfed_v1", "splitfed_v2"]
+__all__ = ["fedavg", "frozen", "ho_fl", "ho_sfl", "splitfed_v1", "splitfed_v2"]

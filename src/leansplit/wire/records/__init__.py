@@ -1,6 +1,7 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
+from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
@@ -25,6 +26,8 @@ __all__ = [
     "BehindReply",
     "CatchUpRequest",
     "ForwardRequest",
+    "HybridTrainReply",
+    "HybridTrainRequest",
     "ProbeReply",
     "ProbeRequest",
     "Record",
