@@ -113,7 +113,8 @@ class HybridTraining:
             anchor = objective.evaluate(self._replica.parameters)
             value = float(anchor)
         else:
-            anchor = forward_only(zeroth, self._replica.parameters, inputs)
+            # Inference tensors cannot start a graph; the copy can, and serves as anchor too.
+            anchor = forward_only(zeroth, self._replica.parameters, inputs).clone()
             upper = server_step(
                 first, self._loss, self._optimizer, [anchor], [labels], [1.0],
                 dropout_seed=dropout_seed,
