@@ -41,8 +41,9 @@ def dependent_rounding(
         UserError: if an entry is outside [0, 1], or the sum is not whole.
     """
     total = float(sum(probabilities))
-    size = round(total)
-    if not all(0 <= x <= 1 for x in probabilities) or abs(total - size) > _TOLERANCE:
+    are_chances = all(0 <= x <= 1 for x in probabilities)
+    size = round(total) if are_chances else 0
+    if not are_chances or abs(total - size) > _TOLERANCE:
         raise UserError(
             f"inclusion probabilities must lie in [0, 1] and sum to a whole number, got the sum "
             f"{total!r} over {len(probabilities)} entries"
