@@ -141,7 +141,10 @@ class HOFL(RunningStrategy):
         """Step 6: rebuild every client's lower layers, join at b_i, average."""
         answered = self.federation.collect(replies, self._cohort, HybridTrainReply)
         failures = dict(answered.failures)
-        records = answered.records
+        records = {m: reply for m, reply in answered.records.items() if self._fits(m, reply)}
+        for m in answered.records.keys() - records.keys():
+            failures[m] = "its answer does not fit its boundary"
+            log.warning("client %d dropped from this step: %s", m, failures[m])
         require_finite("loss", server_round, {m: reply.loss for m, reply in records.items()})
         sums = {m: float(reply.scalars.abs().sum()) for m, reply in records.items()}
         require_finite("scalar", server_round, sums)
@@ -167,6 +170,15 @@ class HOFL(RunningStrategy):
             train_loss=mean_loss(losses, shares) if trained else None,
             num_replied=len(trained),
             failures=dict(sorted(failures.items())),
+        )
+
+    def _fits(self, client_id: int, reply: HybridTrainReply) -> bool:
+        """Say whether an answer has the names and shapes that were asked for."""
+        upper = self.segments(client_id).first_parameters
+        return (
+            reply.scalars.shape == self._seeds[client_id].shape
+            and reply.weights.keys() == upper.keys()
+            and all(reply.weights[name].shape == value.shape for name, value in upper.items())
         )
 
     def _rebuild(self, client_id: int, reply: HybridTrainReply) -> Replica | None:

@@ -155,6 +155,20 @@ def test_a_segment_that_cannot_be_rebuilt_is_left_out_and_counted(handler, confi
     assert outcome.events == {"checksum_mismatches": 3, "dropped_clients": 3}
 
 
+@pytest.mark.parametrize("what", ["scalars", "weights"])
+def test_an_answer_of_another_shape_is_left_out(what, handler, configure):
+    def cut_short(session, request, reply):
+        if session.client_id == 2:
+            shorter = {"scalars": reply.scalars[1:], "weights": {}}[what]
+            return dataclasses.replace(reply, **{what: shorter})
+        return reply
+
+    config = configure("ho-fl", boundaries=["cut"], cohort=8, rounds=2)
+    outcome = run_on(handler(cut_short), config)
+    assert outcome.status == "completed"
+    assert outcome.events == {"dropped_clients": 2}
+
+
 def test_a_non_finite_scalar_names_round_and_client(handler, configure):
     def corrupt(session, request, reply):
         if session.client_id == 2 and request.round == 2:
