@@ -245,9 +245,10 @@ def _typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
     try:
         return adapter.validate_python(value)
     except ValidationError as error:
-        if value != (literal := _literal(value)):  # text of a command line, such as ["a", "b"]
-            return _typed(key, literal, adapter)
         detail = error.errors()[0]["msg"]
+    try:  # text of a command line that is a list, such as ["a", "b"]
+        return adapter.validate_python(_literal(value))
+    except ValidationError:
         raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
 
 

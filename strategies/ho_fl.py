@@ -66,6 +66,7 @@ class HOFL(RunningStrategy):
         self.config: HOFLConfig = config
         names = set(config.boundaries_of(range(config.num_boundaries)).values())
         self._segments = {name: segments_at(model, name) for name in sorted(names)}
+        self._num_elements = {b: cut.num_zeroth_elements for b, cut in self._segments.items()}
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -94,7 +95,7 @@ class HOFL(RunningStrategy):
 
     def sample_cohort(self, round: int) -> list[int]:
         """Steps 1 and 2: prefer small zeroth-order segments; exactly K clients."""
-        dimensions = {m: self.segments(m).num_zeroth_elements for m in self.federation.population}
+        dimensions = {m: self._num_elements[self.boundary(m)] for m in self.federation.population}
         config = self.config
         return sample_by_dimension(
             dimensions, config.cohort_size, config.dimension_preference, config.root_seed, round
@@ -142,7 +143,7 @@ class HOFL(RunningStrategy):
         answered = self.federation.collect(replies, self._cohort, HybridTrainReply)
         failures = dict(answered.failures)
         records = {m: reply for m, reply in answered.records.items() if self._fits(m, reply)}
-        for m in answered.records.keys() - records.keys():
+        for m in sorted(answered.records.keys() - records.keys()):
             failures[m] = "its answer does not fit its boundary"
             log.warning("client %d dropped from this step: %s", m, failures[m])
         require_finite("loss", server_round, {m: reply.loss for m, reply in records.items()})
