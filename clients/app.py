@@ -12,6 +12,7 @@ from leansplit.clients import (
     fedavg,
     fedzo,
     frozen,
+    ho_fl,
     ho_sfl,
     hosl,
     replicas,
@@ -31,7 +32,7 @@ from leansplit.plugins import load_plugins
 from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
 from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
 
-for _module in (decomfl, fedzo, frozen, ho_sfl, hosl, replicas, splitfed, zo_split):
+for _module in (decomfl, fedzo, frozen, ho_fl, ho_sfl, hosl, replicas, splitfed, zo_split):
     register_handlers(_module.HANDLERS)
 
 
@@ -107,8 +108,8 @@ def split_client_app(
             same in every process.
         load_client_data: client id (Flower's partition id) -> an object with ``inputs`` and
             ``labels`` tensors, such as :class:`leansplit.tasks.Examples`.
-        loss: (outputs, labels) -> mean loss; for clients that evaluate it themselves (FedAvg,
-            DeComFL, FedZO).
+        loss: (outputs, labels) -> mean loss; needed by clients that evaluate it themselves (FedAvg,
+            HO-FL, DeComFL, FedZO and those with an auxiliary head).
     """
 
     def provider(_: ClientPlan) -> Workload:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from leansplit.federated import ClientData, Replica
 from leansplit.first_order import Loss
+from leansplit.hybrid_order import Segments, segments_at
 from leansplit.models import SplitModel
 from leansplit.wire import ClientPlan
 
@@ -34,17 +35,24 @@ Provider = Callable[[ClientPlan], Workload]
 
 @dataclass
 class Worker:
-    """What one process keeps for one plan: the workload and, in simulations, the replica."""
+    """What one process keeps for one plan: the workload, cuts of it, a simulation's replica."""
 
     workload: Workload
     shared_replica: Replica | None = None
     data: dict[int, ClientData] = field(default_factory=dict)
+    segments: dict[str, Segments] = field(default_factory=dict)
 
     def client_data(self, client_id: int) -> ClientData:
         """Return a client's samples, loading them at the first call."""
         if client_id not in self.data:
             self.data[client_id] = self.workload.client_data(client_id)
         return self.data[client_id]
+
+    def segments_at(self, boundary: str) -> Segments:
+        """Return the model's segments at an order boundary, cutting it at the first call."""
+        if boundary not in self.segments:
+            self.segments[boundary] = segments_at(self.workload.model, boundary)
+        return self.segments[boundary]
 
 
 _workers: dict[str, Worker] = {}  # at most one entry: the plan that this process serves now

@@ -11,6 +11,7 @@ from leansplit.experiments.launch import IN_PROCESS
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import trainable_parameters
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.execution import settled_config
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import check_writable
 
@@ -43,6 +44,8 @@ def check_run(config: RunConfig, out_dir: Path | None) -> None:
         raise UserError(
             f"the client model below {config.cut_layer!r} has nothing to train; cut later"
         )
+    settings = settled_config(config, task, model)
+    METHODS[config.method].zeroth_elements(settings, model, config.clients)
     cached_partition(
         task.train.labels,
         num_clients=config.clients,

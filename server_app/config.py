@@ -259,6 +259,9 @@ def _typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
         return adapter.validate_python(value)
     except ValidationError as error:
         detail = error.errors()[0]["msg"]
+    try:  # text of a command line that is a list, such as ["a", "b"]
+        return adapter.validate_python(_literal(value))
+    except ValidationError:
         raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
 
 

@@ -15,6 +15,7 @@ from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError, UserError
+from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum
 from leansplit.server_app.client_costs import ClientCosts, measure
@@ -51,6 +52,8 @@ class Outcome:
     """What a run measured, complete or not."""
 
     config: RunConfig
+    settings: MethodConfig | None = None
+    """What the method ran with; see :attr:`MethodSpec.settle`."""
     status: Status = "completed"
     error: str | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
@@ -184,17 +187,19 @@ def execute(
     task = workload.load_task()
     model = workload.build_model(task)
     method = METHODS[config.method]
+    settings = settled_config(config, task, model)
     outcome = Outcome(
         config,
-        client_costs=_measure_client(config, task, model),
-        client_replays=method.client_replays(config.method_config(), model.client_model),
+        settings,
+        client_costs=_measure_client(config, settings, task, model),
+        client_replays=method.client_replays(settings, model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,
     )
     strategy = method.strategy(
         model,
         task.loss,
-        config.method_config(),
+        settings,
         deployment=Deployment(
             num_clients=config.clients,
             clients_per_node=config.clients_per_node,
@@ -235,15 +240,32 @@ def execute(
     return outcome
 
 
-def _measure_client(config: RunConfig, task: Task, model: SplitModel) -> ClientCosts:
-    """Measure a client step on a copy of the model and the first batch of the training data."""
-    step = METHODS[
-        config.method
-    ].client_step(
-        config.method_config(),
-        copy.deepcopy(model),
-        task.loss,
+def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodConfig:
+    """Return the method's settings, those included that are read off the model.
+
+    Raises:
+        UserError: if the model or the batch does not allow what was asked for.
+    """
+    return METHODS[config.method].settle(
+        config.method_config(), model, task.loss, *_example_batch(config, task)
+    )
+
+
+def _example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    return (
         task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data
         task.train.labels[: config.batch_size].clone(),
+    )
+
+
+def _measure_client(
+    config: RunConfig, settings: MethodConfig, task: Task, model: SplitModel
+) -> ClientCosts:
+    """Measure a client step on a copy of the model and the first batch of the training data."""
+    step = METHODS[config.method].client_step(
+        settings,
+        copy.deepcopy(model),
+        task.loss,
+        *_example_batch(config, task),
     )
     return measure(step)

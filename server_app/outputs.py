@@ -31,7 +31,7 @@ def run_result(
     method = METHODS[config.method]
     versions, commit, hardware = collect_environment()
     accuracies = [row["accuracy"] for row in outcome.rounds]
-    forwards, backwards = method.client_passes(config.method_config())
+    forwards, backwards = method.client_passes(outcome.settings or config.method_config())
     costs = outcome.client_costs
     return RunResult(
         method=config.method,

@@ -5,6 +5,7 @@ from leansplit.federated import (
     FedAvgConfig,
     FedZOConfig,
     FrozenConfig,
+    HOFLConfig,
     HOSFLConfig,
     HOSLConfig,
     MUSplitFedConfig,
@@ -16,6 +17,7 @@ from leansplit.strategies.decomfl import DeComFL
 from leansplit.strategies.fedavg import FedAvg
 from leansplit.strategies.fedzo import FedZO
 from leansplit.strategies.frozen import FrozenClient
+from leansplit.strategies.ho_fl import HOFL
 from leansplit.strategies.ho_sfl import HOSFL
 from leansplit.strategies.hosl import HOSL
 from leansplit.strategies.mu_splitfed import MUSplitFed
@@ -26,6 +28,7 @@ from leansplit.strategies.zo_sfl import ZOSFL
 from leansplit.zeroth_order import ZerothOrderConfig
 
 __all__ = [
+    "HOFL",
     "HOSFL",
     "HOSL",
     "ZOSFL",
@@ -38,6 +41,7 @@ __all__ = [
     "FedZOConfig",
     "FrozenClient",
     "FrozenConfig",
+    "HOFLConfig",
     "HOSFLConfig",
     "HOSLConfig",
     "MUSplitFed",

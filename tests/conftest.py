@@ -15,7 +15,7 @@ hypothesis.settings.load_profile("leansplit")
 
 _TESTS = Path(__file__).parent
 # Folders whose subjects must take randomness as an argument.
-_GUARDED = {"noise", "federated", "zeroth_order", "strategies", "clients"}
+_GUARDED = {"noise", "federated", "zeroth_order", "strategies", "clients", "hybrid_order"}
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -2,6 +2,7 @@
 
 from leansplit.server_app.methods.fedavg import FEDAVG
 from leansplit.server_app.methods.frozen import FROZEN
+from leansplit.server_app.methods.ho_fl import HO_FL
 from leansplit.server_app.methods.ho_sfl import HO_SFL
 from leansplit.server_app.methods.hosl import HOSL
 from leansplit.server_app.methods.spec import METHODS, MethodSpec, is_used, register_method
@@ -9,7 +10,19 @@ from leansplit.server_app.methods.splitfed import SFLV1, SFLV2
 from leansplit.server_app.methods.zeroth_order_federated import DECOMFL, FEDZO
 from leansplit.server_app.methods.zo_split import MU_SPLITFED, ZO_SFL
 
-for _spec in (HO_SFL, SFLV1, SFLV2, MU_SPLITFED, ZO_SFL, HOSL, DECOMFL, FEDZO, FEDAVG, FROZEN):
+for _spec in (
+    HO_SFL,
+    SFLV1,
+    SFLV2,
+    MU_SPLITFED,
+    ZO_SFL,
+    HOSL,
+    DECOMFL,
+    FEDZO,
+    HO_FL,
+    FEDAVG,
+    FROZEN,
+):
     register_method(_spec)
 
 __all__ = ["METHODS", "MethodSpec", "is_used", "register_method"]

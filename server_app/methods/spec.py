@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leansplit.costs import SplitShape, Traffic
 from leansplit.errors import UserError
-from leansplit.federated import MethodConfig
+from leansplit.federated import MethodConfig, sample_cohort
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.strategies.running import RunningStrategy
@@ -30,6 +30,22 @@ SECTIONS: Mapping[str, str] = {
     "probe": "zeroth_order",
 }
 """Section of keys -> the field that it sets, of the methods that have it."""
+
+
+def _as_given(
+    config: MethodConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
+) -> MethodConfig:
+    return config
+
+
+def _all_alike(config: MethodConfig, model: SplitModel, num_clients: int) -> tuple[int, ...]:
+    return ()
+
+
+def _uniform_cohort(
+    config: MethodConfig, shape: SplitShape, population: Sequence[int], round: int
+) -> list[int]:
+    return sample_cohort(config.root_seed, round, population, config.cohort_size)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +81,13 @@ class MethodSpec:
     """(config, sizes, attendance, samples) -> the closed formula that the ledger is held to."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]
     """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
+    settle: Callable[[Any, SplitModel, Loss, Tensor, Tensor], MethodConfig] = _as_given
+    """(config, model, loss, inputs, labels) -> config, with settings read off the model and a batch
+    of full size where it asks for that. Everything else takes settled configurations."""
+    zeroth_elements: Callable[[Any, SplitModel, int], tuple[int, ...]] = _all_alike
+    """(config, model, clients) -> ``SplitShape.zeroth_elements``."""
+    cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
+    """(config, sizes, population, round) -> the clients that take part, ascending."""
 
     @property
     def fields(self) -> dict[str, Any]:

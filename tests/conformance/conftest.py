@@ -1,14 +1,17 @@
 """Runs of any method on small digits federations, without Ray unless a test asks for it."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import pytest
 
 from leansplit.clients.app import app
 from leansplit.clients.partition_cache import cached_partition
-from leansplit.parameters import checksum
+from leansplit.costs import SplitShape
+from leansplit.federated import MethodConfig
+from leansplit.parameters import ParameterSpec, checksum, trainable_parameters
 from leansplit.server_app.config import RunConfig, run_config
-from leansplit.server_app.execution import Outcome, execute
+from leansplit.server_app.execution import Outcome, execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 
@@ -72,6 +75,41 @@ def run_in_process() -> Callable[..., Outcome]:
     return run
 
 
+@dataclass(frozen=True)
+class Expected:
+    """What a run without faults must do, from its configuration alone."""
+
+    settings: MethodConfig
+    shape: SplitShape
+    attendance: list[set[int]]
+    """The cohort of each round."""
+
+
+@pytest.fixture
+def expected() -> Callable[[RunConfig], Expected]:
+    """Settings, sizes and cohorts, as the method's row gives them."""
+
+    def build(config: RunConfig) -> Expected:
+        method, task = METHODS[config.method], config.workload().load_task()
+        model = config.workload().build_model(task)
+        settings = settled_config(config, task, model)
+        shape = SplitShape(
+            smashed_elements=model.client_model(task.train.inputs[:1]).numel(),
+            client_elements=_num_trainable(model.client_model),
+            full_elements=_num_trainable(model.full_model),
+            zeroth_elements=method.zeroth_elements(settings, model, config.clients),
+        )
+        rounds, population = range(1, config.rounds + 1), range(config.clients)
+        attendance = [set(method.cohort(settings, shape, population, t)) for t in rounds]
+        return Expected(settings, shape, attendance)
+
+    return build
+
+
+def _num_trainable(model) -> int:
+    return ParameterSpec.of(trainable_parameters(model)).num_elements
+
+
 @pytest.fixture
 def reference_checksum() -> Callable[[RunConfig], str]:
     """Checksum of the model that the method's plain loop trains."""
@@ -88,7 +126,8 @@ def reference_checksum() -> Callable[[RunConfig], str]:
         )
         method = METHODS[config.method]
         clients = [task.train.select(share) for share in shares]
-        method.reference(model, task.loss, clients, config.method_config(), config.rounds)
+        settings = settled_config(config, task, model)
+        method.reference(model, task.loss, clients, settings, config.rounds)
         return checksum(model.full_state_dict())
 
     return run

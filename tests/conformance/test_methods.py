@@ -1,15 +1,14 @@
 """Every method, held to the same promises: one row of METHODS, one pass through this suite."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from leansplit.costs import SplitShape
 from leansplit.errors import RunFailedError
-from leansplit.federated import LIFETIMES, sample_cohort
+from leansplit.federated import LIFETIMES
 from leansplit.models import split_at
-from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.server_app.methods import METHODS, is_used
 
 ALL = list(METHODS)
@@ -93,61 +92,43 @@ def test_packing_and_storage_change_nothing(method, configure, run_in_process):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_ledger_equals_the_closed_formulas(method, configure, run_in_process):
+def test_ledger_equals_the_closed_formulas(method, configure, run_in_process, expected):
     config = configure(method)
     outcome = run_in_process(config)
-    workload = config.workload()
-    task = workload.load_task()
-    model = workload.build_model(task)
-    smashed = model.client_model(task.train.inputs[:1])
-    shape = SplitShape(
-        smashed_elements=smashed.numel(),
-        client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
-        full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
-        client_samples=outcome.num_samples,
-    )
-    attendance = [
-        set(sample_cohort(config.seed, t, range(config.clients), config.cohort))
-        for t in range(1, config.rounds + 1)
-    ]
-    expected = METHODS[method].traffic(
-        config.method_config(), shape, attendance, outcome.samples_seen
-    )
+    run = expected(config)
+    shape = dataclasses.replace(run.shape, client_samples=outcome.num_samples)
+    predicted = METHODS[method].traffic(run.settings, shape, run.attendance, outcome.samples_seen)
     measured = {
         (direction, kind): outcome.ledger.total_bytes(direction, kind)
         for direction in ("uplink", "downlink")
         for kind in outcome.ledger.by_kind()
         if kind != "envelope" and outcome.ledger.total_bytes(direction, kind)
     }
-    assert measured == expected
+    assert measured == predicted
     assert outcome.ledger.total_bytes(kind="envelope") > 0
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_samples_are_those_that_the_cohorts_hold(method, configure, run_in_process):
+def test_samples_are_those_that_the_cohorts_hold(method, configure, run_in_process, expected):
     config = configure(method)
     outcome = run_in_process(config)
     steps = config.options.get("local_steps", 1)
-    expected = sum(
+    assert outcome.samples_seen == sum(
         steps * min(config.batch_size, outcome.num_samples[m])
-        for t in range(1, config.rounds + 1)
-        for m in sample_cohort(config.seed, t, range(config.clients), config.cohort)
+        for cohort in expected(config).attendance
+        for m in cohort
     )
-    assert outcome.samples_seen == expected
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_a_failing_client_does_not_poison_the_run(method, configure, run_in_process):
+def test_a_failing_client_does_not_poison_the_run(method, configure, run_in_process, expected):
     def fault(message, partition_id):
         is_training = message.metadata.message_type.startswith("train")
         return "its battery is flat" if is_training and partition_id == 2 else None
 
     config = configure(method, cohort=5)
     outcome = run_in_process(config, fault)
-    chosen = sum(
-        2 in sample_cohort(config.seed, t, range(config.clients), config.cohort)
-        for t in range(1, config.rounds + 1)
-    )
+    chosen = sum(2 in cohort for cohort in expected(config).attendance)
     assert outcome.status == "completed"
     assert outcome.events["dropped_clients"] == chosen > 0
     assert outcome.rounds_completed == config.rounds

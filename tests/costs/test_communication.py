@@ -4,6 +4,7 @@ from leansplit.costs import (
     SplitShape,
     fedavg_traffic,
     frozen_traffic,
+    ho_fl_traffic,
     ho_sfl_traffic,
     splitfed_traffic,
     zo_split_traffic,
@@ -87,6 +88,23 @@ def test_frozen_by_hand():
         (UP, "labels"): 40 * 8,
         (DOWN, "weights"): 3 * 100 * 4,
     }
+
+
+def test_ho_fl_by_hand():
+    shape = SplitShape(smashed_elements=1, full_elements=900, zeroth_elements=(0, 100, 900))
+    assert ho_fl_traffic(shape, ATTENDANCE, local_steps=3, num_perturbations=2) == {
+        (DOWN, "weights"): 5 * 900 * 4,
+        # clients 1 and 2 have a zeroth-order segment: two participations and one
+        (DOWN, "seeds"): 3 * 3 * 2 * 4,
+        (UP, "scalars"): 3 * 3 * 2 * 4,
+        # client 0 twice all, client 1 twice without its lower 100, client 2 nothing
+        (UP, "weights"): (2 * 900 + 2 * 800) * 4,
+    }
+
+
+def test_ho_fl_without_zeroth_order_segments_costs_what_fedavg_costs():
+    shape = SplitShape(smashed_elements=1, full_elements=900, zeroth_elements=(0, 0, 0))
+    assert ho_fl_traffic(shape, ATTENDANCE, 3, 2) == fedavg_traffic(shape, ATTENDANCE)
 
 
 def test_sequences_carry_a_label_for_each_position():

@@ -697,3 +697,21 @@ def test_long_lists_are_cut_short():
     for layer in wide:
         layer.weight = first.weight
     assert re.search(r"and \d+ more", refusal(wide, "4"))
+
+
+@pytest.mark.parametrize("first_cut", ["layer1.0", "stem.relu", "layer3"])
+def test_a_full_model_can_be_cut_again_wherever_the_unsplit_model_can(first_cut):
+    model = build_model(
+        "resnet18", input_shape=(3, 8, 8), num_classes=3, seed=0, options={"width": 4}
+    )
+    inputs = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    whole = split_at(model, first_cut).full_model
+    assert cut_layers(whole) == cut_layers(model)
+    for cut_layer in ("layer1", "layer2.0"):
+        again, once = split_at(whole, cut_layer), split_at(model, cut_layer)
+        assert torch.equal(again.server_model(again.client_model(inputs)), model(inputs))
+        for half in ("client_model", "server_model", "full_model"):
+            ours, theirs = getattr(again, half), getattr(once, half)
+            assert list(ours.state_dict()) == list(theirs.state_dict())
+            pairs = zip(ours.parameters(), theirs.parameters(), strict=True)
+            assert all(a is b for a, b in pairs)

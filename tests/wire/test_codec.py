@@ -53,6 +53,7 @@ HEADER_VALUES = {
     "int": st.integers(-(2**63), 2**63),
     "str": st.text(st.characters(codec="utf-8"), max_size=12),
     "bool": st.booleans(),
+    "float": st.floats(allow_nan=False),
     "list[int]": st.lists(st.integers(0, 2**40), max_size=4),
 }
 

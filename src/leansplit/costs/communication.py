@@ -33,6 +33,9 @@ class SplitShape:
     """d, trainable parameters of the whole model."""
     client_samples: Mapping[int, int] = field(default_factory=dict)
     """Client id -> samples that it holds, for methods that upload all of them."""
+    zeroth_elements: tuple[int, ...] = ()
+    """d_i, parameters that client i trains by zeroth-order steps, of clients 0, 1, ...; only for
+    methods whose clients differ in it."""
 
 
 def ho_sfl_traffic(

@@ -14,6 +14,7 @@ from leansplit.federated.config import (
     FedAvgConfig,
     FedZOConfig,
     FrozenConfig,
+    HOFLConfig,
     HOSFLConfig,
     HOSLConfig,
     LocalStepsConfig,
@@ -26,6 +27,8 @@ from leansplit.federated.config import (
     ZOSplitConfig,
     require_at_least_one,
 )
+from leansplit.federated.dependent_rounding import dependent_rounding
+from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
 from leansplit.federated.optimizers import (
     LIFETIMES,
     OPTIMIZERS,
@@ -58,6 +61,7 @@ __all__ = [
     "FedAvgConfig",
     "FedZOConfig",
     "FrozenConfig",
+    "HOFLConfig",
     "HOSFLConfig",
     "HOSLConfig",
     "LocalStepsConfig",
@@ -75,12 +79,15 @@ __all__ = [
     "ZOSplitConfig",
     "batch_indices",
     "build_optimizer",
+    "dependent_rounding",
+    "inclusion_probabilities",
     "load_optimizer_state_",
     "mean_scalars",
     "moved_towards_mean",
     "optimizer_state",
     "require_at_least_one",
     "require_cohort",
+    "sample_by_dimension",
     "sample_cohort",
     "sample_weights",
     "service_order",

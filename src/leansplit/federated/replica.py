@@ -111,8 +111,11 @@ class Replica:
     def state(self) -> dict[str, Tensor]:
         """Return parameters and moments as named tensors (copies), to store or to send."""
         state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
-        moments = optimizer_state(self._optimizer)
-        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in moments.items()}
+        return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in self.moments().items()}
+
+    def moments(self) -> dict[str, Tensor]:
+        """Return the optimizer's moments alone (copies), as ``optimizer_tensors`` takes them."""
+        return optimizer_state(self._optimizer)
 
     def fork(self) -> TrainedVector:
         """Return a copy at which the next round's local steps can be taken and then forgotten.

@@ -53,7 +53,8 @@ def server_step(
         dropout_seed: seed for random layers.
     """
     server_model.train()
-    joint = torch.cat(list(smashed_data)).detach().requires_grad_(True)
+    batches = list(smashed_data)  # one alone is not copied, which a device would feel
+    joint = (torch.cat(batches) if len(batches) > 1 else batches[0]).detach().requires_grad_(True)
     sizes = [len(z) for z in smashed_data]
     with torch_seeded(dropout_seed), torch.enable_grad():
         outputs = torch.split(server_model(joint), sizes)
@@ -68,5 +69,7 @@ def server_step(
     gradients = torch.split(joint.grad, sizes)
     return ServerStep(
         losses=tuple(float(value.detach()) for value in losses),
-        smashed_gradients=tuple(g / w for g, w in zip(gradients, weights, strict=True)),
+        smashed_gradients=tuple(
+            g if w == 1 else g / w for g, w in zip(gradients, weights, strict=True)
+        ),
     )

@@ -49,7 +49,8 @@ class SplitModel:
     def full_model(self) -> nn.Module:
         """Client model, then server model, on the same parameters, named as in the unsplit model.
 
-        Halves put together by hand are chained, which puts ``0.`` and ``1.`` before the names.
+        It can be cut again, after any layer that the unsplit model could be cut after. Halves put
+        together by hand are chained, which puts ``0.`` and ``1.`` before the names.
         """
         return self._composition or nn.Sequential(self.client_model, self.server_model)
 
@@ -136,11 +137,14 @@ class _OpeningTracer(fx.Tracer):
             flag = self.create_proxy("get_attr", f"{name}.training".lstrip("."), (), {})
             module.__dict__["training"] = flag
         required = [
-            self.create_proxy("placeholder", parameter.name, (), {})
+            parameter.name
             for parameter in list(inspect.signature(root_fn).parameters.values())[1:]
             if parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_")
         ]
-        return root_fn, [self.root, *required]
+        if isinstance(self.root, TracedPart):
+            required = list(self.root.input_names)
+        inputs = [self.create_proxy("placeholder", name, (), {}) for name in required]
+        return root_fn, [self.root, *inputs]
 
 
 def _trace(model: nn.Module, opened_names: Sequence[str]) -> tuple[nn.Module, fx.Graph]:
@@ -222,8 +226,15 @@ def _cut(model: nn.Module, name: str) -> SplitModel:
     unused = [key for key in model.state_dict() if key not in held]
     if unused:
         raise UserError(f"forward never uses {_few(unused)}; remove them from the model")
-    full_model = TracedPart(root, nodes, inputs, output.args[0])
-    return SplitModel(client_model, server_model, name, full_model)
+    return SplitModel(client_model, server_model, name, _whole(model))
+
+
+def _whole(model: nn.Module) -> TracedPart:
+    """Return ``model`` as a traced part that opens nothing below it, so it can be cut anywhere."""
+    root, graph = _trace(model, [])
+    inputs = [node.name for node in graph.nodes if node.op == "placeholder"]
+    nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output")]
+    return TracedPart(root, nodes, inputs, graph.output_node().args[0])
 
 
 def _is_structured(module: nn.Module, call: fx.Node) -> bool:

@@ -1,4 +1,4 @@
-"""One half of a traced model: some of its steps as plain data, over the model's own modules."""
+"""A part of a traced model: some of its steps as plain data, over the model's own modules."""
 
 from __future__ import annotations
 
@@ -35,6 +35,11 @@ class TracedPart(nn.Module):
         super().__init__()
         self._inputs, self._output, self._steps = tuple(inputs), output, tuple(steps)
         _fill(self, root, _used(root, steps))
+
+    @property
+    def input_names(self) -> tuple[str, ...]:
+        """The names of the positional inputs."""
+        return self._inputs
 
     def forward(self, *inputs: Any) -> Any:
         """Run the steps."""

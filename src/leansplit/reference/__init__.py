@@ -4,6 +4,7 @@ from leansplit.reference.decomfl import decomfl
 from leansplit.reference.fedavg import fedavg
 from leansplit.reference.fedzo import fedzo
 from leansplit.reference.frozen import frozen
+from leansplit.reference.ho_fl import ho_fl
 from leansplit.reference.ho_sfl import ho_sfl
 from leansplit.reference.hosl import hosl
 from leansplit.reference.mu_splitfed import mu_splitfed
@@ -23,3 +24,4 @@ __all__ = [
     "splitfed_v2",
     "zo_sfl",
 ]
+__all__ = ["fedavg", "frozen", "ho_fl", "ho_sfl", "splitfed_v1", "splitfed_v2"]

@@ -2,6 +2,7 @@
 
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
 from leansplit.wire.records.hosl import HOSLRequest
+from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
@@ -39,6 +40,8 @@ __all__ = [
     "FedZORequest",
     "ForwardRequest",
     "HOSLRequest",
+    "HybridTrainReply",
+    "HybridTrainRequest",
     "ProbeReply",
     "ProbeRequest",
     "ProbedSmashedDataReply",

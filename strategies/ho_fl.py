@@ -1,0 +1,193 @@
+"""HO-FL: hybrid-order federated learning, zeroth-order bottom and first-order top on the device.
+
+There is no server model. Client i trains the layers below its boundary b_i by zeroth-order steps
+against delta = dl/dz, and those above it by backpropagation that ends at z. It uploads scalars in
+place of the lower layers; the server rebuilds them from the seeds.
+
+Symbols: t ``server_round``; K ``cohort_size``; b_i ``boundary``; d_i ``num_zeroth_elements``; E
+``local_steps``; q ``num_perturbations``; beta ``dimension_preference``; w ``client_weights``; s
+``scalars`` (here not divided by mu).
+
+One round takes one exchange: (w, E q seeds down), (E q scalars, weights above b_i up). Differs from
+FedAvg in what goes up and in the cohort, which prefers small d_i; from HO-SFL in that no smashed
+data cross. Differs from the paper: the mean is weighted by samples (the paper's 1/K for equal
+batches), and a checksum tells whether the server rebuilt what the client had.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+from torch import Tensor
+
+from leansplit.federated import (
+    HOFLConfig,
+    Replica,
+    sample_by_dimension,
+    sample_weights,
+    weighted_mean,
+)
+from leansplit.first_order import Loss
+from leansplit.hybrid_order import Segments, replay, segments_at
+from leansplit.models import SplitModel
+from leansplit.models.batch_statistics import refuse_batch_statistics
+from leansplit.noise import perturbation_seeds
+from leansplit.parameters import ParameterDict, load_parameters_
+from leansplit.strategies.running import RunningStrategy, log
+from leansplit.strategies.split import mean_loss, require_finite
+from leansplit.wire import HybridTrainReply, HybridTrainRequest
+
+
+class HOFL(RunningStrategy):
+    """Every client trains the whole model, zeroth-order below a boundary of its own.
+
+    Args:
+        model: the halves whose composition is the model; trained in place.
+        loss: (outputs, labels) -> mean loss; only clients evaluate it.
+        config: the method's settings; ``memory_budgets_mb`` must have been turned into boundaries
+            by :func:`leansplit.hybrid_order.fit_boundaries`.
+        options: see :class:`leansplit.strategies.running.RunningStrategy`.
+
+    Raises:
+        UserError: if the model cannot be cut at one of the boundaries.
+    """
+
+    method = "ho-fl"
+    is_whole_model = True
+
+    def __init__(self, model: SplitModel, loss: Loss, config: HOFLConfig, **options: Any) -> None:
+        super().__init__(**options)
+        self.model = model
+        self.loss = loss
+        self.config: HOFLConfig = config
+        names = set(config.boundaries_of(range(config.num_boundaries)).values())
+        self._segments = {name: segments_at(model, name) for name in sorted(names)}
+        self._num_elements = {b: cut.num_zeroth_elements for b, cut in self._segments.items()}
+
+    def summary(self) -> None:
+        """Log the configuration."""
+        log.info("%s: %s", type(self).__name__, self.config)
+
+    def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+        """Load the initial model and forget all moments.
+
+        Raises:
+            UserError: if a layer keeps running batch statistics.
+        """
+        refuse_batch_statistics(self.model.full_model, self.method)
+        self._boundaries: dict[int, str] = {}
+        self._moments: dict[int, tuple[int, dict[str, Tensor]]] = {}
+        return super().begin(initial_arrays)
+
+    def boundary(self, client_id: int) -> str:
+        """Return b_i of a client."""
+        if not self._boundaries:
+            self._boundaries = self.config.boundaries_of(self.federation.population)
+        return self._boundaries[client_id]
+
+    def segments(self, client_id: int) -> Segments:
+        """Return the global model's segments at a client's boundary."""
+        return self._segments[self.boundary(client_id)]
+
+    def sample_cohort(self, round: int) -> list[int]:
+        """Steps 1 and 2: prefer small zeroth-order segments; exactly K clients."""
+        dimensions = {m: self._num_elements[self.boundary(m)] for m in self.federation.population}
+        config = self.config
+        return sample_by_dimension(
+            dimensions, config.cohort_size, config.dimension_preference, config.root_seed, round
+        )
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Step 3: the whole model and independent seeds down."""
+        self._cohort = self.sample_cohort(server_round)
+        self._anchor = {name: value.clone() for name, value in self.client_weights().items()}
+        self._seeds = {m: self._seeds_of(server_round, m) for m in self._cohort}
+        requests = {
+            m: HybridTrainRequest(
+                round=server_round,
+                boundary=self.boundary(m),
+                weights=self._anchor,
+                seeds=self._seeds[m],
+                moments_round=self._moments[m][0] if m in self._moments else -1,
+            )
+            for m in self._cohort
+        }
+        return self.federation.messages(requests, "ho_fl_train", server_round)
+
+    def _seeds_of(self, round: int, client_id: int) -> Tensor:
+        """Return the seeds [E, q] of a client's local steps; [0, 0] if it needs none."""
+        if self.segments(client_id).zeroth is None:
+            return torch.empty(0, 0, dtype=torch.uint32)
+        seeds = [
+            perturbation_seeds(
+                self.config.root_seed,
+                self.config.zeroth_order.num_perturbations,
+                round=round,
+                client_id=client_id,
+                local_step=h,
+            )
+            for h in range(self.config.local_steps)
+        ]
+        return torch.tensor(seeds, dtype=torch.uint32)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Step 6: rebuild every client's lower layers, join at b_i, average."""
+        answered = self.federation.collect(replies, self._cohort, HybridTrainReply)
+        failures = dict(answered.failures)
+        records = {m: reply for m, reply in answered.records.items() if self._fits(m, reply)}
+        for m in sorted(answered.records.keys() - records.keys()):
+            failures[m] = "its answer does not fit its boundary"
+            log.warning("client %d dropped from this step: %s", m, failures[m])
+        require_finite("loss", server_round, {m: reply.loss for m, reply in records.items()})
+        sums = {m: float(reply.scalars.abs().sum()) for m, reply in records.items()}
+        require_finite("scalar", server_round, sums)
+        trained: dict[int, ParameterDict] = {}
+        for m, reply in records.items():
+            lower = self._rebuild(m, reply)
+            if lower is not None and lower.checksum != reply.checksum:
+                failures[m] = "the server could not rebuild its zeroth-order segment"
+                log.warning("client %d dropped from this step: %s", m, failures[m])
+                self.count("checksum_mismatches")
+                continue
+            trained[m] = {**reply.weights, **(lower.parameters if lower is not None else {})}
+            if self.config.client_optimizer.lifetime == "run":
+                self._moments[m] = server_round, lower.moments() if lower is not None else {}
+        sizes = [records[m].num_samples for m in trained]
+        shares = sample_weights(sizes)
+        if trained:
+            load_parameters_(self.model.full_model, weighted_mean(list(trained.values()), shares))
+        losses = {m: records[m].loss for m in trained}
+        return self.finish_round(
+            server_round,
+            num_samples=sum(sizes),
+            train_loss=mean_loss(losses, shares) if trained else None,
+            num_replied=len(trained),
+            failures=dict(sorted(failures.items())),
+        )
+
+    def _fits(self, client_id: int, reply: HybridTrainReply) -> bool:
+        """Say whether an answer has the names and shapes that were asked for."""
+        upper = self.segments(client_id).first_parameters
+        return (
+            reply.scalars.shape == self._seeds[client_id].shape
+            and reply.weights.keys() == upper.keys()
+            and all(reply.weights[name].shape == value.shape for name, value in upper.items())
+        )
+
+    def _rebuild(self, client_id: int, reply: HybridTrainReply) -> Replica | None:
+        """Replay a client's zeroth-order steps from the weights and moments it started from."""
+        segments = self.segments(client_id)
+        if segments.zeroth is None:
+            return None
+        lower = {name: self._anchor[name] for name in segments.zeroth_parameters}
+        held_round, held = self._moments.get(client_id, (-1, {}))
+        moments = held if reply.moments_round == held_round else {}
+        return replay(lower, self._seeds[client_id], reply.scalars, self.config, moments)
