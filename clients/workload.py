@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from leansplit.federated import ClientData, Replica
 from leansplit.first_order import Loss
-from leansplit.models import SplitModel
+from leansplit.models import LocalModel, SplitModel
 from leansplit.wire import ClientPlan
 
 
@@ -39,6 +39,8 @@ class Worker:
     workload: Workload
     shared_replica: Replica | None = None
     data: dict[int, ClientData] = field(default_factory=dict)
+    local_model: LocalModel | None = None
+    """Client model and auxiliary head, for the methods that have one; built at the first need."""
 
     def client_data(self, client_id: int) -> ClientData:
         """Return a client's samples, loading them at the first call."""

@@ -49,6 +49,10 @@ def configure() -> Callable[..., RunConfig]:
             "evaluate_every": 10,
             "probe.num_perturbations": 3,
             "replica_storage": "context",
+            "alignment.period": 2,
+            "alignment.epochs": 3,
+            "alignment.batch_size": 9,
+            "alignment.max_samples": 20,
             **OPTIMIZERS[optimizer],
         }
         if "local_steps" in METHODS[method].options:

@@ -103,6 +103,9 @@ def test_ledger_equals_the_closed_formulas(method, configure, run_in_process):
     shape = SplitShape(
         smashed_elements=smashed.numel(),
         client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
+        auxiliary_elements=METHODS[method].auxiliary_elements(
+            config.method_config(), model, smashed.detach()
+        ),
         full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
     )
     attendance = [

@@ -95,7 +95,7 @@ def test_the_estimate_is_unbiased(estimator, direction):
 
 @pytest.mark.parametrize("direction", DIRECTIONS)
 def test_every_direction_has_the_same_expectation(direction):
-    """No factor d where E[u u^T] = I, and d on the unit sphere: the estimate's length along the gradient is 1, not d and not 1/d."""
+    """The estimate's length along the gradient is 1: no factor d but on the unit sphere."""
     d = 200
     g = normal(d, seed=5)
     parameters = {"w": torch.zeros(d)}

@@ -9,6 +9,7 @@ from leansplit.costs.communication import (
     splitfed_traffic,
 )
 from leansplit.costs.measure import count_flops, peak_tensor_bytes
+from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 
 __all__ = [
     "SplitShape",
@@ -16,7 +17,9 @@ __all__ = [
     "count_flops",
     "fedavg_traffic",
     "frozen_traffic",
+    "fsl_sage_traffic",
     "ho_sfl_traffic",
+    "local_loss_traffic",
     "peak_tensor_bytes",
     "splitfed_traffic",
 ]

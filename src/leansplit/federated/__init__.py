@@ -13,6 +13,14 @@ from leansplit.federated.config import (
     SplitFedConfig,
     require_at_least_one,
 )
+from leansplit.federated.config_auxiliary import (
+    SERVER_MODES,
+    AlignmentConfig,
+    AuxiliaryMethodConfig,
+    CSEFSLConfig,
+    FSLSAGEConfig,
+    HeronSFLConfig,
+)
 from leansplit.federated.optimizers import (
     LIFETIMES,
     OPTIMIZERS,
@@ -37,11 +45,17 @@ __all__ = [
     "LIFETIMES",
     "NEVER",
     "OPTIMIZERS",
+    "SERVER_MODES",
+    "AlignmentConfig",
     "Attendance",
+    "AuxiliaryMethodConfig",
+    "CSEFSLConfig",
     "ClientData",
+    "FSLSAGEConfig",
     "FedAvgConfig",
     "FrozenConfig",
     "HOSFLConfig",
+    "HeronSFLConfig",
     "LocalStepsConfig",
     "MethodConfig",
     "OptimizerConfig",

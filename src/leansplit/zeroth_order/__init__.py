@@ -8,6 +8,7 @@ from leansplit.zeroth_order.estimators import (
     estimate,
     probe,
 )
+from leansplit.zeroth_order.local_objective import LocalLossObjective
 from leansplit.zeroth_order.objective import (
     Objective,
     SumObjective,
@@ -19,6 +20,7 @@ from leansplit.zeroth_order.objective import (
 __all__ = [
     "ESTIMATORS",
     "Estimator",
+    "LocalLossObjective",
     "Objective",
     "SumObjective",
     "SurrogateObjective",

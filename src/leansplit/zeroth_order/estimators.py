@@ -39,8 +39,8 @@ class ZerothOrderConfig:
     estimator: Estimator = "forward"
     """``forward`` costs P + 1 forward passes (the anchor included), ``central`` 2 P."""
     direction: Direction = "gaussian"
-    """``gaussian``, ``rademacher``, ``sphere`` (radius sqrt(d)): E[u u^T] = I. ``unit_sphere``: radius
-    1, and the estimate is multiplied by d; mu is then the whole length of a step."""
+    """``gaussian``, ``rademacher`` and ``sphere`` (radius sqrt(d)) have E[u u^T] = I.
+    ``unit_sphere``: radius 1, and the estimate is multiplied by d; mu is then a step's length."""
 
     def __post_init__(self) -> None:
         """Refuse values that no estimate can be made with."""

@@ -1,5 +1,6 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
+from leansplit.wire.records.auxiliary import LocalTrainReply, LocalTrainRequest
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
 from leansplit.wire.records.replicated import (
     BehindReply,
@@ -25,6 +26,8 @@ __all__ = [
     "BehindReply",
     "CatchUpRequest",
     "ForwardRequest",
+    "LocalTrainReply",
+    "LocalTrainRequest",
     "ProbeReply",
     "ProbeRequest",
     "Record",
