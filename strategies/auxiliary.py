@@ -57,6 +57,12 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         )
         return arrays
 
+    def arrays(self) -> ArrayRecord:
+        """Return the global model: a server average, never the replica that was served last."""
+        if self.config.server_mode == "averaged":
+            self._replicas.restore_()
+        return super().arrays()
+
     @property
     def local(self) -> LocalModel:
         """Client model and auxiliary head as the server holds them."""

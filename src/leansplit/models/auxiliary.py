@@ -81,7 +81,7 @@ class LinearHead(nn.Module):
     def forward(self, smashed: Tensor) -> Tensor:
         """Map [B, ...] to [B, *output_shape]."""
         outputs: Tensor = self.fc(smashed.flatten(1))
-        return outputs.unflatten(1, self._output_shape)
+        return outputs.reshape(-1, *self._output_shape)
 
 
 class BlocksHead(nn.Module):
