@@ -52,14 +52,16 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         refuse_batch_statistics(self.model.full_model, self.method)
         arrays = super().begin(initial_arrays)
         self._local: LocalModel | None = None
-        self._replicas = ServerReplicas(
-            self.model.server_model, self.loss, self.config.server_optimizer
-        )
+        self._replicas: ServerReplicas | None = None
+        if self.config.server_mode == "averaged":
+            self._replicas = ServerReplicas(
+                self.model.server_model, self.loss, self.config.server_optimizer
+            )
         return arrays
 
     def arrays(self) -> ArrayRecord:
         """Return the global model: a server average, never the replica that was served last."""
-        if self.config.server_mode == "averaged":
+        if self._replicas is not None:
             self._replicas.restore_()
         return super().arrays()
 
@@ -126,9 +128,9 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         self, round: int, replies: Mapping[int, LocalTrainReply], shares: Mapping[int, float]
     ) -> float:
         """Train the server model on a round's uploads; return their mean loss."""
-        served = {"sequential": self._in_turn, "averaged": self._in_turn, "summed": self._in_sum}
-        losses = served[self.config.server_mode](round, replies)
-        if self.config.server_mode == "averaged":
+        is_summed = self.config.server_mode == "summed"
+        losses = (self._in_sum if is_summed else self._in_turn)(round, replies)
+        if self._replicas is not None:
             self._replicas.average_(shares)
         return sum(shares[m] * sum(losses[m]) / len(losses[m]) for m in replies)
 
@@ -147,15 +149,12 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
             turns = [(m, *upload) for m in order for upload in uploads]
         else:
             turns = [(m, *upload) for upload in uploads for m in order]
-        is_averaged = config.server_mode == "averaged"
-        optimizer = None
-        if not is_averaged:
-            optimizer = self.server_optimizer(config.server_optimizer, round)
+        optimizer = self.server_optimizer(config.server_optimizer, round)
         losses: dict[int, list[float]] = {m: [] for m in replies}
         for m, index, h in turns:
             z, y = replies[m].smashed_data[index], replies[m].labels[index]
             seed = server_dropout_seed(config.root_seed, round, m, h)
-            if is_averaged:
+            if self._replicas is not None:
                 if index == 0:
                     self._replicas.open(m)
                 step = self._replicas.step(m, z, y, dropout_seed=seed)

@@ -112,7 +112,8 @@ def build_auxiliary(
 ) -> nn.Module:
     """Build an auxiliary head; equal arguments give equal bits, whoever builds it.
 
-    No global generator is moved, and the head shares no memory with ``model``.
+    No global generator is moved, and the head shares no memory with ``model``. It is built on the
+    CPU and moved to the server model's device.
 
     Args:
         config: kind and initial weights.
@@ -126,31 +127,43 @@ def build_auxiliary(
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
         smashed = torch.zeros(1, *smashed_shape)
-        server_model = copy.deepcopy(model.server_model).eval()
+        device = next(iter(model.server_model.parameters())).device
+        server_model = copy.deepcopy(model.server_model).cpu().eval()
+        if config.kind == "copy":
+            is_random = config.initialise == "random"
+            return (_redrawn(server_model) if is_random else server_model).to(device)
         with torch.no_grad():
             output_shape = tuple(server_model(smashed).shape[1:])
-        is_random = config.initialise == "random"
-        if config.kind == "copy":
-            return _redrawn(server_model) if is_random else server_model
-        head: LinearHead | BlocksHead
-        if config.kind == "linear":
-            head = LinearHead(smashed_shape, output_shape)
-            if not is_random and not _take_linear(head.fc, server_model):
-                raise UserError(
-                    "auxiliary.initialise=server needs a server model that is one linear layer of "
-                    "the head's shape; use auxiliary.kind=copy or blocks, or initialise=random"
-                )
-            return head
-        if len(output_shape) != 1:
-            raise UserError(
-                f"auxiliary.kind=blocks needs outputs of shape [B, C], but the server model's are "
-                f"[B, {', '.join(map(str, output_shape))}]; use linear or copy"
-            )
-        blocks = first_blocks(server_model, config.num_blocks, smashed)
-        head = BlocksHead(_redrawn(blocks) if is_random else blocks, smashed, output_shape[0])
-        if not is_random:
-            _take_last_linear(head.fc, server_model)
-        return head
+        build = _linear_head if config.kind == "linear" else _blocks_head
+        return build(config, server_model, smashed, output_shape).to(device)
+
+
+def _linear_head(
+    config: AuxiliaryConfig, server_model: nn.Module, smashed: Tensor, output_shape: tuple[int, ...]
+) -> nn.Module:
+    head = LinearHead(tuple(smashed.shape[1:]), output_shape)
+    if config.initialise == "server" and not _take_linear(head.fc, server_model):
+        raise UserError(
+            "auxiliary.initialise=server needs a server model that is one linear layer of the "
+            "head's shape; use auxiliary.kind=copy or blocks, or initialise=random"
+        )
+    return head
+
+
+def _blocks_head(
+    config: AuxiliaryConfig, server_model: nn.Module, smashed: Tensor, output_shape: tuple[int, ...]
+) -> nn.Module:
+    if len(output_shape) != 1:
+        raise UserError(
+            f"auxiliary.kind=blocks needs outputs of shape [B, C], but the server model's are "
+            f"[B, {', '.join(map(str, output_shape))}]; use linear or copy"
+        )
+    blocks = first_blocks(server_model, config.num_blocks, smashed)
+    if config.initialise == "random":
+        return BlocksHead(_redrawn(blocks), smashed, output_shape[0])
+    head = BlocksHead(blocks, smashed, output_shape[0])
+    _take_last_linear(head.fc, server_model)
+    return head
 
 
 def _redrawn(module: nn.Module) -> nn.Module:

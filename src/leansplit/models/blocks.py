@@ -78,8 +78,9 @@ def _prefixes(part: TracedPart) -> list[tuple[nn.Module | None, nn.Module]]:
 
 def _forget_unused(module: nn.Module, used: set[str], path: str = "") -> None:
     """Drop the layers and parameters that are neither used nor inside a used layer."""
-    for name in [n for n in module._parameters if path + n not in used]:
-        del module._parameters[name]
+    for tensors in (module._parameters, module._buffers):
+        for name in [n for n in tensors if path + n not in used]:
+            del tensors[name]
     for name, child in list(module._modules.items()):
         inside = f"{path}{name}."
         if path + name in used or child is None:

@@ -73,7 +73,9 @@ def heron_sfl(
                 )
                 gradient = torch.zeros_like(theta)
                 for s in seeds:
-                    u = draw_perturbation(s, spec.num_elements, direction=zo.direction)
+                    u = draw_perturbation(
+                        s, spec.num_elements, direction=zo.direction, device=theta.device
+                    )
                     plus = forward(theta + mu * u, x, y)[1]
                     minus, width = value, 1.0
                     if zo.estimator == "central":
