@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from leansplit.clients import (
+    cse_fsl,
     decomfl,
     fedavg,
     fedzo,
     frozen,
+    fsl_sage,
+    heron_sfl,
     ho_fl,
     ho_sfl,
     hosl,
@@ -32,7 +36,20 @@ from leansplit.plugins import load_plugins
 from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
 from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
 
-for _module in (decomfl, fedzo, frozen, ho_fl, ho_sfl, hosl, replicas, splitfed, zo_split):
+for _module in (
+    cse_fsl,
+    decomfl,
+    fedzo,
+    frozen,
+    fsl_sage,
+    heron_sfl,
+    ho_fl,
+    ho_sfl,
+    hosl,
+    replicas,
+    splitfed,
+    zo_split,
+):
     register_handlers(_module.HANDLERS)
 
 
@@ -54,7 +71,7 @@ def client_app(provider: Provider) -> ClientApp:
         trained = model.full_model if plan.is_whole_model else model.client_model
         fixed = checksum(fixed_state(trained))
         replies = {
-            client_id: encode(_report(worker, client_id, fixed))
+            client_id: encode(_report(worker, client_id, fixed, plan.config.needs_smashed_shape))
             for client_id in plan.hosted_clients(_partition_id(context))
         }
         return Message(pack(replies), reply_to=message)
@@ -124,11 +141,24 @@ def _partition_id(context: Context) -> int:
     return int(str(context.node_config["partition-id"]))
 
 
-def _report(worker: Worker, client_id: int, fixed_checksum: str) -> SetupReply:
-    labels = worker.workload.client_data(client_id).labels  # not kept: it may never take part
+def _report(
+    worker: Worker, client_id: int, fixed_checksum: str, needs_smashed_shape: bool
+) -> SetupReply:
+    data = worker.workload.client_data(client_id)  # not kept: it may never take part
+    labels = data.labels
+    shape: list[int] = []
+    if needs_smashed_shape and len(labels):
+        client_model = worker.workload.model.client_model.eval()
+        with torch.inference_mode():
+            shape = list(client_model(data.inputs[:1]).shape[1:])
     num_classes = worker.workload.num_classes
     counts = labels.bincount(minlength=num_classes).tolist() if num_classes else []
-    return SetupReply(num_samples=len(labels), label_counts=counts, fixed_checksum=fixed_checksum)
+    return SetupReply(
+        num_samples=len(labels),
+        label_counts=counts,
+        fixed_checksum=fixed_checksum,
+        smashed_shape=shape,
+    )
 
 
 def task_client_app() -> ClientApp:

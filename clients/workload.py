@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from leansplit.federated import ClientData, Replica
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
-from leansplit.models import SplitModel
+from leansplit.models import LocalModel, SplitModel
 from leansplit.wire import ClientPlan
 
 
@@ -41,6 +41,8 @@ class Worker:
     shared_replica: Replica | None = None
     data: dict[int, ClientData] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)
+    local_model: LocalModel | None = None
+    """Client model and auxiliary head, for the methods that have one; built at the first need."""
 
     def client_data(self, client_id: int) -> ClientData:
         """Return a client's samples, loading them at the first call."""

@@ -1,10 +1,14 @@
 """Flower strategies, one file for each method."""
 
 from leansplit.federated import (
+    AlignmentConfig,
+    CSEFSLConfig,
     DeComFLConfig,
     FedAvgConfig,
     FedZOConfig,
     FrozenConfig,
+    FSLSAGEConfig,
+    HeronSFLConfig,
     HOFLConfig,
     HOSFLConfig,
     HOSLConfig,
@@ -13,10 +17,14 @@ from leansplit.federated import (
     SplitFedConfig,
     ZOSFLConfig,
 )
+from leansplit.models import AuxiliaryConfig
+from leansplit.strategies.cse_fsl import CSEFSL
 from leansplit.strategies.decomfl import DeComFL
 from leansplit.strategies.fedavg import FedAvg
 from leansplit.strategies.fedzo import FedZO
 from leansplit.strategies.frozen import FrozenClient
+from leansplit.strategies.fsl_sage import FSLSAGE
+from leansplit.strategies.heron_sfl import HeronSFL
 from leansplit.strategies.ho_fl import HOFL
 from leansplit.strategies.ho_sfl import HOSFL
 from leansplit.strategies.hosl import HOSL
@@ -28,13 +36,19 @@ from leansplit.strategies.zo_sfl import ZOSFL
 from leansplit.zeroth_order import ZerothOrderConfig
 
 __all__ = [
+    "CSEFSL",
+    "FSLSAGE",
     "HOFL",
     "HOSFL",
     "HOSL",
     "ZOSFL",
+    "AlignmentConfig",
+    "AuxiliaryConfig",
+    "CSEFSLConfig",
     "DeComFL",
     "DeComFLConfig",
     "Deployment",
+    "FSLSAGEConfig",
     "FedAvg",
     "FedAvgConfig",
     "FedZO",
@@ -44,6 +58,8 @@ __all__ = [
     "HOFLConfig",
     "HOSFLConfig",
     "HOSLConfig",
+    "HeronSFL",
+    "HeronSFLConfig",
     "MUSplitFed",
     "MUSplitFedConfig",
     "Observer",

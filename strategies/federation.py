@@ -89,6 +89,7 @@ class Federation:
         self.timeout_s = timeout_s
         self.num_samples: dict[int, int] = {}
         self.label_counts: dict[int, list[int]] = {}
+        self.smashed_shape: tuple[int, ...] = ()  # of one sample, where the method asks for it
         self._node_of_client: dict[int, int] = {}
         self._restarted_nodes: set[int] = set()
 
@@ -136,6 +137,7 @@ class Federation:
                 self._node_of_client[client_id] = reply.metadata.src_node_id
                 self.num_samples[client_id] = report.num_samples
                 self.label_counts[client_id] = report.label_counts
+                self.smashed_shape = tuple(report.smashed_shape)
                 self.grid.ledger.record(SETUP_ROUND, client_id, "downlink", price(blob))
         return reasons
 
@@ -152,6 +154,11 @@ class Federation:
             raise RunFailedError(
                 f"client {client_id} builds a model whose frozen parameters or buffers differ from "
                 "the server's; load the same checkpoint on both sides"
+            )
+        if self.smashed_shape not in ((), tuple(report.smashed_shape)):
+            raise RunFailedError(
+                f"smashed data of client {client_id} have the shape {report.smashed_shape} a "
+                f"sample, those of others {list(self.smashed_shape)}; give all the same input shape"
             )
 
     def _wait_for_nodes(self, num_nodes: int) -> list[int]:

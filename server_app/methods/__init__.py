@@ -1,5 +1,6 @@
 """Every method as one row: what the command line, comparisons and tests know about it."""
 
+from leansplit.server_app.methods.auxiliary import CSE_FSL, FSL_SAGE, HERON_SFL
 from leansplit.server_app.methods.fedavg import FEDAVG
 from leansplit.server_app.methods.frozen import FROZEN
 from leansplit.server_app.methods.ho_fl import HO_FL
@@ -12,8 +13,11 @@ from leansplit.server_app.methods.zo_split import MU_SPLITFED, ZO_SFL
 
 for _spec in (
     HO_SFL,
+    HERON_SFL,
     SFLV1,
     SFLV2,
+    CSE_FSL,
+    FSL_SAGE,
     MU_SPLITFED,
     ZO_SFL,
     HOSL,

@@ -70,7 +70,7 @@ class MethodSpec:
     """The method's settings; the keys that it takes and their defaults are read off this class."""
     strategy: Callable[..., RunningStrategy]
     """(model, loss, config, **options) -> strategy."""
-    reference: Callable[..., None]
+    reference: Callable[..., object]
     """The plain loop: (model, loss, clients, config, num_rounds)."""
     client_passes: Callable[[Any], tuple[float, float]]
     """config -> (forward, backward) passes of a client for each sample it processes."""
@@ -79,6 +79,8 @@ class MethodSpec:
     memory, beside ``client_passes``."""
     traffic: Callable[[Any, SplitShape, Sequence[Set[int]], int], Traffic]
     """(config, sizes, attendance, samples) -> the closed formula that the ledger is held to."""
+    auxiliary_elements: Callable[[Any, SplitModel, Tensor], int] = lambda *_: 0
+    """(config, model, z of one sample [1, ...]) -> d_a, for the sizes that traffic depends on."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]
     """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
     settle: Callable[[Any, SplitModel, Loss, Tensor, Tensor], MethodConfig] = _as_given

@@ -54,6 +54,10 @@ def configure() -> Callable[..., RunConfig]:
             "evaluate_every": 10,
             "probe.num_perturbations": 3,
             "replica_storage": "context",
+            "alignment.period": 2,
+            "alignment.epochs": 3,
+            "alignment.batch_size": 9,
+            "alignment.max_samples": 20,
             **OPTIMIZERS[optimizer],
         }
         if "local_steps" in METHODS[method].options:
@@ -93,8 +97,10 @@ def expected() -> Callable[[RunConfig], Expected]:
         method, task = METHODS[config.method], config.workload().load_task()
         model = config.workload().build_model(task)
         settings = settled_config(config, task, model)
+        smashed = model.client_model(task.train.inputs[:1]).detach()
         shape = SplitShape(
-            smashed_elements=model.client_model(task.train.inputs[:1]).numel(),
+            smashed_elements=smashed.numel(),
+            auxiliary_elements=method.auxiliary_elements(settings, model, smashed),
             client_elements=_num_trainable(model.client_model),
             full_elements=_num_trainable(model.full_model),
             zeroth_elements=method.zeroth_elements(settings, model, config.clients),

@@ -9,6 +9,7 @@ from leansplit.costs.communication import (
     splitfed_traffic,
 )
 from leansplit.costs.measure import count_flops, peak_tensor_bytes
+from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 from leansplit.costs.traffic_ho_fl import ho_fl_traffic
 from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
 from leansplit.costs.traffic_zo_split import zo_split_traffic
@@ -21,9 +22,11 @@ __all__ = [
     "fedavg_traffic",
     "fedzo_traffic",
     "frozen_traffic",
+    "fsl_sage_traffic",
     "ho_fl_traffic",
     "ho_sfl_traffic",
     "hosl_traffic",
+    "local_loss_traffic",
     "peak_tensor_bytes",
     "splitfed_traffic",
     "zo_split_traffic",

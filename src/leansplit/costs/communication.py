@@ -29,6 +29,8 @@ class SplitShape:
     """Labels for each sample: 1 for classification, S for sequences."""
     client_elements: int = 0
     """d_c, trainable parameters of the client model."""
+    auxiliary_elements: int = 0
+    """d_a, trainable parameters of the auxiliary head."""
     full_elements: int = 0
     """d, trainable parameters of the whole model."""
     client_samples: Mapping[int, int] = field(default_factory=dict)

@@ -27,6 +27,14 @@ from leansplit.federated.config import (
     ZOSplitConfig,
     require_at_least_one,
 )
+from leansplit.federated.config_auxiliary import (
+    SERVER_MODES,
+    AlignmentConfig,
+    AuxiliaryMethodConfig,
+    CSEFSLConfig,
+    FSLSAGEConfig,
+    HeronSFLConfig,
+)
 from leansplit.federated.dependent_rounding import dependent_rounding
 from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
 from leansplit.federated.optimizers import (
@@ -55,15 +63,20 @@ __all__ = [
     "NEVER",
     "OPTIMIZERS",
     "SERVER_MODES",
+    "AlignmentConfig",
     "Attendance",
+    "AuxiliaryMethodConfig",
+    "CSEFSLConfig",
     "ClientData",
     "DeComFLConfig",
+    "FSLSAGEConfig",
     "FedAvgConfig",
     "FedZOConfig",
     "FrozenConfig",
     "HOFLConfig",
     "HOSFLConfig",
     "HOSLConfig",
+    "HeronSFLConfig",
     "LocalStepsConfig",
     "MUSplitFedConfig",
     "MethodConfig",

@@ -37,6 +37,9 @@ class MethodConfig:
     types: ClassVar[dict[str, type[MethodConfig]]] = {}
     """Class name -> class, of every method's configuration."""
 
+    needs_smashed_shape: ClassVar[bool] = False
+    """Whether clients report the shape of their smashed data at set-up."""
+
     cohort_size: int
     """K, clients that take part in a round."""
     batch_size: int = 8

@@ -1,5 +1,9 @@
 """Models and the cut: split a model at a layer, and the models that come with leansplit."""
 
+from leansplit.models.auxiliary import AUXILIARY_KINDS as AUXILIARY_KINDS
+from leansplit.models.auxiliary import AuxiliaryConfig as AuxiliaryConfig
+from leansplit.models.auxiliary import LocalModel as LocalModel
+from leansplit.models.auxiliary import build_auxiliary as build_auxiliary
 from leansplit.models.chain import chain as chain
 from leansplit.models.cnn import small_cnn as small_cnn
 from leansplit.models.registry import MODELS as MODELS

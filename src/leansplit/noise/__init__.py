@@ -2,6 +2,8 @@
 
 from leansplit.noise.seeds import (
     STREAM_VERSION,
+    alignment_seed,
+    auxiliary_seed,
     client_dropout_seed,
     derive_seed,
     local_perturbation_seeds,
@@ -22,6 +24,8 @@ __all__ = [
     "DIRECTIONS",
     "STREAM_VERSION",
     "Direction",
+    "alignment_seed",
+    "auxiliary_seed",
     "client_dropout_seed",
     "derive_seed",
     "draw_perturbation",

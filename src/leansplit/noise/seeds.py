@@ -157,3 +157,13 @@ def client_dropout_seed(root_seed: int, round: int, client_id: int, local_step: 
     return derive_seed(
         root_seed, "client-dropout", round=round, client_id=client_id, local_step=local_step
     )
+
+
+def auxiliary_seed(root_seed: int) -> int:
+    """Seed of the initial weights of an auxiliary head, the same for all clients."""
+    return derive_seed(root_seed, "auxiliary")
+
+
+def alignment_seed(root_seed: int, round: int, client_id: int, epoch: int) -> int:
+    """Seed of the order of a client's buffer in one pass of FSL-SAGE's alignment."""
+    return derive_seed(root_seed, "alignment", round=round, client_id=client_id, local_step=epoch)

@@ -9,6 +9,7 @@ from leansplit.zeroth_order.estimators import (
     perturbed,
     probe,
 )
+from leansplit.zeroth_order.local_objective import LocalLossObjective
 from leansplit.zeroth_order.objective import (
     LossObjective,
     Objective,
@@ -26,6 +27,7 @@ from leansplit.zeroth_order.split_probes import (
 __all__ = [
     "ESTIMATORS",
     "Estimator",
+    "LocalLossObjective",
     "LossObjective",
     "Objective",
     "ProbedSmashedData",

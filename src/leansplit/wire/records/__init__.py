@@ -1,5 +1,6 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
+from leansplit.wire.records.auxiliary import LocalTrainReply, LocalTrainRequest
 from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
 from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
@@ -42,6 +43,8 @@ __all__ = [
     "HOSLRequest",
     "HybridTrainReply",
     "HybridTrainRequest",
+    "LocalTrainReply",
+    "LocalTrainRequest",
     "ProbeReply",
     "ProbeRequest",
     "ProbedSmashedDataReply",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from leansplit.wire.records.base import Record
 
@@ -24,3 +24,5 @@ class SetupReply(Record):
     """Samples of each label; empty if labels are not class indices."""
     fixed_checksum: str = ""
     """Of the frozen parameters and buffers of the client's model."""
+    smashed_shape: list[int] = field(default_factory=list)
+    """Shape of one sample's smashed data, where the method asks for it; else empty."""

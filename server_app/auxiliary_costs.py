@@ -1,0 +1,75 @@
+"""One client step of the methods with auxiliary heads, to be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from leansplit.federated import (
+    AuxiliaryMethodConfig,
+    CSEFSLConfig,
+    FSLSAGEConfig,
+    HeronSFLConfig,
+    build_optimizer,
+)
+from leansplit.first_order import Loss, imitated_step, local_loss_step
+from leansplit.models import LocalModel, SplitModel, build_auxiliary
+from leansplit.noise import auxiliary_seed, local_perturbation_seeds
+from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.zeroth_order import LocalLossObjective, estimate, probe
+
+
+def with_head(config: AuxiliaryMethodConfig, model: SplitModel, smashed: Tensor) -> LocalModel:
+    """Return the client model with its auxiliary head; ``smashed`` is z of one sample [1, ...]."""
+    shape = tuple(smashed.shape[1:])
+    head = build_auxiliary(config.auxiliary, model, shape, seed=auxiliary_seed(config.root_seed))
+    return LocalModel(model.client_model, head)
+
+
+def _built(config: AuxiliaryMethodConfig, model: SplitModel, inputs: Tensor) -> LocalModel:
+    with torch.inference_mode():
+        smashed = model.client_model.eval()(inputs[:1])
+    return with_head(config, model, smashed)
+
+
+def local_loss_client_step(
+    config: CSEFSLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
+) -> Callable[[], object]:
+    """CSE-FSL: forward and backward through client model and head, optimizer step."""
+    local = _built(config, model, inputs)
+    optimizer = build_optimizer(config.client_optimizer, local.parameters())
+    return lambda: local_loss_step(local, loss, optimizer, inputs, labels, dropout_seed=0)
+
+
+def imitated_client_step(
+    config: FSLSAGEConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
+) -> Callable[[], object]:
+    """FSL-SAGE: the head's gradient at the cut, backward through the client model, step."""
+    local = _built(config, model, inputs)
+    optimizer = build_optimizer(config.client_optimizer, local.client.parameters())
+    return lambda: imitated_step(local, loss, optimizer, inputs, labels, dropout_seed=0)
+
+
+def local_zeroth_order_client_step(
+    config: HeronSFLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
+) -> Callable[[], object]:
+    """HERON-SFL: unperturbed pass with upload, P probes, estimate, optimizer step."""
+    zo = config.zeroth_order
+    local = _built(config, model, inputs).eval()
+    spec = ParameterSpec.of(trainable_parameters(local))
+    theta = spec.flatten(trainable_parameters(local))
+    optimizer = build_optimizer(config.client_optimizer, [theta])
+    objective = LocalLossObjective(local, loss, inputs, labels)
+    seeds = local_perturbation_seeds(0, zo.num_perturbations, round=1, client_id=0, local_step=0)
+
+    def step() -> object:
+        smashed, anchor = objective.evaluate_with_smashed_data(spec.views(theta))
+        differences = probe(objective, spec, theta, seeds, zo, anchor=anchor)
+        assert optimizer is not None
+        theta.grad = estimate(spec, seeds, differences, zo)
+        optimizer.step()
+        return smashed
+
+    return step

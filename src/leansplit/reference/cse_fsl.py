@@ -1,0 +1,77 @@
+"""CSE-FSL as one plain loop (arXiv 2507.15816): documentation and oracle.
+
+Clients train client model and auxiliary head by backpropagation on their own loss; the server
+trains on the batches they upload and sends no gradient back.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from leansplit.federated import (
+    ClientData,
+    CSEFSLConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+    sample_cohort,
+    take_batch,
+)
+from leansplit.first_order import Loss
+from leansplit.models import SplitModel
+from leansplit.noise import client_dropout_seed, torch_seeded
+from leansplit.parameters import ParameterDict, trainable_parameters
+from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
+
+
+def cse_fsl(
+    model: SplitModel,
+    loss: Loss,
+    clients: Sequence[ClientData],
+    config: CSEFSLConfig,
+    num_rounds: int,
+) -> ParameterDict:
+    """Train ``model`` in place; arguments as in :func:`ho_sfl`.
+
+    Returns:
+        theta_c and theta_a as the server holds them at the end.
+    """
+    seed = config.root_seed
+    local = with_head(model, clients, config)
+    server = Server(model, loss, config)
+    client_moments: dict[int, dict[str, Tensor]] = {}
+
+    for t in range(1, num_rounds + 1):
+        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+        trained: dict[int, ParameterDict] = {}
+        uploads: dict[int, list[Upload]] = {}
+        for m in cohort:
+            # 1. Download theta_c and theta_a.
+            mine = copy.deepcopy(local).train()
+            optimizer = build_optimizer(config.client_optimizer, mine.parameters())
+            assert optimizer is not None
+            if config.client_optimizer.lifetime == "run":
+                load_optimizer_state_(optimizer, client_moments.get(m, {}))
+            uploads[m] = []
+            for h in range(config.local_steps):
+                # 2. Forward through client model and head, backward through both, step.
+                x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
+                with torch_seeded(client_dropout_seed(seed, t, m, h)):
+                    z = mine.client(x)
+                    value = loss(mine.auxiliary(z), y)
+                # 3. Every k-th step z and y go up, as they were before the update.
+                if h % config.upload_period == 0:
+                    uploads[m].append((z.detach(), y))
+                optimizer.zero_grad(set_to_none=True)
+                value.backward()  # type: ignore[no-untyped-call]
+                optimizer.step()
+            client_moments[m] = optimizer_state(optimizer)
+            trained[m] = trainable_parameters(mine)
+        # 4. The server steps on the uploads; theta_c and theta_a are averaged.
+        num_samples = samples_of(clients, cohort, config, t)
+        server.train(t, uploads, num_samples)
+        average_(local, trained, num_samples)
+    return trainable_parameters(local)

@@ -1,0 +1,197 @@
+"""Split federated learning with auxiliary heads: the round of CSE-FSL, HERON-SFL and FSL-SAGE.
+
+Symbols: h ``local_steps``; k ``upload_period``; z ``smashed_data``; theta_c, theta_s, theta_a
+``local.client``, ``model.server_model``, ``local.auxiliary``; eta_s ``server_optimizer``.
+
+Clients take all h local steps by themselves, so a round is one exchange: weights down, and trained
+weights with the round's ceil(h / k) batches of smashed data up. The papers send every batch as
+soon as it is there, one way; bytes are the same and nobody waits for the answer. How a client
+trains is the variants'.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Generic, TypeVar
+
+import torch
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
+from flwr.serverapp import Grid
+
+from leansplit.federated import (
+    AuxiliaryMethodConfig,
+    sample_weights,
+    service_order,
+    weighted_mean,
+)
+from leansplit.first_order import server_step
+from leansplit.models import LocalModel, build_auxiliary
+from leansplit.models.batch_statistics import refuse_batch_statistics
+from leansplit.noise import auxiliary_seed, server_dropout_seed
+from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
+from leansplit.strategies.first_order_replicas import FirstOrderReplicas
+from leansplit.strategies.split import SplitStrategy, require_finite
+from leansplit.wire import LocalTrainReply, LocalTrainRequest
+
+C = TypeVar("C", bound=AuxiliaryMethodConfig)
+
+
+class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
+    """The part of a round that the methods with auxiliary heads share."""
+
+    train_action: str
+    """Action of the round's one request."""
+
+    def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
+        """Load the initial model; the head follows when the clients have said what z looks like.
+
+        Raises:
+            UserError: if a layer keeps running batch statistics, which averaging weights would
+                leave behind.
+        """
+        refuse_batch_statistics(self.model.full_model, self.method)
+        arrays = super().begin(initial_arrays)
+        self._local: LocalModel | None = None
+        self._replicas: FirstOrderReplicas | None = None
+        if self.config.server_mode == "averaged":
+            self._replicas = FirstOrderReplicas(
+                self.model.server_model, self.loss, self.config.server_optimizer
+            )
+        return arrays
+
+    def arrays(self) -> ArrayRecord:
+        """Return the global model: a server average, never the replica that was served last."""
+        if self._replicas is not None:
+            self._replicas.restore_()
+        return super().arrays()
+
+    @property
+    def local(self) -> LocalModel:
+        """Client model and auxiliary head as the server holds them."""
+        if self._local is None:
+            head = build_auxiliary(
+                self.config.auxiliary,
+                self.model,
+                self.federation.smashed_shape,
+                seed=auxiliary_seed(self.config.root_seed),
+            )
+            self._local = LocalModel(self.model.client_model, head)
+        return self._local
+
+    def weights_for(self, client_id: int, round: int) -> ParameterDict:
+        """Return what a client is sent at the start of its round."""
+        return trainable_parameters(self.local)
+
+    def absorb(self, round: int, replies: Mapping[int, LocalTrainReply]) -> None:
+        """Learn from the replies what the average of weights does not say."""
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Sample the cohort and send it the weights."""
+        self._cohort = self.sample_cohort(server_round)
+        requests = {
+            m: LocalTrainRequest(
+                round=server_round,
+                weights=self.weights_for(m, server_round),
+                auxiliary_checksum=self.local.auxiliary_checksum,
+            )
+            for m in self._cohort
+        }
+        return self.federation.messages(requests, self.train_action, server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Train the server model on the uploads, then average what clients trained."""
+        arrived = self.federation.collect(replies, self._cohort, LocalTrainReply)
+        records = arrived.records
+        totals = {m: _sum(reply.weights) for m, reply in records.items()}
+        require_finite("sum of weights", server_round, totals)
+        num_samples = [reply.num_samples for reply in records.values()]
+        train_loss = None
+        if records:
+            shares = dict(zip(records, sample_weights(num_samples), strict=True))
+            train_loss = self.serve(server_round, records, shares)
+            self.absorb(server_round, records)
+            trained = [reply.weights for reply in records.values()]
+            load_parameters_(self.local, weighted_mean(trained, list(shares.values())))
+        return self.finish_round(
+            server_round,
+            num_samples=sum(num_samples),
+            train_loss=train_loss,
+            num_replied=len(records),
+            failures=arrived.failures,
+        )
+
+    def serve(
+        self, round: int, replies: Mapping[int, LocalTrainReply], shares: Mapping[int, float]
+    ) -> float:
+        """Train the server model on a round's uploads; return their mean loss."""
+        is_summed = self.config.server_mode == "summed"
+        losses = (self._in_sum if is_summed else self._in_turn)(round, replies)
+        if self._replicas is not None:
+            self._replicas.average_(shares)
+        return sum(shares[m] * sum(losses[m]) / len(losses[m]) for m in replies)
+
+    def _in_turn(
+        self, round: int, replies: Mapping[int, LocalTrainReply]
+    ) -> dict[int, list[float]]:
+        """One step for each upload, clients in a fresh random order as in SFLV2.
+
+        Returns:
+            Client id -> losses of its uploads.
+        """
+        config = self.config
+        order = [m for m in service_order(config.root_seed, round, self._cohort) if m in replies]
+        uploads = list(enumerate(config.upload_steps))
+        if config.client_order == "sequential":
+            turns = [(m, *upload) for m in order for upload in uploads]
+        else:
+            turns = [(m, *upload) for upload in uploads for m in order]
+        optimizer = self.server_optimizer(config.server_optimizer, round)
+        losses: dict[int, list[float]] = {m: [] for m in replies}
+        for m, index, h in turns:
+            z, y = replies[m].smashed_data[index], replies[m].labels[index]
+            seed = server_dropout_seed(config.root_seed, round, m, h)
+            if self._replicas is not None:
+                if index == 0:
+                    self._replicas.open(m)
+                step = self._replicas.step(m, z, y, dropout_seed=seed)
+            else:
+                step = server_step(
+                    self.model.server_model, self.loss, optimizer, [z], [y], [1.0],
+                    dropout_seed=seed,
+                )  # fmt: skip
+            require_finite("loss", round, {m: step.losses[0]})
+            losses[m].append(step.losses[0])
+        return losses
+
+    def _in_sum(self, round: int, replies: Mapping[int, LocalTrainReply]) -> dict[int, list[float]]:
+        """One step for each upload index, on the sum of the clients' mean gradients.
+
+        Returns:
+            Client id -> losses of its uploads.
+        """
+        optimizer = self.server_optimizer(self.config.server_optimizer, round)
+        losses: dict[int, list[float]] = {m: [] for m in replies}
+        for index, h in enumerate(self.config.upload_steps):
+            step = server_step(
+                self.model.server_model,
+                self.loss,
+                optimizer,
+                [reply.smashed_data[index] for reply in replies.values()],
+                [reply.labels[index] for reply in replies.values()],
+                [1.0] * len(replies),
+                dropout_seed=server_dropout_seed(self.config.root_seed, round, local_step=h),
+            )
+            found = dict(zip(replies, step.losses, strict=True))
+            require_finite("loss", round, found)
+            for m, loss in found.items():
+                losses[m].append(loss)
+        return losses
+
+
+def _sum(weights: ParameterDict) -> float:
+    """Return the sum of all weights, which is not finite if one of them is not."""
+    return sum(float(value.sum(dtype=torch.float64)) for value in weights.values())
