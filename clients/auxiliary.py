@@ -52,14 +52,14 @@ def round_optimizer(session: Session, parameters: Sequence[Tensor]) -> torch.opt
     """Return the client's optimizer, with the moments it kept if they live for the run."""
     config = session.config(AuxiliaryMethodConfig).client_optimizer
     optimizer = build_optimizer(config, parameters)
-    if config.lifetime == "run":
+    if config.outlives_round:
         load_optimizer_state_(optimizer, session.memory.load(_MOMENTS) or {})
     return optimizer
 
 
 def keep_moments(session: Session, optimizer: torch.optim.Optimizer | None) -> None:
     """Remember the moments if they live for the run."""
-    if session.config(AuxiliaryMethodConfig).client_optimizer.lifetime == "run":
+    if session.config(AuxiliaryMethodConfig).client_optimizer.outlives_round:
         session.memory.save(_MOMENTS, optimizer_state(optimizer))
 
 

@@ -39,7 +39,7 @@ def train(session: Session, request: HybridTrainRequest) -> HybridTrainReply:
         scalars.append(v)
         num_samples += len(labels)
         loss_sum += loss * len(labels)
-    if config.client_optimizer.lifetime == "run":
+    if config.client_optimizer.outlives_round:
         session.memory.save(_LATEST, training.moments())
         session.memory.note(_LATEST, request.round)
     return HybridTrainReply(

@@ -98,7 +98,7 @@ class FSLSAGE(AuxiliaryStrategy[FSLSAGEConfig]):
             client_id=client_id,
         )
         head.weights = trainable_parameters(module)
-        if config.alignment_optimizer.lifetime == "run":
+        if config.alignment_optimizer.outlives_round:
             head.moments = optimizer_state(optimizer)
         head.aligned_in, head.is_at_client = round, False
 

@@ -158,7 +158,7 @@ class HOFL(RunningStrategy):
                 self.count("checksum_mismatches")
                 continue
             trained[m] = {**reply.weights, **(lower.parameters if lower is not None else {})}
-            if self.config.client_optimizer.lifetime == "run":
+            if self.config.client_optimizer.outlives_round:
                 self._moments[m] = server_round, lower.moments() if lower is not None else {}
         sizes = [records[m].num_samples for m in trained]
         shares = sample_weights(sizes)

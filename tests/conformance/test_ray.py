@@ -23,10 +23,9 @@ def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path
     """The process that answers one message kills itself; the run goes on with its replacement."""
     marker = tmp_path / "killed"
     monkeypatch.setenv("LEANSPLIT_TEST_KILL", str(marker))
-    from leansplit.clients import app as client_module
-    from leansplit.clients.task_workload import provide_task_workload
+    from leansplit.clients import handlers
 
-    original = client_module.HANDLERS["ho_sfl_probe"][1]
+    record_type, original = handlers.registered_handlers()["ho_sfl_probe"]
 
     def kill_once(session, request):
         import os
@@ -38,10 +37,7 @@ def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path
             os._exit(1)
         return original(session, request)
 
-    monkeypatch.setitem(
-        client_module.HANDLERS, "ho_sfl_probe", (client_module.ProbeRequest, kill_once)
-    )
-    monkeypatch.setattr(client_module, "app", client_module.client_app(provide_task_workload))
+    monkeypatch.setitem(handlers._handlers, "ho_sfl_probe", (record_type, kill_once))
     outcome = launch(
         configure("ho-sfl", "sgd", workers=2, replica_storage="worker", rounds=12, cohort=4)
     )

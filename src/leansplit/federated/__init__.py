@@ -28,7 +28,6 @@ from leansplit.federated.config import (
     require_at_least_one,
 )
 from leansplit.federated.config_auxiliary import (
-    SERVER_MODES,
     AlignmentConfig,
     AuxiliaryMethodConfig,
     CSEFSLConfig,
@@ -40,6 +39,7 @@ from leansplit.federated.dimension_sampling import inclusion_probabilities, samp
 from leansplit.federated.optimizers import (
     LIFETIMES,
     OPTIMIZERS,
+    Lifetime,
     OptimizerConfig,
     build_optimizer,
     load_optimizer_state_,
@@ -77,6 +77,7 @@ __all__ = [
     "HOSFLConfig",
     "HOSLConfig",
     "HeronSFLConfig",
+    "Lifetime",
     "LocalStepsConfig",
     "MUSplitFedConfig",
     "MethodConfig",

@@ -21,7 +21,7 @@ from leansplit.zeroth_order import ZerothOrderConfig
 
 ClientOrder = Literal["interleaved", "sequential"]
 CLIENT_ORDERS: Final[tuple[str, ...]] = get_args(ClientOrder)
-ServerMode = Literal["averaged", "sequential"]
+ServerMode = Literal["averaged", "sequential", "summed"]
 SERVER_MODES: Final[tuple[str, ...]] = get_args(ServerMode)
 ClientBackward = Literal["full", "recompute"]
 CLIENT_BACKWARDS: Final[tuple[str, ...]] = get_args(ClientBackward)
@@ -170,7 +170,7 @@ class ZOSplitConfig(LocalStepsConfig):
     def __post_init__(self) -> None:
         """Refuse values that no round can be run with."""
         super().__post_init__()
-        require_choice("server mode", self.server_mode, SERVER_MODES)
+        require_choice("server mode", self.server_mode, ("averaged", "sequential"))
 
     @property
     def sends_anchor(self) -> bool:

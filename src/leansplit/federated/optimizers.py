@@ -71,17 +71,27 @@ def build_optimizer(
     parameters = list(parameters)
     if not parameters:
         return None
+    optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        return torch.optim.AdamW(
+        optimizer = torch.optim.AdamW(
             parameters,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
             eps=config.eps,
             weight_decay=config.weight_decay,
         )
-    return torch.optim.SGD(
-        parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
-    )
+    else:
+        optimizer = torch.optim.SGD(
+            parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+    if config.lifetime == "batch":
+        optimizer.register_step_post_hook(_forget)
+    return optimizer
+
+
+def _forget(optimizer: torch.optim.Optimizer, args: object, kwargs: object) -> None:
+    """Make the next step a first step: torch creates moments when it finds none."""
+    optimizer.state.clear()
 
 
 def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor]:

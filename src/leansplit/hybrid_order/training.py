@@ -23,6 +23,7 @@ from torch.func import functional_call
 
 from leansplit.federated import (
     HOFLConfig,
+    Lifetime,
     Replica,
     Update,
     build_optimizer,
@@ -190,8 +191,9 @@ def _replica(
     config: HOFLConfig,
     moments: Mapping[str, Tensor],
 ) -> Replica:
-    # Within a participation moments always carry over from step to step.
-    optimizer = dataclasses.replace(config.client_optimizer, lifetime="run")
+    # Within a participation moments carry over from step to step, which are its rounds here.
+    lifetime: Lifetime = "run" if config.client_optimizer.outlives_batch else "batch"
+    optimizer = dataclasses.replace(config.client_optimizer, lifetime=lifetime)
     return Replica(parameters, optimizer, config.zeroth_order, optimizer_tensors=moments)
 
 

@@ -74,7 +74,7 @@ class Server:
     ) -> None:
         """Train on a round's uploads (client id -> batches in the order of the local steps)."""
         config, seed = self.config, self.config.root_seed
-        kept = self.moments if config.server_optimizer.lifetime == "run" else {}
+        kept = self.moments if config.server_optimizer.outlives_round else {}
         steps = list(enumerate(config.upload_steps))
         order = service_order(seed, round, sorted(uploads))
 

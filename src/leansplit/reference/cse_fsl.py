@@ -53,7 +53,7 @@ def cse_fsl(
             mine = copy.deepcopy(local).train()
             optimizer = build_optimizer(config.client_optimizer, mine.parameters())
             assert optimizer is not None
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, client_moments.get(m, {}))
             uploads[m] = []
             for h in range(config.local_steps):

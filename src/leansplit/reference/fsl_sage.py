@@ -68,7 +68,7 @@ def fsl_sage(
             targets = len(y_all) * gradient_at_cut(server.model, z_all, y_all)  # per sample
             optimizer = build_optimizer(config.alignment_optimizer, heads[m].parameters())
             assert optimizer is not None
-            if config.alignment_optimizer.lifetime == "run":
+            if config.alignment_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, head_moments.get(m, {}))
             for epoch in range(config.alignment.epochs):
                 generator = numpy_generator(alignment_seed(seed, t, m, epoch))
@@ -90,7 +90,7 @@ def fsl_sage(
             mine = copy.deepcopy(local.client).train()
             optimizer = build_optimizer(config.client_optimizer, mine.parameters())
             assert optimizer is not None
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, client_moments.get(m, {}))
             uploads[m] = []
             for h in range(config.local_steps):

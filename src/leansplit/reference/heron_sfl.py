@@ -61,7 +61,7 @@ def heron_sfl(
             theta = spec.flatten(trainable_parameters(local))
             optimizer = build_optimizer(config.client_optimizer, [theta])
             assert optimizer is not None
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 load_optimizer_state_(optimizer, client_moments.get(m, {}))
             uploads[m] = []
             for h in range(config.local_steps):

@@ -32,6 +32,7 @@ from leansplit.noise import (
     client_dropout_seed,
     draw_perturbation,
     perturbation_seeds,
+    second_moment_inverse,
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_
@@ -70,7 +71,7 @@ def ho_fl(
             theta = spec.flatten(lower)
             zo_optimizer = build_optimizer(config.client_optimizer, [theta] if bottom else [])
             fo_optimizer = build_optimizer(config.client_optimizer, top.parameters() if top else [])
-            if config.client_optimizer.lifetime == "run":
+            if config.client_optimizer.outlives_round:
                 zo_moments, fo_moments = moments.get(i, ({}, {}))
                 load_optimizer_state_(zo_optimizer, zo_moments)
                 load_optimizer_state_(fo_optimizer, fo_moments)
@@ -111,9 +112,10 @@ def ho_fl(
                             else:
                                 s_ij.append(float(loss(plus, y) - loss(minus, y)))
                     s_ij = torch.tensor(s_ij, dtype=torch.float32).tolist()  # 5. what crosses
+                    factor = second_moment_inverse(zo.direction, spec.num_elements)
                     gradient = torch.zeros_like(theta)
                     for u_j, s in zip(u, s_ij, strict=True):
-                        gradient += u_j * (s / (width * q * mu))
+                        gradient += u_j * (factor * (s / (width * q * mu)))
                     # 4c. Both segments step from the same anchor.
                     assert zo_optimizer is not None
                     theta.grad = gradient
