@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leansplit.errors import UserError
-from leansplit.models.split import TracedPart, _Reference
+from leansplit.models.traced_part import TracedPart, _Reference
 
 
 def first_blocks(server_model: nn.Module, num_blocks: int, smashed: Tensor) -> nn.Module:
