@@ -64,6 +64,12 @@ def run(
     cohort: Annotated[int | None, typer.Option(help="Clients that take part in a round.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Most rounds to run.")] = None,
     samples: Annotated[int | None, typer.Option(help="Budget in samples seen.")] = None,
+    megabytes: Annotated[
+        float | None, typer.Option(help="Budget of traffic, both directions, in MB (1e6 bytes).")
+    ] = None,
+    target_accuracy: Annotated[
+        float | None, typer.Option(help="End at the first evaluation at or above this fraction.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of client and server.")] = None,
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
@@ -93,6 +99,8 @@ def run(
         "cohort": cohort,
         "rounds": rounds,
         "samples": samples,
+        "megabytes": megabytes,
+        "target_accuracy": target_accuracy,
         "batch_size": batch_size,
         "client.lr": lr,
         "server.lr": lr,
