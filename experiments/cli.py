@@ -136,6 +136,9 @@ def compare(
     experiment: Annotated[str, typer.Argument(help="Experiment file, or a shipped experiment.")],
     out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these methods or labels, such as ho-sfl,frozen.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
@@ -146,11 +149,13 @@ def compare(
     from leansplit.experiments import compare as comparing
     from leansplit.experiments.display import progress_bar
     from leansplit.experiments.experiment import find_experiment, load_experiment
-    from leansplit.experiments.summary import summary_table
+    from leansplit.experiments.summary_text import summary_table
     from leansplit.server_app.results import to_plain
 
     path = find_experiment(experiment)
-    planned = load_experiment(path, seeds=_seeds(seeds), overrides=_settings(set_))
+    planned = load_experiment(
+        path, seeds=_seeds(seeds), overrides=_settings(set_), methods=_names(methods)
+    )
     out_dir = out or Path("runs") / path.stem
     stderr = Console(stderr=True)
     done = comparing.compare(
@@ -176,8 +181,8 @@ def compare(
         raise RunFailedError(f"{done.num_failed} of {len(planned.runs)} runs failed")
 
 
-@cli.command()
-def methods() -> None:
+@cli.command("methods")
+def list_methods() -> None:
     """List the methods."""
     from leansplit.server_app.methods import METHODS
 
@@ -219,6 +224,10 @@ def keys(
     for row in key_rows(method):
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _seeds(text: str | None) -> list[int]:
