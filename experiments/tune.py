@@ -237,11 +237,15 @@ def _warnings(tuned: TunedRow, is_interrupted: bool) -> list[str]:
             setting_text({k: v for k, v in s.items() if v != best.settings[k]}) for s in settings
         )
         lines.append(
-            f"{label}: the best setting lies at the edge after {tuned.num_extensions} extensions "
+            f"{label}: the best setting lies at the edge after {_count(tuned.num_extensions)} "
             f"(not tried beside it: {untried}): it may not be the best there is. Raise "
             "tuning.max_extensions or widen its lists."
         )
     return lines
+
+
+def _count(num_extensions: int) -> str:
+    return "1 extension" if num_extensions == 1 else f"{num_extensions} extensions"
 
 
 def settings_to_write(experiment: Experiment, result: TuningResult) -> dict[str, dict[str, Any]]:

@@ -20,7 +20,7 @@ _RULE = (
     "Every method gets {settings} settings on seed {seed}, evaluated on a fifth of the training "
     "data that was held out. The best has the highest final accuracy, the lower loss among equals. "
     "Where it lacks a neighbour, one step down or up on one of its rates, the missing neighbours "
-    "are tried, up to {extensions} times for every method. Settings that fail have lost."
+    "are tried; extensions for every method: at most {extensions}. Settings that fail have lost."
 )
 
 

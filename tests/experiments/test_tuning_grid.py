@@ -2,6 +2,9 @@
 
 import dataclasses
 import math
+import re
+import tomllib
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -165,3 +168,16 @@ def test_a_method_may_have_its_own_rates_but_not_more_settings():
     ):
         with pytest.raises(UserError, match=message):
             method_tuning(Tuning(), method, table)
+
+
+def test_the_page_on_comparing_names_the_defaults_and_its_examples_load(tmp_path):
+    from leansplit.experiments.experiment import load_experiment
+
+    page = (Path(__file__).parents[2] / "docs" / "comparing.md").read_text()
+    experiment, tuning = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    read = read_tuning(tomllib.loads(tuning)["tuning"])
+    assert dataclasses.replace(read, run={}) == Tuning()
+    for number, text in enumerate((experiment, tuning)):
+        file = tmp_path / f"{number}.toml"
+        file.write_text(text)
+        assert load_experiment(file).rows
