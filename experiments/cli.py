@@ -66,6 +66,12 @@ def run(
     cohort: Annotated[int | None, typer.Option(help="Clients that take part in a round.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Most rounds to run.")] = None,
     samples: Annotated[int | None, typer.Option(help="Budget in samples seen.")] = None,
+    megabytes: Annotated[
+        float | None, typer.Option(help="Budget of traffic, both directions, in MB (1e6 bytes).")
+    ] = None,
+    target_accuracy: Annotated[
+        float | None, typer.Option(help="End at the first evaluation at or above this fraction.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of client and server.")] = None,
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
@@ -95,6 +101,8 @@ def run(
         "cohort": cohort,
         "rounds": rounds,
         "samples": samples,
+        "megabytes": megabytes,
+        "target_accuracy": target_accuracy,
         "batch_size": batch_size,
         "client.lr": lr,
         "server.lr": lr,
@@ -130,6 +138,9 @@ def compare(
     experiment: Annotated[str, typer.Argument(help="Experiment file, or a shipped experiment.")],
     out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these methods or labels, such as ho-sfl,frozen.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
@@ -140,11 +151,13 @@ def compare(
     from leansplit.experiments import compare as comparing
     from leansplit.experiments.display import progress_bar
     from leansplit.experiments.experiment import find_experiment, load_experiment
-    from leansplit.experiments.summary import summary_table
+    from leansplit.experiments.summary_text import summary_table
     from leansplit.server_app.results import to_plain
 
     path = find_experiment(experiment)
-    planned = load_experiment(path, seeds=_seeds(seeds), overrides=_settings(set_))
+    planned = load_experiment(
+        path, seeds=_seeds(seeds), overrides=_settings(set_), methods=_names(methods)
+    )
     out_dir = out or Path("runs") / path.stem
     stderr = Console(stderr=True)
     done = comparing.compare(
@@ -171,7 +184,65 @@ def compare(
 
 
 @cli.command()
-def methods() -> None:
+def tune(
+    experiment: Annotated[str, typer.Argument(help="Experiment file, or a shipped experiment.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the best settings into the experiment file.")
+    ] = False,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these methods or labels, such as ho-sfl,frozen.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
+    ] = None,
+) -> None:
+    """Tune every method of an experiment with the same effort, on held-out training data."""
+    from leansplit.experiments import tune as tuning
+    from leansplit.experiments import tuning_report as report
+    from leansplit.experiments.display import progress_bar
+    from leansplit.experiments.experiment import find_experiment, load_experiment
+    from leansplit.experiments.experiment_file import write_settings
+    from leansplit.server_app.results import utc_now
+
+    path = find_experiment(experiment)
+    overrides = _settings(set_)
+    planned = load_experiment(path, overrides=overrides, methods=_names(methods))
+    out_dir = out or Path("runs") / f"{path.stem}-tuning"
+    stderr, console = Console(stderr=True), Console()
+    done = tuning.tune(
+        planned,
+        out_dir,
+        show_progress=lambda title: progress_bar(stderr, title),
+        say=lambda line: stderr.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    files = report.write_tuning(out_dir, done, planned.title)
+    console.print(report.tuning_summary(done, planned.title))
+    for warning in done.warnings:
+        console.print(f"note: {warning}", markup=False, soft_wrap=True)
+    if done.is_interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if write and done.chosen:
+        in_file = load_experiment(path)  # without what the command line changed
+        note = report.learning_rate_note(
+            done,
+            utc_now()[:10],
+            before=(planned.learning_rates or "not recorded.")
+            if len(done.chosen) < len(in_file.rows)
+            else None,
+            overrides=overrides,
+        )
+        write_settings(path, tuning.settings_to_write(in_file, done), note)
+        files.append(path)
+    for file in files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+    if len(done.chosen) < len(done.rows):
+        raise RunFailedError("a method has no setting that worked; the notes above say why")
+
+
+@cli.command("methods")
+def list_methods() -> None:
     """List the methods."""
     from leansplit.server_app.methods import METHODS
 
@@ -213,6 +284,10 @@ def keys(
     for row in key_rows(method):
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _seeds(text: str | None) -> list[int]:

@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from leansplit.errors import RunFailedError, UserError
-from leansplit.experiments.experiment import Experiment, PlannedRun
+from leansplit.errors import RunFailedError
+from leansplit.experiments.controls import find_controls
+from leansplit.experiments.experiment import Experiment
 from leansplit.experiments.plots import plot_accuracy, plot_partition
 from leansplit.experiments.preflight import check_run
-from leansplit.experiments.running import run_and_write
-from leansplit.experiments.summary import Summary, write_summary
-from leansplit.server_app.execution import Progress
-from leansplit.server_app.results import Run, check_writable, config_hash, read_run
-
-ShowProgress = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
-Say = Callable[[str], None]
+from leansplit.experiments.resume import Say, ShowProgress, run_unless_done
+from leansplit.experiments.summary import Summary, completed_runs
+from leansplit.experiments.summary_text import write_summary
+from leansplit.server_app.results import Run, check_writable
 
 
 @dataclass(frozen=True)
@@ -43,6 +39,8 @@ def compare(
 ) -> Comparison:
     """Run what is not there yet, keep going when a run fails, and summarise.
 
+    The summary is written anew after every run, so that there is one to read from the first on.
+
     Args:
         experiment: what to run.
         out_dir: one folder below it for each run, the summary and plots in it.
@@ -64,41 +62,28 @@ def compare(
     is_interrupted = False
     for position, planned in enumerate(experiment.runs, start=1):
         title = f"[{position}/{len(experiment.runs)}] {planned.label}, seed {planned.config.seed}"
-        run_dir = out_dir / planned.folder
-        done = _completed(planned, run_dir)
-        if done is not None:
-            say(f"{title}: done before, {_accuracy(done)}")
-            runs.append(done)
-            continue
-        try:
-            with show_progress(title) as on_progress:
-                result = run_and_write(
-                    planned.config, run_dir, label=planned.label, on_progress=on_progress
-                )
-        except RunFailedError as error:
+        attempt = run_unless_done(
+            planned, out_dir, title=title, show_progress=show_progress, say=say
+        )
+        if attempt.run is not None:
+            runs.append(attempt.run)
+            if attempt.status != "done before":
+                _write_summary(experiment, out_dir, runs)
+        if attempt.run is None or attempt.status == "failed":
             num_failed += 1
-            say(f"{title}: FAILED: {error}")
-            continue
-        runs.append(read_run(run_dir))
-        if result.status == "failed":
-            num_failed += 1
-            say(f"{title}: FAILED: {result.error}")
+            say(f"{title}: FAILED: {attempt.error}")
         else:
-            say(f"{title}: {_accuracy(runs[-1])} in {result.wall_time_s:.0f} s")
-        if result.status == "interrupted":
+            took = f" in {attempt.run.result.wall_time_s:.0f} s"
+            before = "done before, " if attempt.status == "done before" else ""
+            say(f"{title}: {before}{_reached(attempt.run, runs)}{'' if before else took}")
+        if attempt.status == "interrupted":
             is_interrupted = True
             break
     if not runs:
         raise RunFailedError("no run left a result; the messages above say why")
     partitions = [run.result.partition for run in runs if run.result.partition]
     return Comparison(
-        summary=write_summary(
-            out_dir,
-            runs,
-            order=experiment.order,
-            target_accuracy=experiment.target_accuracy,
-            learning_rate_note=experiment.learning_rates,
-        ),
+        summary=_write_summary(experiment, out_dir, runs),
         files=[
             out_dir / "summary.md",
             out_dir / "summary.csv",
@@ -110,16 +95,21 @@ def compare(
     )
 
 
-def _completed(planned: PlannedRun, run_dir: Path) -> Run | None:
-    """Return the run in ``run_dir`` if it is exactly the planned one and came to its end."""
-    try:
-        run = read_run(run_dir)
-    except UserError:
-        return None
-    is_same = run.result.config_hash == config_hash(planned.config.to_dict())
-    return run if is_same and run.result.status == "completed" else None
+def _write_summary(experiment: Experiment, out_dir: Path, runs: list[Run]) -> Summary:
+    return write_summary(
+        out_dir,
+        runs,
+        order=experiment.order,
+        target_accuracy=experiment.target_accuracy,
+        learning_rate_note=experiment.learning_rates,
+    )
 
 
-def _accuracy(run: Run) -> str:
+def _reached(run: Run, runs: list[Run]) -> str:
+    """Say how far a run came; with the client gain once both controls of its seed are there."""
     final = run.result.final_accuracy
-    return "no accuracy" if final is None else f"accuracy {100 * final:.1f} %"
+    if final is None:
+        return "no accuracy"
+    gain = find_controls(completed_runs(runs)).gain_recovered(run.result)
+    recovered = "" if gain is None else f", client gain recovered {100 * gain:.0f} %"
+    return f"accuracy {100 * final:.1f} %{recovered}"

@@ -21,7 +21,9 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from leansplit.errors import UserError
-from leansplit.experiments.summary import FROZEN_METHOD, MB, group_runs
+from leansplit.experiments.controls import FROZEN_METHOD
+from leansplit.experiments.summary import group_runs
+from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, check_writable, write_files
 
 Floats = npt.NDArray[np.float64]

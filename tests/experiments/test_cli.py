@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tomllib
 
 import pandas as pd
 import pytest
@@ -115,6 +116,87 @@ def test_compare_summarises_and_skips_what_is_done(leansplit, tmp_path):
     assert code == 0 and err.count("done before") == 6
 
 
+def test_compare_runs_the_controls_of_each_seed_first(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(EXPERIMENT)
+    code, _, err = leansplit(
+        "compare", file, "--out", tmp_path / "out", "--methods", "ho-sfl,sflv1"
+    )
+    assert code == 0, err
+    lines = [line for line in err.splitlines() if "accuracy" in line and line.startswith("[")]
+    assert [line.split("] ")[1].split(":")[0] for line in lines] == [
+        "SFLV1, seed 0",
+        "HO-SFL, seed 0",
+        "SFLV1, seed 1",
+        "HO-SFL, seed 1",
+    ]
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert summary["method"].tolist() == ["ho-sfl", "sflv1"]  # tables keep the file's order
+    code, _, err = leansplit("compare", file, "--methods", "sflv3")
+    assert code == cli.EXIT_USER_ERROR and "did you mean 'sflv1'" in err
+
+
+def test_compare_reruns_what_changed_and_says_what(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]"))
+    arguments = ("compare", file, "--out", tmp_path / "out")
+    assert leansplit(*arguments)[0] == 0
+    result = tmp_path / "out" / "sflv1" / "seed-0" / "result.json"
+    failed = json.loads(result.read_text()) | {"status": "failed"}
+    result.write_text(json.dumps(failed))
+    (tmp_path / "out" / "frozen-client" / "seed-0" / "result.json").write_text("{}")
+    code, _, err = leansplit(*arguments, "--set", "probe.num_perturbations=3")
+    assert code == 0, err
+    assert "its configuration changed (probe.num_perturbations: 5 -> 3); runs again" in err
+    assert "SFLV1, seed 0: it failed; runs again" in err
+    assert "not a leansplit result" in err and "done before" not in err
+    assert "Traceback" not in err
+
+
+TUNING = """
+[tuning]
+max_settings = 4
+max_extensions = 0
+zeroth_client = [{ name = "sgd", lr = [0.01, 0.1] }]
+run.rounds = 5
+"""
+
+
+def test_tune_writes_what_it_chose_and_resumes(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text("# mine\n" + EXPERIMENT.replace("[shared]", TUNING + "[shared]"))
+    arguments = ("tune", file, "--out", tmp_path / "out", "--write", "--methods", "ho-sfl,frozen")
+    code, out, err = leansplit(*arguments)
+    assert code == 0, err
+    assert "HO-SFL" in out and "lies at the edge" in out
+    table = pd.read_csv(tmp_path / "out" / "tuning.csv")
+    assert table.groupby("method", sort=False).size().to_dict() == {"ho-sfl": 4, "frozen": 4}
+    best = table[table["is_best"]].set_index("method")
+    written = tomllib.loads(file.read_text())
+    assert file.read_text().startswith("# mine\n")
+    by_method = {entry["method"]: entry for entry in written["methods"]}
+    assert by_method["ho-sfl"]["client"]["lr"] == best.loc["ho-sfl", "client.lr"]
+    assert by_method["frozen"]["server"]["lr"] == best.loc["frozen", "server.lr"]
+    assert "client" not in by_method["sflv1"]
+    assert "For the others: not recorded." in written["learning_rates"]
+    code, _, err = leansplit(*arguments)
+    assert code == 0 and err.count("done before") == 8  # what was written changes no tuning run
+    assert leansplit("compare", file, "--out", tmp_path / "compared", "--seeds", 0)[0] == 0
+    assert written["learning_rates"] in (tmp_path / "compared" / "summary.md").read_text()
+
+
+def test_tune_fails_where_a_method_has_no_setting_that_works(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    bad = TUNING + "server.lr = [2e38, 3e38]\n[shared]"
+    file.write_text(EXPERIMENT.replace("[shared]", bad))
+    before = file.read_text()
+    arguments = ("--out", tmp_path / "out", "--write", "--methods", "frozen")
+    code, out, err = leansplit("tune", file, *arguments)
+    assert code == cli.EXIT_FAILED, err
+    assert "no setting that worked" in err and "non-finite" in out + err
+    assert "Traceback" not in err and file.read_text() == before
+
+
 def test_compare_keeps_going_when_a_run_fails(leansplit, tmp_path):
     file = tmp_path / "small.toml"
     broken = (
@@ -157,6 +239,8 @@ MISTAKES = {
     "P": (["ho-sfl", "--set", "probe.num_perturbations=0"], "at least 1"),
     "lr": (["ho-sfl", "--lr", "-1"], "above 0"),
     "alpha": (["ho-sfl", "--alpha", "0"], "alpha"),
+    "target": (["ho-sfl", "--target-accuracy", "80"], "must be a fraction"),
+    "megabytes": (["ho-sfl", "--megabytes", "-1"], "megabytes must be"),
     "rounds": (["ho-sfl", "--rounds", "0"], "rounds must be at least 1"),
     "data": (["ho-sfl", "--task", "images", "--set", "task_options.data_path=/nowhere"], "nowhere"),
     "packed fedavg": (["fedavg", "--set", "clients_per_node=2"], "clients_per_node"),
@@ -200,6 +284,8 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
         ("title = 'x'", "names no methods"),
         ("tilte = 'x'", "did you mean 'title'"),
         ("[[methods]\n", "cannot read experiment"),
+        ("[[methods]]\nmethod = 'ho-sfl'\nlabel = '★'", "needs a letter or digit"),
+        ("[shared]\nmegabytes = -1\n[[methods]]\nmethod = 'ho-sfl'", "megabytes must be"),
         ("[[methods]]\nmethod = 'ho-sfl'\n[[methods]]\nmethod = 'ho-sfl'", "own label"),
         ("[[methods]]\nmethod = 'frozen'\nclient.lr = 1.0", "does not use"),
     ],
@@ -209,6 +295,26 @@ def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
     file.write_text(content)
     code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
     assert code == cli.EXIT_USER_ERROR and hint in err, err
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("[tuning]\nseed = 0\n[[methods]]\nmethod = 'frozen'", "the comparison uses seed 0"),
+        ("[tuning]\nsed = 0\n[[methods]]\nmethod = 'frozen'", "did you mean 'seed'"),
+        ("[tuning]\nclient.lr = 0.1\n[[methods]]\nmethod = 'frozen'", "list of rates"),
+        ("[tuning]\nmax_settings = 9\n[[methods]]\nmethod = 'ho-sfl'", "shared equally"),
+        ("[tuning]\nrun.sampels = 9\n[[methods]]\nmethod = 'ho-sfl'", "did you mean 'samples'"),
+        ("[[methods]]\nmethod = 'frozen'\ntuning.client.lr = [1]", "does not use 'client.lr'"),
+        ("title = 'x'", "names no methods"),
+    ],
+)
+def test_mistakes_in_tuning_are_found_before_a_run(leansplit, tmp_path, content, hint):
+    file = tmp_path / "experiment.toml"
+    file.write_text(content)
+    code, _, err = leansplit("tune", file, "--out", tmp_path / "out")
+    assert code == cli.EXIT_USER_ERROR and hint in err, err
+    assert not list((tmp_path / "out").glob("*/*/result.json"))
 
 
 def test_missing_experiment_names_the_shipped_ones(leansplit):
