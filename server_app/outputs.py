@@ -8,11 +8,11 @@ import numpy as np
 import safetensors.torch
 
 from leansplit.clients.partition import PartitionReport
+from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import Outcome
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import (
     RunResult,
-    collect_environment,
     config_hash,
     ledger_table,
     rounds_table,

@@ -8,15 +8,11 @@ are bytes, times are seconds. Files are replaced whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
-import subprocess
 import uuid
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,7 +23,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow as pa
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
@@ -60,7 +55,6 @@ LEDGER_COLUMNS: dict[str, str] = {
     "kind": "str",
     "bytes": "int64",
 }
-_PACKAGES = ("leansplit", "torch", "flwr", "ray", "numpy", "flwr-datasets")
 
 
 def to_plain(value: object) -> Any:
@@ -135,6 +129,7 @@ class RunResult:
     final_model_checksum: str | None = None
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
+    telemetry: PlainDict = Field(default_factory=dict)  # see leansplit.server_app.telemetry
     notes: list[str] = Field(default_factory=list)
 
 
@@ -175,13 +170,13 @@ def utc_now() -> str:
 
 def rounds_table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
     """Return evaluations (mappings with the keys of ROUNDS_COLUMNS) as a typed table."""
-    return _typed(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS)
+    return typed_table(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS)
 
 
 def ledger_table(entries: Iterable[LedgerEntry]) -> pd.DataFrame:
     """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order."""
     rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
-    return _typed(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
+    return typed_table(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
 
 
 def check_writable(out_dir: Path) -> None:
@@ -244,8 +239,8 @@ def write_run(out_dir: Path, result: RunResult, rounds: pd.DataFrame, ledger: pd
     """
     text = json.dumps(to_plain(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
     contents = {
-        LEDGER_FILE: _parquet_bytes(_typed(ledger, LEDGER_COLUMNS)),
-        ROUNDS_FILE: _parquet_bytes(_typed(rounds, ROUNDS_COLUMNS)),
+        LEDGER_FILE: parquet_bytes(typed_table(ledger, LEDGER_COLUMNS)),
+        ROUNDS_FILE: parquet_bytes(typed_table(rounds, ROUNDS_COLUMNS)),
         RESULT_FILE: (text + "\n").encode("utf-8", "backslashreplace"),
     }
     write_files(out_dir, contents)
@@ -259,8 +254,8 @@ def read_run(run_dir: Path) -> Run:
     """
     return Run(
         result=_read_result(run_dir / RESULT_FILE),
-        rounds=_read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS),
-        ledger=_read_table(run_dir / LEDGER_FILE, LEDGER_COLUMNS),
+        rounds=read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS),
+        ledger=read_table(run_dir / LEDGER_FILE, LEDGER_COLUMNS),
         path=run_dir,
     )
 
@@ -276,31 +271,8 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob(RESULT_FILE))
 
 
-def collect_environment() -> tuple[dict[str, str], str | None, dict[str, Any]]:
-    """Return (versions, commit, hardware) of this process; never raises.
-
-    Host names and paths are left out on purpose: results are published.
-    """
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except Exception:  # absent or broken metadata: the run matters more than this line
-            versions[package] = "not installed"
-    hardware: dict[str, Any] = dict.fromkeys(["cpu_model", "cores", "memory_gb", "gpu"])
-    hardware["platform"] = f"{platform.system()} {platform.machine()}"
-    for key, read in (("cpu_model", _cpu_model), ("cores", _cores), ("gpu", _gpu)):
-        with suppress(Exception):
-            hardware[key] = read()
-    with suppress(Exception):
-        hardware["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
-    commit: str | None = None
-    with suppress(Exception):
-        commit = _git_commit(Path(__file__).resolve())
-    return versions, commit, hardware
-
-
-def _typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+def typed_table(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Return ``table`` with exactly these columns and types; ValueError if some are not there."""
     if table.columns.empty:  # pandas names no columns for a list of no rows
         table = pd.DataFrame(columns=list(columns))
     missing = [name for name in columns if name not in table.columns]
@@ -310,7 +282,8 @@ def _typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     return table[list(columns)].astype(dict(columns)).reset_index(drop=True)
 
 
-def _parquet_bytes(table: pd.DataFrame) -> bytes:
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """Return the content of a parquet file."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()
@@ -337,63 +310,11 @@ def _read_result(path: Path) -> RunResult:
         raise UserError(f"cannot read {path}: {'; '.join(problems[:3])}") from error
 
 
-def _read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Read a parquet file of ours; UserError if it is missing, damaged or another table."""
     try:
-        return _typed(pd.read_parquet(io.BytesIO(path.read_bytes())), columns)
+        return typed_table(pd.read_parquet(io.BytesIO(path.read_bytes())), columns)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path}: not such a table ({error})") from error
-
-
-def _cpu_model() -> str | None:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or None
-
-
-def _cores() -> int | None:
-    """Logical cores this process may use: fewer than the machine has under taskset or Slurm."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count()
-
-
-def _gpu() -> str | None:
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a broken driver warns; it is then simply no GPU
-        if not torch.cuda.is_available():
-            return None
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-
-
-def _git_commit(source: Path) -> str | None:
-    """Commit of the checkout that tracks ``source``, None if there is none.
-
-    It must be tracked: a package installed inside another project is not that project's commit.
-    """
-    environment = {key: v for key, v in os.environ.items() if not key.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            cwd=source.parent,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", source.name)
-        head = git("rev-parse", "HEAD")
-        # Only files that can change what runs: a results folder in the checkout is not "dirty".
-        changed = git("status", "--porcelain", "--", ":/*.py", ":/*.toml")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}+dirty" if changed else head
