@@ -10,7 +10,7 @@ from leansplit.federated import (
 from leansplit.strategies.fedavg import FedAvg
 from leansplit.strategies.frozen import FrozenClient
 from leansplit.strategies.ho_sfl import HOSFL
-from leansplit.strategies.running import Deployment, Observer, RoundReport
+from leansplit.strategies.running import Deployment, EstimateObserver, Observer, RoundReport
 from leansplit.strategies.splitfed_v1 import SplitFedV1
 from leansplit.strategies.splitfed_v2 import SplitFedV2
 from leansplit.zeroth_order import ZerothOrderConfig
@@ -18,6 +18,7 @@ from leansplit.zeroth_order import ZerothOrderConfig
 __all__ = [
     "HOSFL",
     "Deployment",
+    "EstimateObserver",
     "FedAvg",
     "FedAvgConfig",
     "FrozenClient",

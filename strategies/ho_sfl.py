@@ -38,6 +38,7 @@ from leansplit.wire import (
     ProbeRequest,
     SmashedDataReply,
 )
+from leansplit.zeroth_order import surrogate_objective
 
 
 class HOSFL(ReplicatedStrategy[HOSFLConfig]):
@@ -113,6 +114,11 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
             shares_of_replied = sample_weights([size_of[m] for m in scalars])
             update = Update(
                 server_round, seeds, mean_scalars(list(scalars.values()), shares_of_replied)
+            )
+            self.report_update(
+                update,
+                dict(zip(scalars, shares_of_replied, strict=True)),
+                surrogate_objective(self.model.client_model, lambdas),
             )
             self.mirror.apply_(update)
             self.attendance.log.append(update)

@@ -7,7 +7,7 @@ has reached, and mends replicas that are behind or differ.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -21,12 +21,18 @@ from leansplit.federated import (
     OptimizerConfig,
     Replica,
     ReplicatedConfig,
+    Update,
 )
 from leansplit.parameters import load_parameters_
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy
 from leansplit.wire import BehindReply, ForwardRequest, Record, SyncReply, SyncRequest
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.zeroth_order import (
+    DifferentiableObjective,
+    EstimateReport,
+    ProbedDirections,
+    ZerothOrderConfig,
+)
 
 C = TypeVar("C", bound=MethodConfig)
 R = TypeVar("R", bound=Record)
@@ -94,6 +100,32 @@ class ReplicatedStrategy(SplitStrategy[C]):
         for m in settled.records:
             self.attendance.confirm(m)
         return settled
+
+    def report_update(
+        self, update: Update, weights: Mapping[int, float], objective: DifferentiableObjective
+    ) -> None:
+        """Report the estimate that ``update`` stands for, before the mirror takes it.
+
+        Args:
+            update: directions that all clients share, and the mean of their scalars.
+            weights: client id -> share of the mean.
+            objective: what each client probed.
+        """
+        config = self.config
+        assert isinstance(config, ReplicatedConfig)
+        zeroth_order = config.zeroth_order
+        self.report_estimate(
+            update.round,
+            lambda: EstimateReport(
+                round=update.round,
+                spec=self.mirror.spec,
+                vector=self.mirror.vector.detach().clone(),
+                config=zeroth_order,
+                probed=[ProbedDirections(update.seeds, update.scalars)],
+                weights=weights,
+                objective=objective,
+            ),
+        )
 
     def end(self) -> None:
         """Bring everyone who ever took part up to date and compare checksums."""
