@@ -81,8 +81,9 @@ class EstimateReport:
         """
         total = torch.zeros_like(self.vector, dtype=torch.float64)
         for client_id, weight in sorted(self.weights.items()):
-            inputs, labels = batches(client_id, self.local_step)
-            with torch_seeded(0), torch.enable_grad():  # the global generator stays where it is
+            # Whatever mode the caller is in; and the global generator stays where it is.
+            with torch_seeded(0), torch.inference_mode(False), torch.enable_grad():
+                inputs, labels = batches(client_id, self.local_step)
                 theta = self.vector.detach().clone().requires_grad_(True)
                 value = self.objective(client_id, self.spec.views(theta), inputs, labels)
                 [gradient] = torch.autograd.grad(value, theta, allow_unused=True)
