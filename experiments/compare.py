@@ -11,6 +11,7 @@ from pathlib import Path
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import Experiment, PlannedRun
 from leansplit.experiments.plots import plot_accuracy, plot_partition
+from leansplit.experiments.plots_telemetry import plot_telemetry
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.running import run_and_write
 from leansplit.experiments.summary import Summary, write_summary
@@ -103,6 +104,7 @@ def compare(
             out_dir / "summary.md",
             out_dir / "summary.csv",
             *plot_accuracy(runs, out_dir, experiment.order),
+            *plot_telemetry(runs, out_dir, experiment.order),
             *(plot_partition(p, out_dir / "partition.png") for p in partitions[:1]),
         ],
         num_failed=num_failed,
