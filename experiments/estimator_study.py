@@ -43,6 +43,7 @@ from leansplit.tasks.task import Task
 from leansplit.tasks.workload import WorkloadConfig
 from leansplit.zeroth_order import (
     DifferentiableObjective,
+    EstimateQuality,
     EstimateReport,
     EstimateSum,
     Estimator,
@@ -60,6 +61,7 @@ from leansplit.zeroth_order import (
 from leansplit.zeroth_order.directions import draw_direction
 
 ObjectiveKind = Literal["surrogate", "loss"]
+Sweep = Literal["num_directions", "perturbation_scale"]
 _MAX_ESTIMATES = 32
 
 
@@ -81,6 +83,8 @@ class Setting:
 class Row(Setting):
     """Means over independent estimates; see :mod:`leansplit.zeroth_order.quality`."""
 
+    sweep: Sweep
+    """What was varied when this was measured; one sweep's rows share their probes."""
     num_elements: int
     num_estimates: int
     cosine: float
@@ -177,18 +181,28 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def study(
-    problem: Problem, config: ZerothOrderConfig, counts: Sequence[int], *, root_seed: int = 0
+    problem: Problem,
+    config: ZerothOrderConfig,
+    counts: Sequence[int],
+    *,
+    sweep: Sweep = "num_directions",
+    root_seed: int = 0,
 ) -> list[Row]:
     """Probe ``max(counts)`` directions and return one row for each P in ``counts``.
 
-    ``config`` says how to probe; its own number of perturbations is not used.
+    Args:
+        problem: what to estimate.
+        config: how to probe; its own number of perturbations is not used.
+        counts: values of P, rising.
+        sweep: what is being varied.
+        root_seed: directions derive from it.
     """
     most = max(counts)
     seeds = perturbation_seeds(root_seed, most, round=1)
     differences = probe(problem.objective, problem.spec, problem.vector, seeds, config).tolist()
     size = problem.spec.num_elements
     sums = {p: EstimateSum(size) for p in counts}
-    found: dict[int, list[Any]] = {p: [] for p in counts}
+    found: dict[int, list[EstimateQuality]] = {p: [] for p in counts}
     for seed, difference in zip(seeds, differences, strict=True):
         direction = draw_direction(seed, size, config.direction, "cpu")
         for p, summed in sums.items():
@@ -205,10 +219,13 @@ def study(
                     )
                 )
                 sums[p] = EstimateSum(size)
-    return [_row(problem, config, p, found[p]) for p in counts]
+    return [_row(problem, config, sweep, found[p]) for p in counts]
 
 
-def _row(problem: Problem, config: ZerothOrderConfig, p: int, found: list[Any]) -> Row:
+def _row(
+    problem: Problem, config: ZerothOrderConfig, sweep: Sweep, found: list[EstimateQuality]
+) -> Row:
+    p = found[0].num_directions
     cosines = [q.cosine for q in found]
     size = problem.spec.num_elements
     return Row(
@@ -218,6 +235,7 @@ def _row(problem: Problem, config: ZerothOrderConfig, p: int, found: list[Any]) 
         estimator=config.estimator,
         perturbation_scale=config.perturbation_scale,
         num_directions=p,
+        sweep=sweep,
         num_elements=size,
         num_estimates=len(found),
         cosine=statistics.fmean(cosines),
@@ -232,19 +250,18 @@ def _row(problem: Problem, config: ZerothOrderConfig, p: int, found: list[Any]) 
 
 def sweeps(
     counts: Sequence[int], scale: float, scales: Sequence[float], count: int
-) -> Iterator[tuple[ZerothOrderConfig, list[int]]]:
+) -> Iterator[tuple[Sweep, ZerothOrderConfig, list[int]]]:
     """Yield what to probe: all distributions and estimators over P, then estimators over mu."""
     for direction in get_args(Direction):
         for estimator in get_args(Estimator):
-            yield (
-                ZerothOrderConfig(
-                    direction=direction, estimator=estimator, perturbation_scale=scale
-                ),
-                sorted(set(counts)),
+            config = ZerothOrderConfig(
+                direction=direction, estimator=estimator, perturbation_scale=scale
             )
-    for mu in sorted(set(scales) - {scale}):
+            yield "num_directions", config, sorted(set(counts))
+    for mu in sorted(set(scales)):
         for estimator in get_args(Estimator):
-            yield ZerothOrderConfig(estimator=estimator, perturbation_scale=mu), [count]
+            config = ZerothOrderConfig(estimator=estimator, perturbation_scale=mu)
+            yield "perturbation_scale", config, [count]
 
 
 def study_markdown(rows: Sequence[Row], facts: Sequence[str]) -> str:
@@ -303,8 +320,7 @@ def main(
         counts = _numbers("--num-directions", num_directions, int)
         scale_values = _numbers("--scales", scales, float)
         require_positive("--scale", scale)
-        if scales_at not in counts:
-            counts.append(scales_at)
+        require_positive("--scales-at", scales_at)
         kind: Any = require_choice("objective", objective, get_args(ObjectiveKind))
         torch.set_num_threads(1)
         rows: list[Row] = []
@@ -312,8 +328,8 @@ def main(
             settings = {"task": task, "cut_layer": cut, "seed": seed, **parse_settings(set_)}
             workload = run_config("ho-sfl", settings).workload()
             problem = build_problem(workload, kind, batch_size=batch_size, weights=weights)
-            for config, wanted in sweeps(counts, scale, scale_values, scales_at):
-                rows += study(problem, config, wanted, root_seed=seed)
+            for sweep, config, wanted in sweeps(counts, scale, scale_values, scales_at):
+                rows += study(problem, config, wanted, sweep=sweep, root_seed=seed)
                 sys.stderr.write(f"\r{len(rows)} rows")
         sys.stderr.write("\n")
         versions, _, hardware = collect_environment()

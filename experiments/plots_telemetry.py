@@ -16,7 +16,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from leansplit.experiments.plots import COLUMN_INCHES, PAGE_INCHES, RC, line_style, render
 from leansplit.experiments.summary import group_runs
@@ -145,12 +145,8 @@ def study_figure(table: pd.DataFrame) -> Figure:
         table: rows of :class:`leansplit.experiments.estimator_study.Row`. With several cuts the
             lines of the left panel are the cuts, else the distributions of directions.
     """
-    by_scale = table[table["direction"] == "gaussian"]
-    swept = by_scale.groupby("perturbation_scale")["num_directions"].nunique().idxmax()
-    over_p = table[(table["perturbation_scale"] == swept) & (table["estimator"] == "forward")]
-    others = by_scale.loc[by_scale["perturbation_scale"] != swept, "num_directions"]
-    count = others.iloc[0] if len(others) else over_p["num_directions"].max()
-    over_mu = by_scale[by_scale["num_directions"] == count]
+    over_p = table[(table["sweep"] == "num_directions") & (table["estimator"] == "forward")]
+    over_mu = table[table["sweep"] == "perturbation_scale"]
     num_cuts = table["cut_layer"].nunique()
     with mpl.rc_context(RC):
         figure = Figure(figsize=(PAGE_INCHES, 2.6), layout="constrained")
@@ -176,16 +172,18 @@ def study_figure(table: pd.DataFrame) -> Figure:
                 theory = part.drop_duplicates(column).sort_values(column)
                 label = None if position else "expected"
                 axes.plot(theory[column], theory["expected_cosine"], label=label, **_THEORY)
-        scale = f"{swept:g}"
-        left.set_title(f"forward, µ = {scale}", loc="left", color="#444444")
+        swept = f"forward, µ = {over_p['perturbation_scale'].iloc[0]:g}"
+        left.set_title(swept, loc="left", color="#444444")
         left.set_xlabel("Directions P")
         left.set_ylabel("Cosine to the true gradient")
         _log_axis(left, "y")
+        _log_axis(right, "y")
+        middle.set_ylim(bottom=min(0.0, over_mu["cosine"].min()))
+        swept = f"gaussian, P = {over_mu['num_directions'].iloc[0]:,}"
         for axes, label in ((middle, "Cosine to the true gradient"), (right, "Norm ratio")):
-            axes.set_title(f"gaussian, P = {count:,}", loc="left", color="#444444")
+            axes.set_title(swept, loc="left", color="#444444")
             axes.set_xlabel("Perturbation scale µ")
             axes.set_ylabel(label)
-        right.set_yscale("log")
         for axes in (left, middle, right):
             axes.set_xscale("log")
             axes.grid(color="#DDDDDD", linewidth=0.5)
@@ -223,5 +221,7 @@ def _line(
 def _log_axis(axes: Axes, which: str) -> None:
     axis = axes.yaxis if which == "y" else axes.xaxis
     (axes.set_yscale if which == "y" else axes.set_xscale)("log")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < 100 * low else (1,)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
     axis.set_minor_formatter(NullFormatter())
