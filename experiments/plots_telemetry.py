@@ -170,8 +170,8 @@ def study_figure(table: pd.DataFrame) -> Figure:
         ):
             for position, (_, part) in enumerate(rows.groupby("num_elements")):
                 theory = part.drop_duplicates(column).sort_values(column)
-                label = None if position else "expected"
-                axes.plot(theory[column], theory["expected_cosine"], label=label, **_THEORY)
+                theory_label = None if position else "expected"
+                axes.plot(theory[column], theory["expected_cosine"], label=theory_label, **_THEORY)
         swept = f"forward, µ = {over_p['perturbation_scale'].iloc[0]:g}"
         left.set_title(swept, loc="left", color="#444444")
         left.set_xlabel("Directions P")
