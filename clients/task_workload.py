@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from leansplit.clients.partition import PartitionConfig
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.clients.workload import Workload
-from leansplit.tasks.task import Examples
+from leansplit.tasks.task import Examples, Task
 from leansplit.tasks.workload import WorkloadConfig
 from leansplit.wire import ClientPlan
 
@@ -14,19 +16,20 @@ def provide_task_workload(plan: ClientPlan) -> Workload:
     """Load the task, draw the partition and build the model that the plan describes."""
     config = WorkloadConfig.from_dict(plan.workload)
     task = config.load_task()
+    return Workload(
+        model=config.build_model(task),
+        client_data=task_client_data(config, task),
+        loss=task.loss,
+        num_classes=task.num_classes,
+    )
+
+
+def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples]:
+    """Return client id -> that client's samples; every process draws the same partition."""
     shares = cached_partition(
         task.train.labels,
         num_clients=config.num_clients,
         config=PartitionConfig(**config.partition),
         seed=config.partition_seed,
     )
-
-    def client_data(client_id: int) -> Examples:
-        return task.train.select(shares[client_id])
-
-    return Workload(
-        model=config.build_model(task),
-        client_data=client_data,
-        loss=task.loss,
-        num_classes=task.num_classes,
-    )
+    return lambda client_id: task.train.select(shares[client_id])

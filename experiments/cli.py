@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,7 +47,7 @@ def before_any_command(
         load_plugin(name)
 
 
-def _settings(assignments: list[str] | None) -> dict[str, Any]:
+def parse_settings(assignments: list[str] | None) -> dict[str, Any]:
     """Read ``key=value`` settings."""
     settings: dict[str, Any] = {}
     for assignment in assignments or []:
@@ -115,7 +117,7 @@ def run(
     if lr is not None:  # stands for both, so a method without one of them takes the other
         named |= {key: None for key in ("client.lr", "server.lr") if not is_used(method, key)}
     settings = {key: value for key, value in named.items() if value is not None}
-    settings = {"replica_storage": "worker"} | settings | _settings(set_)
+    settings = {"replica_storage": "worker"} | settings | parse_settings(set_)
     config = run_config(method, settings)
     out_dir = out or Path("runs") / f"{config.task}-{config.method}-seed-{config.seed}"
     console = Console(stderr=True)
@@ -156,7 +158,7 @@ def compare(
 
     path = find_experiment(experiment)
     planned = load_experiment(
-        path, seeds=_seeds(seeds), overrides=_settings(set_), methods=_names(methods)
+        path, seeds=_seeds(seeds), overrides=parse_settings(set_), methods=_names(methods)
     )
     out_dir = out or Path("runs") / path.stem
     stderr = Console(stderr=True)
@@ -300,9 +302,16 @@ def _seeds(text: str | None) -> list[int]:
 
 
 def main() -> None:
-    """Run the command; a user's mistake is one line on standard error, never a traceback."""
-    try:
+    """Run the command."""
+    with exit_on_errors():
         cli()
+
+
+@contextmanager
+def exit_on_errors() -> Iterator[None]:
+    """End the process at an error; a user's mistake is one line on standard error, no traceback."""
+    try:
+        yield
     except UserError as error:
         _fail(error, EXIT_USER_ERROR)
     except RunFailedError as error:

@@ -10,6 +10,7 @@ from leansplit.errors import RunFailedError
 from leansplit.experiments.controls import find_controls
 from leansplit.experiments.experiment import Experiment
 from leansplit.experiments.plots import plot_accuracy, plot_partition
+from leansplit.experiments.plots_telemetry import plot_telemetry
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import Say, ShowProgress, run_unless_done
 from leansplit.experiments.summary import Summary, completed_runs
@@ -88,6 +89,7 @@ def compare(
             out_dir / "summary.md",
             out_dir / "summary.csv",
             *plot_accuracy(runs, out_dir, experiment.order),
+            *plot_telemetry(runs, out_dir, experiment.order),
             *(plot_partition(p, out_dir / "partition.png") for p in partitions[:1]),
         ],
         num_failed=num_failed,

@@ -33,7 +33,7 @@ def key_rows(method: str | None = None) -> list[tuple[str, str, str]]:
         return _shared_rows(_SECTION_TYPES)
     spec = METHODS[require_choice("method", method, METHODS)]
     used = {name: spec.default(SECTIONS[name]) for name in SECTIONS if is_used(method, name)}
-    rows = _shared_rows(used)
+    rows = [row for row in _shared_rows(used) if is_used(method, row[0])]
     defaults = {name: spec.default(name) for name in spec.options}
     meanings = {k: v for base in spec.config_type.__mro__ for k, v in _field_docs(base).items()}
     for name, default in defaults.items():

@@ -37,7 +37,7 @@ FROZEN_STYLE: dict[str, Any] = {"color": "#707070", "marker": "x", "linestyle": 
 
 COLUMN_INCHES = 3.5
 PAGE_INCHES = 7.16
-_RC: dict[Any, Any] = {
+RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
     "axes.titlesize": 8,
@@ -84,7 +84,7 @@ def plot_accuracy(runs: Sequence[Run], out_dir: Path, order: Sequence[str] = ())
     for axis in axes:
         figure = accuracy_figure(runs, axis, order)
         for suffix in ("png", "svg"):
-            contents[f"accuracy_vs_{axis}.{suffix}"] = _render(figure, suffix)
+            contents[f"accuracy_vs_{axis}.{suffix}"] = render(figure, suffix)
     write_files(out_dir, contents)
     return [out_dir / name for name in contents]
 
@@ -103,7 +103,7 @@ def plot_partition(partition: Mapping[str, Any], out_path: Path) -> Path:
     suffix = out_path.suffix.removeprefix(".")
     if suffix not in ("png", "svg", "pdf"):
         raise UserError(f"cannot draw {out_path.name}: use a name ending in .png, .svg or .pdf")
-    write_files(out_path.parent, {out_path.name: _render(partition_figure(partition), suffix)})
+    write_files(out_path.parent, {out_path.name: render(partition_figure(partition), suffix)})
     return out_path
 
 
@@ -143,7 +143,7 @@ def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
     curves = accuracy_curves(runs, axis, order)
     if not curves:
         raise UserError(f"nothing to plot against {axis}: no completed run has evaluations")
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         most = max(curve.num_seeds for curve in curves)
         labels = [
             c.label + ("" if c.num_seeds == most else f" ({_seeds(c.num_seeds)})") for c in curves
@@ -156,7 +156,7 @@ def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
         position = 0
         for curve, label in zip(curves, labels, strict=True):
             frozen = curve.method == FROZEN_METHOD
-            style = FROZEN_STYLE if frozen else _style(position)
+            style = FROZEN_STYLE if frozen else line_style(position)
             axes.plot(
                 curve.x,
                 curve.mean,
@@ -217,7 +217,7 @@ def partition_figure(partition: Mapping[str, Any]) -> Figure:
     """
     counts, names = label_matrix(partition)
     num_labels, num_clients = counts.shape
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         width = COLUMN_INCHES if num_clients <= 30 else PAGE_INCHES
         height = 1.5 + min(2.6, 0.16 * max(num_labels, 4))
         figure = Figure(figsize=(width, height), layout="constrained")
@@ -291,7 +291,7 @@ def _seeds(count: int) -> str:
     return f"{count} seed" if count == 1 else f"{count} seeds"
 
 
-def _style(position: int) -> dict[str, Any]:
+def line_style(position: int) -> dict[str, Any]:
     """Return the look of line number ``position``; marker and dash repeat together after 45."""
     return {
         "color": COLORS[position % len(COLORS)],
@@ -319,9 +319,10 @@ def _points(run: Run, axis: Axis) -> tuple[Floats, Floats] | None:
     return np.asarray(places), np.asarray([last_at[place] for place in places])
 
 
-def _render(figure: Figure, suffix: str) -> bytes:
+def render(figure: Figure, suffix: str) -> bytes:
+    """Return the figure as the bytes of a .png, .svg or .pdf file."""
     buffer = io.BytesIO()
     metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with mpl.rc_context(_RC):
+    with mpl.rc_context(RC):
         figure.savefig(buffer, format=suffix, metadata=metadata)
     return buffer.getvalue()

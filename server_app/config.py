@@ -83,6 +83,9 @@ class RunConfig:
     them. In files and with ``--set`` they are keys like all others."""
     evaluate_every: int = 0
     """Rounds between evaluations; 0 = about twenty in the run."""
+    telemetry_every: int = 0
+    """Rounds between measurements of the zeroth-order estimate against the true client gradient
+    (simulations only; docs/telemetry.md); 0 = none."""
     evaluate_on: EvaluateOn = "test"
     """``validation``: hold out a fifth of the training data and evaluate on that (for tuning)."""
     evaluation_batch_size: int = 500
@@ -122,7 +125,8 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, lowest in (("evaluate_every", 0), ("workers", -1)):
+        lowest_allowed = {"evaluate_every": 0, "telemetry_every": 0, "workers": -1}
+        for name, lowest in lowest_allowed.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
         require_cohort(self.cohort, self.clients)

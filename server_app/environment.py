@@ -1,4 +1,4 @@
-"""What a run ran on: versions, commit and hardware, without host names or paths."""
+"""What a run ran on: versions, commit and hardware, without names of hosts or folders."""
 
 from __future__ import annotations
 

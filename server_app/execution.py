@@ -14,6 +14,7 @@ import torch
 from flwr.app import ArrayRecord, MetricRecord
 from flwr.serverapp import Grid
 
+from leansplit.clients.task_workload import task_client_data
 from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
@@ -23,6 +24,7 @@ from leansplit.server_app.client_costs import ClientCosts, measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.telemetry import EstimateWatcher
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import Deployment, RoundReport, RunningStrategy, StopRunning
 from leansplit.tasks.task import Task
@@ -85,6 +87,8 @@ class Outcome:
     """client id -> samples of each class."""
     num_train_samples: int = 0
     """Training samples in all, held by a client or not."""
+    telemetry: list[dict[str, Any]] = field(default_factory=list)
+    """One row for each gradient estimate that was measured."""
     task_notes: str = ""
     """Where the data come from, if that matters to a reader."""
 
@@ -236,6 +240,9 @@ def execute(
     evaluated = copy.deepcopy(model.full_model)
     recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
     strategy.observers.append(recorder)
+    watcher = _estimate_watcher(config, task)
+    if watcher is not None:
+        strategy.observers.append(watcher)
     started = time.monotonic()
     try:
         strategy.start(
@@ -256,6 +263,8 @@ def execute(
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
     outcome.samples_forwarded = strategy.samples_forwarded
+    if watcher is not None:
+        outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
         strategy.arrays()  # brings mirror or averages into the model
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
@@ -276,6 +285,21 @@ def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodCo
     """
     return METHODS[config.method].settle(
         config.method_config(), model, task.loss, *_example_batch(config, task)
+    )
+
+
+def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:
+    """Return what measures the run's estimates, on the clients' samples as this process has them.
+
+    In a simulation these are the clients' own. SuperNodes that load other data under the same
+    configuration would make the measured "true" gradient meaningless.
+    """
+    if not config.telemetry_every:
+        return None
+    return EstimateWatcher(
+        config.method_config(),
+        task_client_data(config.workload(), task),
+        every=config.telemetry_every,
     )
 
 

@@ -15,10 +15,12 @@ from leansplit.server_app.results import (
     RunResult,
     config_hash,
     ledger_table,
+    parquet_bytes,
     rounds_table,
     write_files,
     write_run,
 )
+from leansplit.server_app.telemetry import TELEMETRY_FILE, telemetry_summary, telemetry_table
 
 MODEL_FILE = "model.safetensors"
 
@@ -65,6 +67,7 @@ def run_result(
         final_model_checksum=outcome.final_model_checksum or None,
         events=outcome.events,
         partition=_partition(outcome),
+        telemetry=telemetry_summary(outcome.telemetry),
         notes=[outcome.task_notes] if outcome.task_notes else [],
     )
 
@@ -72,10 +75,15 @@ def run_result(
 def write_outcome(
     out_dir: Path, outcome: Outcome, *, command: list[str], started_at: str, label: str = ""
 ) -> RunResult:
-    """Write result, rounds, ledger and the final model to ``out_dir``; return the result."""
+    """Write result, rounds, ledger, telemetry and the final model; return the result."""
     result = run_result(outcome, command=command, started_at=started_at, label=label)
     if outcome.final_state:
         write_files(out_dir, {MODEL_FILE: safetensors.torch.save(outcome.final_state)})
+    if outcome.config.telemetry_every:
+        table = telemetry_table(outcome.telemetry)
+        write_files(out_dir, {TELEMETRY_FILE: parquet_bytes(table)})
+    else:
+        (out_dir / TELEMETRY_FILE).unlink(missing_ok=True)  # an earlier run's, in the same folder
     write_run(out_dir, result, rounds_table(outcome.rounds), ledger_table(outcome.ledger))
     return result
 

@@ -131,6 +131,7 @@ class RunResult:
     final_model_checksum: str | None = None
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
+    telemetry: PlainDict = Field(default_factory=dict)  # see leansplit.server_app.telemetry
     notes: list[str] = Field(default_factory=list)
 
 
@@ -170,13 +171,13 @@ def utc_now() -> str:
 
 def rounds_table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
     """Return evaluations (mappings with the keys of ROUNDS_COLUMNS) as a typed table."""
-    return _typed(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS)
+    return typed_table(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS)
 
 
 def ledger_table(entries: Iterable[LedgerEntry]) -> pd.DataFrame:
     """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order."""
     rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
-    return _typed(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
+    return typed_table(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
 
 
 def check_writable(out_dir: Path) -> None:
@@ -239,8 +240,8 @@ def write_run(out_dir: Path, result: RunResult, rounds: pd.DataFrame, ledger: pd
     """
     text = json.dumps(to_plain(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
     contents = {
-        LEDGER_FILE: _parquet_bytes(_typed(ledger, LEDGER_COLUMNS)),
-        ROUNDS_FILE: _parquet_bytes(_typed(rounds, ROUNDS_COLUMNS)),
+        LEDGER_FILE: parquet_bytes(typed_table(ledger, LEDGER_COLUMNS)),
+        ROUNDS_FILE: parquet_bytes(typed_table(rounds, ROUNDS_COLUMNS)),
         RESULT_FILE: (text + "\n").encode("utf-8", "backslashreplace"),
     }
     write_files(out_dir, contents)
@@ -254,8 +255,8 @@ def read_run(run_dir: Path) -> Run:
     """
     return Run(
         result=_read_result(run_dir / RESULT_FILE),
-        rounds=_read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS),
-        ledger=_read_table(run_dir / LEDGER_FILE, LEDGER_COLUMNS),
+        rounds=read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS),
+        ledger=read_table(run_dir / LEDGER_FILE, LEDGER_COLUMNS),
         path=run_dir,
     )
 
@@ -271,7 +272,8 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob(RESULT_FILE))
 
 
-def _typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+def typed_table(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Return ``table`` with exactly these columns and types; ValueError if some are not there."""
     if table.columns.empty:  # pandas names no columns for a list of no rows
         table = pd.DataFrame(columns=list(columns))
     missing = [name for name in columns if name not in table.columns]
@@ -281,7 +283,8 @@ def _typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     return table[list(columns)].astype(dict(columns)).reset_index(drop=True)
 
 
-def _parquet_bytes(table: pd.DataFrame) -> bytes:
+def parquet_bytes(table: pd.DataFrame) -> bytes:
+    """Return the content of a parquet file."""
     buffer = io.BytesIO()
     table.to_parquet(buffer, index=False, compression="zstd")
     return buffer.getvalue()
@@ -308,9 +311,10 @@ def _read_result(path: Path) -> RunResult:
         raise UserError(f"cannot read {path}: {'; '.join(problems[:3])}") from error
 
 
-def _read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+    """Read a parquet file of ours; UserError if it is missing, damaged or another table."""
     try:
-        return _typed(pd.read_parquet(io.BytesIO(path.read_bytes())), columns)
+        return typed_table(pd.read_parquet(io.BytesIO(path.read_bytes())), columns)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, pa.ArrowException) as error:

@@ -29,7 +29,7 @@ from leansplit.strategies.ho_fl import HOFL
 from leansplit.strategies.ho_sfl import HOSFL
 from leansplit.strategies.hosl import HOSL
 from leansplit.strategies.mu_splitfed import MUSplitFed
-from leansplit.strategies.running import Deployment, Observer, RoundReport
+from leansplit.strategies.running import Deployment, EstimateObserver, Observer, RoundReport
 from leansplit.strategies.splitfed_v1 import SplitFedV1
 from leansplit.strategies.splitfed_v2 import SplitFedV2
 from leansplit.strategies.zo_sfl import ZOSFL
@@ -48,6 +48,7 @@ __all__ = [
     "DeComFL",
     "DeComFLConfig",
     "Deployment",
+    "EstimateObserver",
     "FSLSAGEConfig",
     "FedAvg",
     "FedAvgConfig",

@@ -33,6 +33,7 @@ from leansplit.wire import (
     ProbeRequest,
     SmashedDataReply,
 )
+from leansplit.zeroth_order import surrogate_objective
 
 
 class HOSFL(ReplicatedStrategy[HOSFLConfig]):
@@ -102,7 +103,8 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
         if probes.records:
             scalars = {m: reply.scalars for m, reply in probes.records.items()}
             size_of = dict(zip(forward.records, sizes, strict=True))
-            self.share_update(server_round, seeds, scalars, size_of)
+            objective = surrogate_objective(self.model.client_model, lambdas)
+            self.share_update(server_round, seeds, scalars, size_of, objective)
         return self.finish_round(
             server_round,
             num_samples=sum(sizes),

@@ -30,7 +30,12 @@ from leansplit.parameters import load_parameters_
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.wire import BehindReply, ForwardRequest, Record, SyncReply, SyncRequest
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.zeroth_order import (
+    DifferentiableObjective,
+    EstimateReport,
+    ProbedDirections,
+    ZerothOrderConfig,
+)
 
 C = TypeVar("C", bound=MethodConfig)
 R = TypeVar("R", bound=Record)
@@ -109,6 +114,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
         seeds: Sequence[int],
         scalars: Mapping[int, Tensor],
         num_samples: Mapping[int, int],
+        objective: DifferentiableObjective | None = None,
     ) -> None:
         """Average the clients' scalars and take the update that every replica takes.
 
@@ -119,6 +125,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
             seeds: of the directions that the clients probed; they remember them.
             scalars: client id -> v, one for each seed, of those that answered.
             num_samples: client id -> samples that its scalars stand for.
+            objective: what each client probed, for watchers; None if they cannot know.
 
         Raises:
             RunFailedError: if a scalar is not finite.
@@ -126,10 +133,38 @@ class ReplicatedStrategy(SplitStrategy[C]):
         require_finite("scalar", round, {m: float(v.abs().sum()) for m, v in scalars.items()})
         shares = sample_weights([num_samples[m] for m in scalars])
         update = Update(round, tuple(seeds), mean_scalars(list(scalars.values()), shares))
+        if objective is not None:
+            self.report_update(update, dict(zip(scalars, shares, strict=True)), objective)
         self.mirror.apply_(update)
         self.attendance.log.append(update)
         for m in scalars:
             self.attendance.confirm_seeds(m, round)
+
+    def report_update(
+        self, update: Update, weights: Mapping[int, float], objective: DifferentiableObjective
+    ) -> None:
+        """Report the estimate that ``update`` stands for, before the mirror takes it.
+
+        Args:
+            update: directions that all clients share, and the mean of their scalars.
+            weights: client id -> share of the mean.
+            objective: what each client probed.
+        """
+        config = self.config
+        assert isinstance(config, ReplicatedConfig)
+        zeroth_order = config.zeroth_order
+        self.report_estimate(
+            update.round,
+            lambda: EstimateReport(
+                round=update.round,
+                spec=self.mirror.spec,
+                vector=self.mirror.vector.detach().clone(),
+                config=zeroth_order,
+                probed=[ProbedDirections(update.seeds, update.scalars)],
+                weights=weights,
+                objective=objective,
+            ),
+        )
 
     def end(self) -> None:
         """Bring everyone who ever took part up to date and compare checksums."""

@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -23,6 +23,7 @@ from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable
 from leansplit.strategies.federation import Federation, connected_nodes
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
+from leansplit.zeroth_order import EstimateReport
 
 log = logging.getLogger("leansplit")
 
@@ -84,6 +85,18 @@ class Observer(Protocol):
     def on_round(self, report: RoundReport) -> bool:
         """A round has ended; return False to end the run here."""
         ...
+
+
+@runtime_checkable
+class EstimateObserver(Protocol):
+    """An observer that also watches gradient estimates; nothing it does may change the run."""
+
+    def wants_estimates(self, round: int) -> bool:
+        """Say whether estimates of ``round`` are wanted; what is not is never put together."""
+        ...
+
+    def on_estimate(self, report: EstimateReport) -> None:
+        """An estimate of the round is about to be applied."""
 
 
 class StopRunning(Exception):
@@ -304,6 +317,23 @@ class RunningStrategy(Strategy):
         if train_loss is not None:
             record["train-loss"] = train_loss
         return (self.arrays() if self.is_evaluated(round) else None), record
+
+    def report_estimate(self, round: int, build: Callable[[], EstimateReport]) -> None:
+        """Tell whoever watches what was estimated; to be called before the update is applied.
+
+        Args:
+            round: the current round.
+            build: puts the report together; called only if someone wants it.
+        """
+        watching = [
+            observer
+            for observer in self.observers
+            if isinstance(observer, EstimateObserver) and observer.wants_estimates(round)
+        ]
+        if watching:
+            report = build()
+            for observer in watching:
+                observer.on_estimate(report)
 
     def count(self, event: str, times: int = 1) -> None:
         """Count something that went wrong and was dealt with."""

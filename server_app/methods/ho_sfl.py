@@ -23,6 +23,7 @@ HO_SFL = MethodSpec(
     source="arXiv 2603.14773 (ICML 2026)",
     client_order="zeroth",
     averages_weights=False,
+    reports_estimates=True,
     config_type=HOSFLConfig,
     strategy=HOSFL,
     reference=reference.ho_sfl,

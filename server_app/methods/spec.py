@@ -66,6 +66,8 @@ class MethodSpec:
     """Whether models are averaged, which running batch statistics would not survive."""
     one_client_per_node: bool = False
     """Whether a SuperNode may host one client only."""
+    reports_estimates: bool = False
+    """Whether the strategy reports its gradient estimates, which is what telemetry measures."""
     config_type: type[MethodConfig]
     """The method's settings; the keys that it takes and their defaults are read off this class."""
     strategy: Callable[..., RunningStrategy]
@@ -137,5 +139,7 @@ def is_used(method: str, key: str) -> bool:
     name = key.partition(".")[0]
     if name in SECTIONS:
         return SECTIONS[name] in spec.fields
+    if name == "telemetry_every":
+        return spec.reports_estimates
     is_option = any(name in other.options for other in METHODS.values())
     return name in spec.options or not is_option

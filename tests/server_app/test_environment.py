@@ -1,4 +1,4 @@
-"""What a run says of where it ran: versions and hardware, neither host nor paths."""
+"""Provenance that names neither host nor folder, and never stops a run."""
 
 from __future__ import annotations
 

@@ -59,6 +59,15 @@ class ZerothOrderConfig:
         p = self.num_perturbations
         return p + 1 if self.estimator == "forward" else 2 * p
 
+    def slope(self, difference: float) -> float:
+        """Return the slope along one direction from its un-normalised difference v_p."""
+        return difference / (self.width * self.perturbation_scale)
+
+    @property
+    def width(self) -> float:
+        """How many mu lie between the two points of a difference."""
+        return 1.0 if self.estimator == "forward" else 2.0
+
 
 def probe(
     objective: Objective,
@@ -127,11 +136,11 @@ def estimate(
     Returns:
         float32 tensor of shape [d].
     """
-    width = 1.0 if config.estimator == "forward" else 2.0
     factor = second_moment_inverse(config.direction, spec.num_elements)
     gradient = torch.zeros(spec.num_elements, device=device)
     for seed, difference in zip(seeds, differences.tolist(), strict=True):
-        coefficient = factor * (difference / (width * len(seeds) * config.perturbation_scale))
+        slope = difference / (config.width * len(seeds) * config.perturbation_scale)
+        coefficient = factor * slope
         direction = draw_direction(seed, spec.num_elements, config.direction, device)
         gradient += coefficient * direction
     return gradient
