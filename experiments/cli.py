@@ -209,7 +209,7 @@ def tune(
     from leansplit.server_app.results import utc_now
 
     path = find_experiment(experiment)
-    overrides = _settings(set_)
+    overrides = parse_settings(set_)
     planned = load_experiment(path, overrides=overrides, methods=_names(methods))
     out_dir = out or Path("runs") / f"{path.stem}-tuning"
     stderr, console = Console(stderr=True), Console()

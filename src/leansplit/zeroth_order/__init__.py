@@ -18,10 +18,6 @@ from leansplit.zeroth_order.objective import (
     float64_sum,
     forward_only,
 )
-from leansplit.zeroth_order.split_probes import (
-    ProbedSmashedData,
-    ServerObjective,
-    probe_smashed_data,
 from leansplit.zeroth_order.quality import (
     EstimateQuality,
     EstimateSum,
@@ -40,6 +36,11 @@ from leansplit.zeroth_order.report import (
     loss_objective,
     surrogate_objective,
 )
+from leansplit.zeroth_order.split_probes import (
+    ProbedSmashedData,
+    ServerObjective,
+    probe_smashed_data,
+)
 
 __all__ = [
     "ESTIMATORS",
@@ -52,9 +53,9 @@ __all__ = [
     "LocalLossObjective",
     "LossObjective",
     "Objective",
+    "ProbedDirections",
     "ProbedSmashedData",
     "ServerObjective",
-    "ProbedDirections",
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
@@ -66,11 +67,10 @@ __all__ = [
     "expected_squared_cosine",
     "float64_sum",
     "forward_only",
+    "loss_objective",
     "perturbed",
     "probe",
     "probe_smashed_data",
-    "loss_objective",
-    "probe",
     "quality_of",
     "surrogate_objective",
     "unshared_directions",
