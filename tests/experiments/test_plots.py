@@ -16,8 +16,8 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from leansplit.errors import UserError
+from leansplit.experiments.figure_style import line_style
 from leansplit.experiments.plots import (
-    _style,
     accuracy_curves,
     accuracy_figure,
     label_matrix,
@@ -171,7 +171,7 @@ def test_one_seed_has_no_band() -> None:
 
 
 def test_methods_are_distinguishable_without_colour() -> None:
-    looks = [_style(position) for position in range(45)]
+    looks = [line_style(position) for position in range(45)]
     assert len({(look["marker"], look["linestyle"]) for look in looks}) == 45
     runs = [make_run(f"m{i:02}", 0, learning_curve(0.9, 1000 + i)) for i in range(12)]
     runs.append(make_run("frozen", 0, learning_curve(0.5, 500)))
