@@ -169,6 +169,24 @@ def compare(
 
 
 @cli.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results below it.")],
+) -> None:
+    """Rebuild tables, plots and report.html from results; nothing is run."""
+    from leansplit.experiments.report import rebuild_report
+
+    done = rebuild_report(folder)
+    console = Console()
+    for reason in done.left_out:
+        console.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print(done.table)
+    for warning in done.warnings:
+        console.print(f"note: {warning}", markup=False, soft_wrap=True)
+    for file in done.files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+
+
+@cli.command()
 def methods() -> None:
     """List the methods."""
     from leansplit.server_app.methods import METHODS

@@ -1,19 +1,19 @@
-"""Run an experiment: every method, every seed, one summary."""
+"""Run an experiment: every method, every seed, one report."""
 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import Experiment, PlannedRun
-from leansplit.experiments.plots import plot_accuracy, plot_partition
 from leansplit.experiments.preflight import check_run
+from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report
 from leansplit.experiments.running import run_and_write
-from leansplit.experiments.summary import Summary, write_summary
+from leansplit.experiments.summary import Summary
 from leansplit.server_app.execution import Progress
 from leansplit.server_app.results import Run, check_writable, config_hash, read_run
 
@@ -27,9 +27,19 @@ class Comparison:
 
     summary: Summary
     files: list[Path]
-    """Summary and plots."""
+    """Summary, plots and report page."""
     num_failed: int
     """Runs that ended without a result."""
+    is_interrupted: bool
+
+
+@dataclass(frozen=True)
+class Done:
+    """What running a list of planned runs came to."""
+
+    runs: list[Run]
+    """Those that left a result, also one of failure."""
+    num_failed: int
     is_interrupted: bool
 
 
@@ -41,7 +51,7 @@ def compare(
     show_progress: ShowProgress,
     say: Say,
 ) -> Comparison:
-    """Run what is not there yet, keep going when a run fails, and summarise.
+    """Run what is not there yet, keep going when a run fails, and report.
 
     Args:
         experiment: what to run.
@@ -54,21 +64,51 @@ def compare(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
+    done = run_all(experiment.runs, out_dir, source=source, show_progress=show_progress, say=say)
+    reading = Reading(
+        title=experiment.title,
+        order=experiment.order,
+        target_accuracy=experiment.target_accuracy,
+        learning_rates=experiment.learning_rates,
+    )
+    report = write_report(out_dir, done.runs, reading)
+    return Comparison(
+        summary=report.summary,
+        files=report.files,
+        num_failed=done.num_failed,
+        is_interrupted=done.is_interrupted,
+    )
+
+
+def run_all(
+    planned_runs: Sequence[PlannedRun],
+    out_dir: Path,
+    *,
+    source: Path | None = None,
+    show_progress: ShowProgress,
+    say: Say,
+) -> Done:
+    """Run what is not there yet and keep going when a run fails; arguments as `compare`.
+
+    Raises:
+        UserError: for anything wrong with any run, before the first starts.
+        RunFailedError: if no run left a result.
+    """
     check_writable(out_dir)
-    for planned in experiment.runs:
+    for planned in planned_runs:
         check_run(planned.config, None)
-    if source is not None and source.resolve() != (out_dir / "experiment.toml").resolve():
-        shutil.copyfile(source, out_dir / "experiment.toml")
+    if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
+        shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
     runs: list[Run] = []
     num_failed = 0
     is_interrupted = False
-    for position, planned in enumerate(experiment.runs, start=1):
-        title = f"[{position}/{len(experiment.runs)}] {planned.label}, seed {planned.config.seed}"
+    for position, planned in enumerate(planned_runs, start=1):
+        title = f"[{position}/{len(planned_runs)}] {planned.label}, seed {planned.config.seed}"
         run_dir = out_dir / planned.folder
-        done = _completed(planned, run_dir)
-        if done is not None:
-            say(f"{title}: done before, {_accuracy(done)}")
-            runs.append(done)
+        before = _completed(planned, run_dir)
+        if before is not None:
+            say(f"{title}: done before, {_accuracy(before)}")
+            runs.append(before)
             continue
         try:
             with show_progress(title) as on_progress:
@@ -90,24 +130,7 @@ def compare(
             break
     if not runs:
         raise RunFailedError("no run left a result; the messages above say why")
-    partitions = [run.result.partition for run in runs if run.result.partition]
-    return Comparison(
-        summary=write_summary(
-            out_dir,
-            runs,
-            order=experiment.order,
-            target_accuracy=experiment.target_accuracy,
-            learning_rate_note=experiment.learning_rates,
-        ),
-        files=[
-            out_dir / "summary.md",
-            out_dir / "summary.csv",
-            *plot_accuracy(runs, out_dir, experiment.order),
-            *(plot_partition(p, out_dir / "partition.png") for p in partitions[:1]),
-        ],
-        num_failed=num_failed,
-        is_interrupted=is_interrupted,
-    )
+    return Done(runs, num_failed, is_interrupted)
 
 
 def _completed(planned: PlannedRun, run_dir: Path) -> Run | None:
