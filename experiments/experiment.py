@@ -80,6 +80,36 @@ def find_experiment(name: str) -> Path:
     )
 
 
+def experiment_on(
+    task: str,
+    methods: Sequence[str],
+    *,
+    seeds: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """Return an experiment without a file: methods with their defaults on one task.
+
+    Raises:
+        UserError: as for :func:`load_experiment`.
+    """
+    rows = [
+        _row(Path("--methods"), {"method": m}, {"task": task}, overrides or {}) for m in methods
+    ]
+    chosen = tuple(seeds) or (0,)
+    runs = tuple(
+        PlannedRun(label=label, config=run_config(method, {**settings, "seed": seed}))
+        for seed in chosen
+        for label, method, settings in rows
+    )
+    return Experiment(
+        title=task.capitalize(),
+        learning_rates=None,
+        target_accuracy=None,
+        seeds=chosen,
+        runs=runs,
+    )
+
+
 def load_experiment(
     path: Path, *, seeds: Sequence[int] = (), overrides: Mapping[str, Any] | None = None
 ) -> Experiment:

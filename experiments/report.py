@@ -8,10 +8,12 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from rich.table import Table
+
 from leansplit.errors import UserError
 from leansplit.experiments.plots import accuracy_curves, plot_accuracy, plot_partition
 from leansplit.experiments.report_page import comparison_pictures, report_page, traffic_html
-from leansplit.experiments.summary import Summary, summary_markdown, write_summary
+from leansplit.experiments.summary import Summary, summary_markdown, summary_table, write_summary
 from leansplit.server_app.results import Run, find_runs, read_run, write_files
 
 REPORT_FILE = "report.html"
@@ -39,6 +41,16 @@ class Report:
     files: list[Path]
     left_out: list[str] = field(default_factory=list)
     """Folders whose results could not be read, with the reason."""
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What a reader must be warned of."""
+        return self.summary.warnings
+
+    @property
+    def table(self) -> Table:
+        """The summary for a terminal."""
+        return summary_table(self.summary, self.title)
 
 
 def write_report(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Report:
