@@ -68,6 +68,12 @@ def run(
     cohort: Annotated[int | None, typer.Option(help="Clients that take part in a round.")] = None,
     rounds: Annotated[int | None, typer.Option(help="Most rounds to run.")] = None,
     samples: Annotated[int | None, typer.Option(help="Budget in samples seen.")] = None,
+    megabytes: Annotated[
+        float | None, typer.Option(help="Budget of traffic, both directions, in MB (1e6 bytes).")
+    ] = None,
+    target_accuracy: Annotated[
+        float | None, typer.Option(help="End at the first evaluation at or above this fraction.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of client and server.")] = None,
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
@@ -97,6 +103,8 @@ def run(
         "cohort": cohort,
         "rounds": rounds,
         "samples": samples,
+        "megabytes": megabytes,
+        "target_accuracy": target_accuracy,
         "batch_size": batch_size,
         "client.lr": lr,
         "server.lr": lr,
@@ -132,6 +140,9 @@ def compare(
     experiment: Annotated[str, typer.Argument(help="Experiment file, or a shipped experiment.")],
     out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these methods or labels, such as ho-sfl,frozen.")
+    ] = None,
     set_: Annotated[
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
@@ -142,11 +153,13 @@ def compare(
     from leansplit.experiments import compare as comparing
     from leansplit.experiments.display import progress_bar
     from leansplit.experiments.experiment import find_experiment, load_experiment
-    from leansplit.experiments.summary import summary_table
+    from leansplit.experiments.summary_text import summary_table
     from leansplit.server_app.results import to_plain
 
     path = find_experiment(experiment)
-    planned = load_experiment(path, seeds=_seeds(seeds), overrides=_settings(set_))
+    planned = load_experiment(
+        path, seeds=_seeds(seeds), overrides=_settings(set_), methods=_names(methods)
+    )
     out_dir = out or Path("runs") / path.stem
     stderr = Console(stderr=True)
     done = comparing.compare(
@@ -208,7 +221,7 @@ def sweep(
     from leansplit.experiments.sweep import base_experiment, plan_sweep
     from leansplit.experiments.sweep_report import run_sweep
 
-    names = [name.strip() for name in methods.split(",")] if methods else []
+    names = _names(methods)
     load = base_experiment(experiment, names, task, seeds=_seeds(seeds))
     planned, runs = plan_sweep(load, over, _settings(set_))
     stderr = Console(stderr=True)
@@ -238,8 +251,8 @@ def _print_report(done: Report | SweepReport) -> None:
         console.print(str(file), markup=False, highlight=False, soft_wrap=True)
 
 
-@cli.command()
-def methods() -> None:
+@cli.command("methods")
+def list_methods() -> None:
     """List the methods."""
     from leansplit.server_app.methods import METHODS
 
@@ -281,6 +294,10 @@ def keys(
     for row in key_rows(method):
         table.add_row(*(escape(cell) for cell in row))
     Console().print(table)
+
+
+def _names(text: str | None) -> list[str]:
+    return [part.strip() for part in (text or "").split(",") if part.strip()]
 
 
 def _seeds(text: str | None) -> list[int]:

@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from leansplit.errors import RunFailedError, UserError
-from leansplit.experiments.experiment import Experiment, PlannedRun
-from leansplit.experiments.preflight import check_run
+from leansplit.experiments.controls import find_controls
+from leansplit.experiments.experiment import Experiment
 from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report
-from leansplit.experiments.running import run_and_write
-from leansplit.experiments.summary import Summary
-from leansplit.server_app.execution import Progress
-from leansplit.server_app.results import Run, check_writable, config_hash, read_run
-
-ShowProgress = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
-Say = Callable[[str], None]
+from leansplit.experiments.resume import Say, ShowProgress
+from leansplit.experiments.run_all import accuracy_text, check_all, run_all
+from leansplit.experiments.summary import Summary, completed_runs
+from leansplit.experiments.summary_text import write_summary
+from leansplit.server_app.results import Run
 
 
 @dataclass(frozen=True)
@@ -33,16 +28,6 @@ class Comparison:
     is_interrupted: bool
 
 
-@dataclass(frozen=True)
-class Done:
-    """What running a list of planned runs came to."""
-
-    runs: list[Run]
-    """Those that left a result, also one of failure."""
-    num_failed: int
-    is_interrupted: bool
-
-
 def compare(
     experiment: Experiment,
     out_dir: Path,
@@ -52,6 +37,8 @@ def compare(
     say: Say,
 ) -> Comparison:
     """Run what is not there yet, keep going when a run fails, and report.
+
+    The summary is written anew after every run, so that there is one to read from the first on.
 
     Args:
         experiment: what to run.
@@ -64,12 +51,28 @@ def compare(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
-    done = run_all(experiment.runs, out_dir, source=source, show_progress=show_progress, say=say)
+    check_all(experiment.runs, out_dir)
+    if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
+        shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
     reading = Reading(
         title=experiment.title,
         order=experiment.order,
         target_accuracy=experiment.target_accuracy,
         learning_rates=experiment.learning_rates,
+    )
+    done = run_all(
+        experiment.runs,
+        out_dir,
+        show_progress=show_progress,
+        say=say,
+        describe=_reached,
+        on_new_run=lambda runs: write_summary(
+            out_dir,
+            runs,
+            order=reading.order,
+            target_accuracy=reading.target_accuracy,
+            learning_rate_note=reading.learning_rates,
+        ),
     )
     report = write_report(out_dir, done.runs, reading)
     return Comparison(
@@ -80,69 +83,8 @@ def compare(
     )
 
 
-def run_all(
-    planned_runs: Sequence[PlannedRun],
-    out_dir: Path,
-    *,
-    source: Path | None = None,
-    show_progress: ShowProgress,
-    say: Say,
-) -> Done:
-    """Run what is not there yet and keep going when a run fails; arguments as `compare`.
-
-    Raises:
-        UserError: for anything wrong with any run, before the first starts.
-        RunFailedError: if no run left a result.
-    """
-    check_writable(out_dir)
-    for planned in planned_runs:
-        check_run(planned.config, None)
-    if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
-        shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
-    runs: list[Run] = []
-    num_failed = 0
-    is_interrupted = False
-    for position, planned in enumerate(planned_runs, start=1):
-        title = f"[{position}/{len(planned_runs)}] {planned.label}, seed {planned.config.seed}"
-        run_dir = out_dir / planned.folder
-        before = _completed(planned, run_dir)
-        if before is not None:
-            say(f"{title}: done before, {_accuracy(before)}")
-            runs.append(before)
-            continue
-        try:
-            with show_progress(title) as on_progress:
-                result = run_and_write(
-                    planned.config, run_dir, label=planned.label, on_progress=on_progress
-                )
-        except RunFailedError as error:
-            num_failed += 1
-            say(f"{title}: FAILED: {error}")
-            continue
-        runs.append(read_run(run_dir))
-        if result.status == "failed":
-            num_failed += 1
-            say(f"{title}: FAILED: {result.error}")
-        else:
-            say(f"{title}: {_accuracy(runs[-1])} in {result.wall_time_s:.0f} s")
-        if result.status == "interrupted":
-            is_interrupted = True
-            break
-    if not runs:
-        raise RunFailedError("no run left a result; the messages above say why")
-    return Done(runs, num_failed, is_interrupted)
-
-
-def _completed(planned: PlannedRun, run_dir: Path) -> Run | None:
-    """Return the run in ``run_dir`` if it is exactly the planned one and came to its end."""
-    try:
-        run = read_run(run_dir)
-    except UserError:
-        return None
-    is_same = run.result.config_hash == config_hash(planned.config.to_dict())
-    return run if is_same and run.result.status == "completed" else None
-
-
-def _accuracy(run: Run) -> str:
-    final = run.result.final_accuracy
-    return "no accuracy" if final is None else f"accuracy {100 * final:.1f} %"
+def _reached(run: Run, runs: list[Run]) -> str:
+    """Say how far a run came; with the client gain once both controls of its seed are there."""
+    gain = find_controls(completed_runs(runs)).gain_recovered(run.result)
+    recovered = "" if gain is None else f", client gain recovered {100 * gain:.0f} %"
+    return accuracy_text(run, runs) + recovered

@@ -32,9 +32,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.P
         task_id = bar.add_task(title, total=1.0, status="starting workers")
 
         def show(progress: execution.Progress) -> None:
-            done = progress.round / progress.num_rounds
-            if progress.num_samples:
-                done = max(done, min(1.0, progress.samples_seen / progress.num_samples))
+            done = progress.share_done
             accuracy = "–" if progress.accuracy is None else f"{100 * progress.accuracy:.1f} %"
             parts = [
                 f"round {progress.round}",
@@ -44,7 +42,8 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.P
             ]
             if 0 < done < 1:
                 left_s = (time.monotonic() - started) * (1 - done) / done
-                parts.append(f"{left_s:.0f} s left")
+                at_most = "at most " if progress.budget.target_accuracy else ""
+                parts.append(f"{at_most}{left_s:.0f} s left")
             bar.update(task_id, completed=done, status="  ".join(parts))
 
         yield show
@@ -61,6 +60,7 @@ def result_table(result: RunResult) -> Table:
 
     rows = {
         "status": result.status,
+        "ended by": result.ended_by or "–",
         "final accuracy": percent(result.final_accuracy),
         "best accuracy": percent(result.best_accuracy),
         "rounds": f"{result.rounds_completed:,}",

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
+from leansplit.experiments.controls import first_labels
 from leansplit.plugins import load_plugin
 from leansplit.server_app.config import RunConfig, flatten, run_config
 from leansplit.server_app.methods import METHODS, is_used
@@ -36,8 +37,26 @@ class PlannedRun:
     @property
     def folder(self) -> str:
         """Where its results go, below the experiment's output folder."""
-        slug = re.sub(r"[^a-z0-9]+", "-", self.label.lower()).strip("-")
-        return f"{slug}/seed-{self.config.seed}"
+        return f"{slug(self.label)}/seed-{self.config.seed}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One ``[[methods]]`` table: a row of the comparison."""
+
+    label: str
+    method: str
+    settings: Mapping[str, Any]
+    """Flat run keys, shared ones and overrides included; no seed."""
+
+    def plan(self, seed: int) -> PlannedRun:
+        """Return the row's run of one seed.
+
+        Raises:
+            UserError: for settings that no run can have.
+        """
+        settings = {**self.settings, "seed": seed}
+        return PlannedRun(label=self.label, config=run_config(self.method, settings))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,13 +68,21 @@ class Experiment:
     """One sentence: how learning rates were chosen."""
     target_accuracy: float | None
     seeds: tuple[int, ...]
+    rows: tuple[Row, ...]
+    """In the order of the file, which is that of tables and plots."""
     runs: tuple[PlannedRun, ...]
-    """All methods of the first seed, then of the next: something to compare shows early."""
+    """All rows of the first seed, then of the next. Of each seed first-order SFL and the frozen
+    client come first: from then on every run has a client gain recovered."""
 
     @property
     def order(self) -> list[str]:
         """Methods in the order of the file."""
-        return list(dict.fromkeys(run.config.method for run in self.runs))
+        return list(dict.fromkeys(row.method for row in self.rows))
+
+
+def slug(text: str) -> str:
+    """Return ``text`` as a name for a folder."""
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-.")
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -92,26 +119,25 @@ def experiment_on(
     Raises:
         UserError: as for :func:`load_experiment`.
     """
-    rows = [
-        _row(Path("--methods"), {"method": m}, {"task": task}, overrides or {}) for m in methods
-    ]
+    entries = [{"method": method} for method in dict.fromkeys(methods)]
+    rows = [_row(Path("--methods"), entry, {"task": task}, overrides or {}) for entry in entries]
     chosen = tuple(seeds) or (0,)
-    runs = tuple(
-        PlannedRun(label=label, config=run_config(method, {**settings, "seed": seed}))
-        for seed in chosen
-        for label, method, settings in rows
-    )
     return Experiment(
         title=task.capitalize(),
         learning_rates=None,
         target_accuracy=None,
         seeds=chosen,
-        runs=runs,
+        rows=tuple(rows),
+        runs=_runs(rows, chosen),
     )
 
 
 def load_experiment(
-    path: Path, *, seeds: Sequence[int] = (), overrides: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    seeds: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+    methods: Sequence[str] = (),
 ) -> Experiment:
     """Read and check an experiment file.
 
@@ -122,6 +148,7 @@ def load_experiment(
             module names; see :mod:`leansplit.plugins`).
         seeds: in place of the file's.
         overrides: run keys that win over the file's.
+        methods: only the rows of these methods or labels.
 
     Raises:
         UserError: for a file that cannot be read or keys that do not exist, naming them.
@@ -144,31 +171,43 @@ def load_experiment(
         raise UserError(f"seeds in {path} must be a list of whole numbers, got {chosen!r}")
     if len(set(chosen)) < len(chosen):
         raise UserError(f"seeds must differ, got {', '.join(map(str, chosen))}")
-    methods = content.get("methods", [])
-    if not isinstance(methods, list) or not methods:
+    tables = content.get("methods", [])
+    if not isinstance(tables, list) or not tables:
         raise UserError(f"{path} names no methods; add [[methods]] tables with a `method` key")
-    rows = [_row(path, entry, content.get("shared", {}), overrides or {}) for entry in methods]
-    labels = [label for label, _, _ in rows]
-    repeated = sorted({label for label in labels if labels.count(label) > 1})
+    rows = [_row(path, entry, content.get("shared", {}), overrides or {}) for entry in tables]
+    labels = [row.label for row in rows]
+    folders = [slug(label) for label in labels]
+    if "" in folders:
+        raise UserError(f"{path}: a label needs a letter or digit, got {labels!r}")
+    repeated = sorted({label for label in labels if folders.count(slug(label)) > 1})
     if repeated:
         raise UserError(f"{path} has several rows labelled {repeated}; give each its own label")
-    runs = tuple(
-        PlannedRun(label=label, config=run_config(method, {**settings, "seed": seed}))
-        for seed in chosen
-        for label, method, settings in rows
-    )
+    rows = _only(rows, methods)
     return Experiment(
         title=str(content.get("title", path.stem)),
         learning_rates=content.get("learning_rates"),
         target_accuracy=content.get("target_accuracy"),
         seeds=chosen,
-        runs=runs,
+        rows=tuple(rows),
+        runs=_runs(rows, chosen),
     )
 
 
-def _row(
-    path: Path, entry: Any, shared: Mapping[str, Any], overrides: Mapping[str, Any]
-) -> tuple[str, str, dict[str, Any]]:
+def _runs(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[PlannedRun, ...]:
+    first = first_labels((row.label, row.method) for row in rows)
+    order = sorted(rows, key=lambda row: first.index(row.label) if row.label in first else 2)
+    return tuple(row.plan(seed) for seed in seeds for row in order)
+
+
+def _only(rows: list[Row], names: Sequence[str]) -> list[Row]:
+    for name in names:
+        allowed = [name for row in rows for name in (row.method, row.label)]
+        if name not in allowed:
+            raise UserError(f"the experiment has no method {name!r}; {did_you_mean(name, allowed)}")
+    return [row for row in rows if not names or {row.method, row.label} & set(names)]
+
+
+def _row(path: Path, entry: Any, shared: Mapping[str, Any], overrides: Mapping[str, Any]) -> Row:
     if not isinstance(entry, Mapping) or "method" not in entry:
         raise UserError(f"every [[methods]] table of {path} needs a `method` key, got {entry!r}")
     settings = dict(entry)
@@ -180,4 +219,5 @@ def _row(
     used = {key: value for key, value in common.items() if is_used(method, key)}
     simulation = {"replica_storage": "worker"}
     winning = {key: value for key, value in used.items() if key in overrides}
-    return label, method, {**simulation, **used, **flatten(settings), **winning}
+    merged = {**simulation, **used, **flatten(settings), **winning}
+    return Row(label=label, method=method, settings=merged)

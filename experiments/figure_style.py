@@ -15,7 +15,7 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from leansplit.experiments.summary import FROZEN_METHOD
+from leansplit.experiments.controls import FROZEN_METHOD
 
 # Okabe and Ito's palette without yellow, which vanishes on white; black comes first.
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")

@@ -63,7 +63,7 @@ def _on_ray(
 
     def run(run_config: RunConfig, grid: Grid) -> Outcome:
         # Errors are carried out by hand: the engine would wrap and log them.
-        outcome = Outcome(run_config, status="failed")
+        outcome = Outcome(run_config, status="failed", ended_by="failed")
         try:
             outcome = execute(run_config, grid, stop=stop, on_progress=on_progress)
             outcomes.append(outcome)

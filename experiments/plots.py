@@ -30,7 +30,8 @@ from leansplit.experiments.figure_style import (
     render,
     seeds_text,
 )
-from leansplit.experiments.summary import MB, group_runs
+from leansplit.experiments.summary import group_runs
+from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, check_writable, write_files
 
 Floats = npt.NDArray[np.float64]

@@ -13,7 +13,8 @@ from rich.table import Table
 from leansplit.errors import UserError
 from leansplit.experiments.plots import accuracy_curves, plot_accuracy, plot_partition
 from leansplit.experiments.report_page import comparison_pictures, report_page, traffic_html
-from leansplit.experiments.summary import Summary, summary_markdown, summary_table, write_summary
+from leansplit.experiments.summary import Summary
+from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
 from leansplit.server_app.results import Run, find_runs, read_run, write_files
 
 REPORT_FILE = "report.html"

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from leansplit.experiments.figure_style import PAGE_INCHES
 from leansplit.experiments.inline_svg import LINE_THEME, THEME, inline_svg
 from leansplit.experiments.markdown_html import sections, table
-from leansplit.experiments.plots import accuracy_curves, accuracy_figure, partition_figure
+from leansplit.experiments.plots import Axis, accuracy_curves, accuracy_figure, partition_figure
 from leansplit.experiments.provenance_html import provenance_html
 from leansplit.experiments.summary import group_runs
 from leansplit.experiments.traffic_by_kind import (
@@ -124,7 +124,8 @@ def report_page(
 def comparison_pictures(runs: Sequence[Run], order: Sequence[str] = ()) -> list[Picture]:
     """Return accuracy against samples and bytes, traffic by kind, and the partition."""
     pictures = []
-    for axis, what in (("samples", "training samples seen"), ("bytes", "traffic in MB")):
+    axes: dict[Axis, str] = {"samples": "training samples seen", "bytes": "traffic in MB"}
+    for axis, what in axes.items():
         curves = accuracy_curves(runs, axis, order)
         if curves:
             ends = ", ".join(f"{c.label} {c.mean[-1]:.1f} %" for c in curves)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -10,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.errors import UserError, did_you_mean
 from leansplit.experiments.experiment import (
     Experiment,
     PlannedRun,
@@ -143,16 +142,9 @@ def base_experiment(
     if task is not None:
         raise UserError("an experiment names its task; remove --task")
     path = find_experiment(experiment)
-
-    def load(overrides: Mapping[str, Any]) -> Experiment:
-        loaded = load_experiment(path, seeds=seeds, overrides=overrides)
-        names = [name for run in loaded.runs for name in (run.config.method, run.label)]
-        for method in methods:
-            require_choice("method of the experiment", method, dict.fromkeys(names))
-        runs = [r for r in loaded.runs if not methods or {r.config.method, r.label} & {*methods}]
-        return dataclasses.replace(loaded, runs=tuple(runs))
-
-    return load
+    return lambda overrides: load_experiment(
+        path, seeds=seeds, overrides=overrides, methods=methods
+    )
 
 
 def parse_over(text: str) -> tuple[str, list[str]]:
@@ -225,12 +217,13 @@ def plan_sweep(
         raise UserError(f"two rows of the sweep would share the folder {clash}; rename one")
     if are_numbers(values):
         values.sort()
+    rows = [row.label for row in first.rows]
     sweep = Sweep(
         title=f"{first.title}: sweep over {name}",
         key=key,
         values=tuple(values),
         order=tuple(first.order),
-        places=places,
+        places=dict(sorted(places.items(), key=lambda item: rows.index(item[1].row))),
         target_accuracy=first.target_accuracy,
         learning_rates=first.learning_rates,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -76,7 +77,7 @@ def sweep_figure(measured: Measured, metric: Metric) -> Figure:
 
 
 def _draw_level(
-    axes: Axes, shown: Sequence[Point], metric: Metric, label: str, style: dict[str, object]
+    axes: Axes, shown: Sequence[Point], metric: Metric, label: str, style: dict[str, Any]
 ) -> None:
     look = {key: value for key, value in style.items() if key != "marker"}
     if not shown:  # in the legend all the same: a missing line is news

@@ -11,8 +11,9 @@ from typing import Any
 import pandas as pd
 
 from leansplit.experiments.provenance import value_text
-from leansplit.experiments.summary import MB, PERCENT, MethodSummary, Summary, summarise
+from leansplit.experiments.summary import PERCENT, MethodSummary, Summary, summarise
 from leansplit.experiments.sweep import Sweep
+from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run
 
 ReadRun = Callable[[Run, float], float | None]

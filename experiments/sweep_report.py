@@ -11,13 +11,14 @@ from rich import box
 from rich.table import Table
 
 from leansplit.errors import UserError
-from leansplit.experiments.compare import Say, ShowProgress, run_all
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.figure_style import render
 from leansplit.experiments.inline_svg import LINE_THEME
 from leansplit.experiments.provenance import ABSENT, value_text
 from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
+from leansplit.experiments.resume import Say, ShowProgress
+from leansplit.experiments.run_all import check_all, run_all
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
@@ -63,6 +64,7 @@ def run_sweep(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
+    check_all(runs, out_dir)
     done = run_all(runs, out_dir, show_progress=show_progress, say=say)
     files = write_sweep(out_dir, sweep, done.runs)
     return SweepReport(measure(sweep, done.runs), files, done.num_failed, done.is_interrupted)
@@ -105,7 +107,7 @@ def write_sweep(out_dir: Path, sweep: Sweep, runs: Sequence[Run]) -> list[Path]:
         "sweep.md": markdown.encode(),
         "sweep.csv": measured.table.to_csv(index=False, lineterminator="\n").encode(),
     }
-    pictures = []
+    pictures: list[Picture] = []
     for metric in measured.metrics:
         figure = sweep_figure(measured, metric)
         for suffix in ("png", "svg"):

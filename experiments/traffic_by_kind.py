@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import matplotlib as mpl
-import numpy as np
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 
@@ -21,13 +20,19 @@ from leansplit.experiments.figure_style import (
     literal,
     new_figure,
 )
-from leansplit.experiments.summary import MB, group_runs
+from leansplit.experiments.summary import group_runs
+from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run
 from leansplit.wire.kinds import DIRECTIONS, KINDS
 
+
+def _tint(color: str) -> str:
+    red, green, blue = (0.55 + 0.45 * part for part in to_rgb(color))
+    return to_hex((red, green, blue))
+
+
 # Tints of the palette: dark hatches stay visible on them, in grey and on a dark page too.
-_FILLS = tuple(to_hex(0.55 + 0.45 * np.asarray(to_rgb(color))) for color in COLORS[1:])
-_FILLS = ("#F8F8F8", *_FILLS)
+_FILLS = ("#F8F8F8", *map(_tint, COLORS[1:]))
 _EDGE = "#1A1A1A"
 _HATCHES = ("", "////", "....", "\\\\\\\\", "xxxx", "----", "||||", "++++", "oooo")
 

@@ -14,6 +14,7 @@ from leansplit.clients.partition import PartitionConfig, PartitionKind
 from leansplit.errors import UserError, did_you_mean, require_choice, require_positive
 from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
 from leansplit.models import MODELS
+from leansplit.server_app.budget import Budget
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS
 from leansplit.tasks import TASKS
@@ -47,7 +48,12 @@ class RunConfig:
     rounds: int = 300
     """T, the most rounds that the run takes."""
     samples: int = 0
-    """Budget: the run ends with the first round that reaches it; 0 = no budget but the rounds."""
+    """Budget: the run ends with the first round that reaches it; 0 = no such budget."""
+    megabytes: float = 0.0
+    """Budget of traffic, both directions, MB = 1e6 bytes: the run ends with the first round that
+    reaches it; 0 = no such budget."""
+    target_accuracy: float = 0.0
+    """The run ends at the first evaluation at or above this fraction; 0 = no target."""
     batch_size: int = 8
     """Samples of a client's batch."""
     seed: int = 0
@@ -100,7 +106,6 @@ class RunConfig:
         for name in (
             "clients",
             "cohort",
-            "rounds",
             "batch_size",
             "evaluation_batch_size",
             "clients_per_node",
@@ -108,15 +113,25 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        for name, lowest in (("samples", 0), ("evaluate_every", 0), ("workers", -1)):
+        for name, lowest in (("evaluate_every", 0), ("workers", -1)):
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
         require_cohort(self.cohort, self.clients)
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
+        self.budget()
         self.partition_config()
         self.method_config()
+
+    def budget(self) -> Budget:
+        """What ends the run."""
+        return Budget(
+            rounds=self.rounds,
+            samples=self.samples,
+            megabytes=self.megabytes,
+            target_accuracy=self.target_accuracy,
+        )
 
     def method_config(self) -> MethodConfig:
         """Return the settings of the method.

@@ -17,12 +17,13 @@ from flwr.serverapp import Grid
 from leansplit.errors import RunFailedError, UserError
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum
+from leansplit.server_app.budget import Budget, EndedBy
 from leansplit.server_app.client_costs import ClientCosts, measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.methods import METHODS
 from leansplit.strategies.federation import Federation
-from leansplit.strategies.running import Deployment, RoundReport, RunningStrategy
+from leansplit.strategies.running import Deployment, RoundReport, RunningStrategy, StopRunning
 from leansplit.tasks.task import Task
 from leansplit.wire import Ledger
 
@@ -36,14 +37,18 @@ class Progress:
     """Where a run stands, for progress displays."""
 
     round: int
-    num_rounds: int
     samples_seen: int
-    num_samples: int
-    """The budget; 0 if there is none."""
-    accuracy: float | None
-    """Of the last evaluation."""
     num_bytes: int
     """Traffic so far, both directions."""
+    accuracy: float | None
+    """Of the last evaluation."""
+    budget: Budget
+    """What the run may last."""
+
+    @property
+    def share_done(self) -> float:
+        """How much of the run is over at most: a target accuracy may end it any time."""
+        return self.budget.share_spent(self.round, self.samples_seen, self.num_bytes)
 
 
 @dataclass
@@ -52,6 +57,8 @@ class Outcome:
 
     config: RunConfig
     status: Status = "completed"
+    ended_by: EndedBy = "rounds"
+    """The budget that was spent first, or what cut the run short."""
     error: str | None = None
     rounds: list[dict[str, Any]] = field(default_factory=list)
     """One row for each evaluation."""
@@ -94,6 +101,7 @@ class Recorder:
         self._stop = stop
         self._on_progress = on_progress
         self._train_loss: float | None = None
+        self._budget = outcome.config.budget()
         self._started = time.monotonic()
 
     def on_set_up(self, federation: Federation) -> None:
@@ -102,21 +110,37 @@ class Recorder:
         self._outcome.label_counts = dict(sorted(federation.label_counts.items()))
 
     def on_round(self, report: RoundReport) -> bool:
-        """Count the round; False at the budget's end or when a stop was asked for."""
-        config, outcome = self._outcome.config, self._outcome
+        """Count the round; False at a budget's end or when a stop was asked for."""
+        outcome = self._outcome
         outcome.samples_seen, outcome.rounds_completed = report.samples_seen, report.round
         self._train_loss = report.train_loss
         self._show_progress()
-        is_spent = 0 < config.samples <= report.samples_seen
-        if self._stop.is_set() and not is_spent and report.round < config.rounds:
-            outcome.status = "interrupted"
-        elif not is_spent:
+        spent = self._budget.spent_by(report.samples_seen, self._strategy.ledger.total_bytes())
+        if spent:
+            outcome.ended_by = spent
+        elif self._stop.is_set() and report.round < self._budget.rounds:
+            outcome.status = outcome.ended_by = "interrupted"
+        else:
             return True
-        self.evaluate(report.round, self._strategy.arrays())  # the loop ends here and will not
+        # The loop ends here and will not evaluate.
+        metrics = self._add_row(report.round, self._strategy.arrays())
+        if spent and self._budget.is_reached(metrics["accuracy"]):
+            outcome.ended_by = "accuracy"  # both at once: that the target was reached says more
         return False
 
     def evaluate(self, round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate the global model and add a row."""
+        """Evaluate the global model and add a row.
+
+        Raises:
+            StopRunning: at the target accuracy.
+        """
+        metrics = self._add_row(round, arrays)
+        if self._budget.is_reached(metrics["accuracy"]):
+            self._outcome.ended_by = "accuracy"
+            raise StopRunning
+        return MetricRecord({**metrics})
+
+    def _add_row(self, round: int, arrays: ArrayRecord) -> dict[str, float]:
         self._model.load_state_dict(arrays.to_torch_state_dict())
         accuracy, loss = evaluate(
             self._model, self._task, self._outcome.config.evaluation_batch_size
@@ -136,20 +160,19 @@ class Recorder:
             }
         )
         self._show_progress()
-        return MetricRecord({"accuracy": accuracy, "loss": loss})
+        return {"accuracy": accuracy, "loss": loss}
 
     def _show_progress(self) -> None:
         if self._on_progress is None:
             return
-        rows, config = self._outcome.rounds, self._outcome.config
+        rows = self._outcome.rounds
         self._on_progress(
             Progress(
                 round=self._outcome.rounds_completed,
-                num_rounds=config.rounds,
                 samples_seen=self._outcome.samples_seen,
-                num_samples=config.samples,
-                accuracy=rows[-1]["accuracy"] if rows else None,
                 num_bytes=self._strategy.ledger.total_bytes(),
+                accuracy=rows[-1]["accuracy"] if rows else None,
+                budget=self._budget,
             )
         )
 
@@ -214,10 +237,10 @@ def execute(
     except UserError:
         raise
     except RunFailedError as error:
-        outcome.status, outcome.error = "failed", str(error)
+        _fail(outcome, str(error))
     except Exception as error:  # what was measured must not be lost to whatever went wrong
         log.exception("the run stopped")
-        outcome.status, outcome.error = "failed", f"{type(error).__name__}: {error}"
+        _fail(outcome, f"{type(error).__name__}: {error}")
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
@@ -227,6 +250,11 @@ def execute(
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
     return outcome
+
+
+def _fail(outcome: Outcome, error: str) -> None:
+    outcome.status = outcome.ended_by = "failed"
+    outcome.error = error
 
 
 def _measure_client(config: RunConfig, task: Task, model: SplitModel) -> ClientCosts:

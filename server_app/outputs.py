@@ -8,11 +8,11 @@ import numpy as np
 import safetensors.torch
 
 from leansplit.clients.partition import PartitionReport
+from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import Outcome
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import (
     RunResult,
-    collect_environment,
     config_hash,
     ledger_table,
     rounds_table,
@@ -38,6 +38,7 @@ def run_result(
         label=label or method.title,
         task=config.task,
         status=outcome.status,
+        ended_by=outcome.ended_by,
         error=outcome.error,
         config=config.to_dict(),
         config_hash=config_hash(config.to_dict()),

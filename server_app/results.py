@@ -8,15 +8,11 @@ are bytes, times are seconds. Files are replaced whole or not at all.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import io
 import json
 import math
 import os
-import platform
-import subprocess
 import uuid
-import warnings
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -27,12 +23,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
-import psutil
 import pyarrow as pa
 from pydantic import BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError
 from pydantic.dataclasses import dataclass
 
 from leansplit.errors import UserError
+from leansplit.server_app.budget import ROUNDING, EndedBy
 
 if TYPE_CHECKING:
     from leansplit.wire.ledger import LedgerEntry
@@ -60,7 +56,6 @@ LEDGER_COLUMNS: dict[str, str] = {
     "kind": "str",
     "bytes": "int64",
 }
-_PACKAGES = ("leansplit", "torch", "flwr", "ray", "numpy", "flwr-datasets")
 
 
 def to_plain(value: object) -> Any:
@@ -108,6 +103,7 @@ class RunResult:
     label: str  # display name; runs that share it are seeds of one table row
     task: str
     status: Literal["completed", "interrupted", "failed"]
+    ended_by: EndedBy | None = None  # None: written before budgets were recorded
     error: str | None = None
     config: PlainDict
     config_hash: str  # config_hash(config)
@@ -149,8 +145,7 @@ class Run:
 
     def first_crossing(self, target_accuracy: float) -> tuple[int, int] | None:
         """Return (samples seen, bytes both ways) at the first evaluation at or above the target."""
-        # The slack is for targets like 0.9 * 0.8, in floating point above the 0.72 that is meant.
-        reached = self.rounds[self.rounds["accuracy"] >= target_accuracy - 1e-9]
+        reached = self.rounds[self.rounds["accuracy"] >= target_accuracy - ROUNDING]
         if reached.empty:
             return None
         first = reached.sort_values("samples_seen").iloc[0]
@@ -276,30 +271,6 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob(RESULT_FILE))
 
 
-def collect_environment() -> tuple[dict[str, str], str | None, dict[str, Any]]:
-    """Return (versions, commit, hardware) of this process; never raises.
-
-    Host names and paths are left out on purpose: results are published.
-    """
-    versions = {"python": platform.python_version()}
-    for package in _PACKAGES:
-        try:
-            versions[package] = importlib.metadata.version(package)
-        except Exception:  # absent or broken metadata: the run matters more than this line
-            versions[package] = "not installed"
-    hardware: dict[str, Any] = dict.fromkeys(["cpu_model", "cores", "memory_gb", "gpu"])
-    hardware["platform"] = f"{platform.system()} {platform.machine()}"
-    for key, read in (("cpu_model", _cpu_model), ("cores", _cores), ("gpu", _gpu)):
-        with suppress(Exception):
-            hardware[key] = read()
-    with suppress(Exception):
-        hardware["memory_gb"] = round(psutil.virtual_memory().total / 1e9, 1)
-    commit: str | None = None
-    with suppress(Exception):
-        commit = _git_commit(Path(__file__).resolve())
-    return versions, commit, hardware
-
-
 def _typed(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
     if table.columns.empty:  # pandas names no columns for a list of no rows
         table = pd.DataFrame(columns=list(columns))
@@ -344,56 +315,3 @@ def _read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, pa.ArrowException) as error:
         raise UserError(f"cannot read {path}: not such a table ({error})") from error
-
-
-def _cpu_model() -> str | None:
-    with suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or None
-
-
-def _cores() -> int | None:
-    """Logical cores this process may use: fewer than the machine has under taskset or Slurm."""
-    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
-    return len(affinity(0)) if affinity else os.cpu_count()
-
-
-def _gpu() -> str | None:
-    import torch
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # a broken driver warns; it is then simply no GPU
-        if not torch.cuda.is_available():
-            return None
-        names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return ", ".join(f"{names.count(name)} x {name}" for name in dict.fromkeys(names))
-
-
-def _git_commit(source: Path) -> str | None:
-    """Commit of the checkout that tracks ``source``, None if there is none.
-
-    It must be tracked: a package installed inside another project is not that project's commit.
-    """
-    environment = {key: v for key, v in os.environ.items() if not key.startswith("GIT_")}
-
-    def git(*arguments: str) -> str:
-        return subprocess.run(
-            ["git", "--no-optional-locks", *arguments],
-            cwd=source.parent,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        ).stdout.strip()
-
-    try:
-        git("ls-files", "--error-unmatch", source.name)
-        head = git("rev-parse", "HEAD")
-        # Only files that can change what runs: a results folder in the checkout is not "dirty".
-        changed = git("status", "--porcelain", "--", ":/*.py", ":/*.toml")
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return f"{head}+dirty" if changed else head

@@ -115,6 +115,43 @@ def test_compare_summarises_and_skips_what_is_done(leansplit, tmp_path):
     assert code == 0 and err.count("done before") == 6
 
 
+def test_compare_runs_the_controls_of_each_seed_first(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(EXPERIMENT)
+    code, _, err = leansplit(
+        "compare", file, "--out", tmp_path / "out", "--methods", "ho-sfl,sflv1"
+    )
+    assert code == 0, err
+    lines = [line for line in err.splitlines() if "accuracy" in line and line.startswith("[")]
+    assert [line.split("] ")[1].split(":")[0] for line in lines] == [
+        "SFLV1, seed 0",
+        "HO-SFL, seed 0",
+        "SFLV1, seed 1",
+        "HO-SFL, seed 1",
+    ]
+    summary = pd.read_csv(tmp_path / "out" / "summary.csv")
+    assert summary["method"].tolist() == ["ho-sfl", "sflv1"]  # tables keep the file's order
+    code, _, err = leansplit("compare", file, "--methods", "sflv3")
+    assert code == cli.EXIT_USER_ERROR and "did you mean 'sflv1'" in err
+
+
+def test_compare_reruns_what_changed_and_says_what(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]"))
+    arguments = ("compare", file, "--out", tmp_path / "out")
+    assert leansplit(*arguments)[0] == 0
+    result = tmp_path / "out" / "sflv1" / "seed-0" / "result.json"
+    failed = json.loads(result.read_text()) | {"status": "failed"}
+    result.write_text(json.dumps(failed))
+    (tmp_path / "out" / "frozen-client" / "seed-0" / "result.json").write_text("{}")
+    code, _, err = leansplit(*arguments, "--set", "probe.num_perturbations=3")
+    assert code == 0, err
+    assert "its configuration changed (probe.num_perturbations: 5 -> 3); runs again" in err
+    assert "SFLV1, seed 0: it failed; runs again" in err
+    assert "not a leansplit result" in err and "done before" not in err
+    assert "Traceback" not in err
+
+
 def test_compare_keeps_going_when_a_run_fails(leansplit, tmp_path):
     file = tmp_path / "small.toml"
     broken = (
@@ -152,6 +189,8 @@ MISTAKES = {
     "P": (["ho-sfl", "--set", "probe.num_perturbations=0"], "at least 1"),
     "lr": (["ho-sfl", "--lr", "-1"], "above 0"),
     "alpha": (["ho-sfl", "--alpha", "0"], "alpha"),
+    "target": (["ho-sfl", "--target-accuracy", "80"], "must be a fraction"),
+    "megabytes": (["ho-sfl", "--megabytes", "-1"], "megabytes must be"),
     "rounds": (["ho-sfl", "--rounds", "0"], "rounds must be at least 1"),
     "data": (["ho-sfl", "--task", "images", "--set", "task_options.data_path=/nowhere"], "nowhere"),
     "packed fedavg": (["fedavg", "--set", "clients_per_node=2"], "clients_per_node"),
@@ -195,6 +234,8 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
         ("title = 'x'", "names no methods"),
         ("tilte = 'x'", "did you mean 'title'"),
         ("[[methods]\n", "cannot read experiment"),
+        ("[[methods]]\nmethod = 'ho-sfl'\nlabel = '★'", "needs a letter or digit"),
+        ("[shared]\nmegabytes = -1\n[[methods]]\nmethod = 'ho-sfl'", "megabytes must be"),
         ("[[methods]]\nmethod = 'ho-sfl'\n[[methods]]\nmethod = 'ho-sfl'", "own label"),
         ("[[methods]]\nmethod = 'frozen'\nclient.lr = 1.0", "does not use"),
     ],

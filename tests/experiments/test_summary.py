@@ -11,14 +11,8 @@ import pytest
 from rich.console import Console
 
 from leansplit.errors import UserError
-from leansplit.experiments.summary import (
-    MethodSummary,
-    Summary,
-    summarise,
-    summary_markdown,
-    summary_table,
-    write_summary,
-)
+from leansplit.experiments.summary import MethodSummary, Summary, summarise
+from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
 from leansplit.server_app.results import (
     Run,
     RunResult,
@@ -243,6 +237,89 @@ def test_a_missing_control_is_said(absent: str) -> None:
     assert all(row.gain_recovered_mean_percent is None for row in summary.rows)
     assert any(w.startswith("No seed has completed runs of both") for w in summary.warnings)
     assert (summary.target_accuracy is None) == (absent == "sflv1")
+
+
+# --- significance -------------------------------------------------------------------------------
+
+
+def seeds(method: str, finals: Sequence[float], **changes: Any) -> list[Run]:
+    return [make_run(method, seed, [final], **changes) for seed, final in enumerate(finals)]
+
+
+def test_significance_against_sfl_is_paired_over_seeds() -> None:
+    # Differences of 1, 2 and 3 points: mean 2, standard error 1 / sqrt(3), t = sqrt(12).
+    # With 2 degrees of freedom p = 1 - t / sqrt(2 + t^2) and t(0.975) = 4.30265.
+    runs = seeds("sflv1", [0.80, 0.70, 0.90]) + seeds("ho-sfl", [0.81, 0.72, 0.93])
+    runs += seeds("frozen", [0.5, 0.5, 0.5])
+    summary = summarise(runs)
+    row = row_of(summary, "ho-sfl")
+    assert row.num_seeds_with_sfl == 3
+    assert row.difference_to_sfl_points == pytest.approx(2)
+    assert row.p_value == pytest.approx(1 - (12 / 14) ** 0.5)
+    assert row.difference_to_sfl_low_points == pytest.approx(2 - 4.302653 / 3**0.5)
+    assert row.difference_to_sfl_high_points == pytest.approx(2 + 4.302653 / 3**0.5)
+    assert row.sign_flip_p_value == 2 / 8  # of 8 sign patterns only +++ and --- are as far out
+    sfl = row_of(summary, "sflv1")
+    assert sfl.num_seeds_with_sfl is sfl.difference_to_sfl_points is sfl.p_value is None
+    text = summary_markdown(summary, runs)
+    assert "## Against SFLV1" in text
+    assert "| HO-SFL | 3 | +2.0 | -0.5 to +4.5 | 0.074 | 0.250 |" in text
+    assert "2 methods are tested" in text and "below 0.025" in text
+    assert "| SFLV1 |" not in text.split("## Against SFLV1")[1].split("## ")[0]
+
+
+def test_below_three_common_seeds_nothing_is_said() -> None:
+    summary = summarise(comparison())
+    row = row_of(summary, "ho-sfl")
+    assert (row.num_seeds_with_sfl, row.p_value) == (2, None)
+    assert row.difference_to_sfl_low_points is None
+    assert "Nothing can be said of significance" in summary_markdown(summary, comparison())
+
+
+def test_only_common_seeds_are_paired() -> None:
+    runs = seeds("sflv1", [0.8, 0.7, 0.9]) + seeds("ho-sfl", [0.81, 0.72, 0.93, 0.1])
+    runs[1] = make_run("sflv1", 1, [0.7], status="failed")
+    assert row_of(summarise(runs), "ho-sfl").num_seeds_with_sfl == 2
+
+
+# --- budgets ------------------------------------------------------------------------------------
+
+
+def test_unequal_samples_are_expected_under_a_budget_of_bytes() -> None:
+    by_bytes: dict[str, Any] = {"ended_by": "bytes"}
+    runs = seeds("sflv1", [0.8], samples_per_evaluation=100, **by_bytes)
+    runs += seeds("frozen", [0.6], samples_per_evaluation=900, **by_bytes)
+    summary = summarise(runs)
+    assert summary.warnings == ()
+    assert row_of(summary, "sflv1").ended_by == "bytes"
+    assert "Runs were ended by: bytes." in summary_markdown(summary, runs)
+    runs += seeds("ho-sfl", [0.7], uplink_bytes=4_000_000, **by_bytes)
+    (warning,) = summarise(runs).warnings
+    assert "SFLV1 4, Frozen client 4, HO-SFL 5 MB" in warning
+
+
+def test_different_budgets_are_said() -> None:
+    runs = seeds("sflv1", [0.8], ended_by="bytes") + seeds("frozen", [0.6], ended_by="rounds")
+    (warning,) = summarise(runs).warnings
+    assert "SFLV1 by bytes; Frozen client by rounds" in warning
+
+
+def test_a_run_that_ended_at_its_target_has_no_final_accuracy_to_compare() -> None:
+    config = {"target_accuracy": 0.8}
+    at = {"config": config, "config_hash": config_hash(config), "ended_by": "accuracy"}
+    late = at | {"ended_by": "rounds"}
+    runs = [
+        *seeds("sflv1", [0.8, 0.81, 0.82], **at),
+        *seeds("ho-sfl", [0.8, 0.8, 0.83], samples_per_evaluation=300, **at),
+        *seeds("frozen", [0.6, 0.6, 0.6], samples_per_evaluation=900, **late),
+    ]
+    summary = summarise(runs)
+    assert summary.target_accuracy == 0.8  # what the runs were to reach
+    assert len(summary.warnings) == 1 and "compare samples and bytes" in summary.warnings[0]
+    row = row_of(summary, "ho-sfl")
+    assert row.gain_recovered_mean_percent is row.p_value is None
+    assert row.samples_to_target == 300
+    assert summarise(runs, target_accuracy=0.5).target_accuracy == 0.5
 
 
 # --- fairness and status ------------------------------------------------------------------------

@@ -1,0 +1,224 @@
+"""The comparison for readers: `summary.csv`, `summary.md` and the table on the terminal."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from rich import box
+from rich.table import Table
+
+from leansplit.experiments.fairness import quantity
+from leansplit.experiments.significance import MIN_COMMON_SEEDS
+from leansplit.experiments.summary import MethodSummary, Summary, summarise
+from leansplit.server_app.results import Run, RunResult, write_files
+
+_NONE = "–"
+
+
+def write_summary(
+    out_dir: Path,
+    runs: Sequence[Run],
+    *,
+    order: Sequence[str] = (),
+    target_accuracy: float | None = None,
+    learning_rate_note: str | None = None,
+) -> Summary:
+    """Write `summary.csv` and `summary.md` and return what they say.
+
+    Arguments and errors as `summarise`; ``out_dir`` is created if needed and must be writable;
+    ``learning_rate_note`` says in one sentence how learning rates were chosen.
+    """
+    summary = summarise(runs, order=order, target_accuracy=target_accuracy)
+    contents = {
+        "summary.csv": summary.table.to_csv(index=False, lineterminator="\n").encode(),
+        "summary.md": summary_markdown(summary, runs, learning_rate_note).encode(),
+    }
+    write_files(out_dir, contents)
+    return summary
+
+
+def summary_table(summary: Summary, title: str | None = None) -> Table:
+    """Return the comparison for a terminal of 80 columns; warnings are not part of it."""
+    table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
+    table.caption = _target_sentence(summary)
+    if summary.sfl_label:
+        table.caption += f" p: paired t-test against {summary.sfl_label}; summary.md has more."
+    for index, header in enumerate(_TERMINAL):
+        # Only headers and remarks on seeds may wrap: a number split from its spread misleads.
+        justify: Literal["left", "right"] = "right" if index else "left"
+        table.add_column(header.replace(" ", "\n"), justify=justify, no_wrap=header != "Seeds")
+    for row in summary.rows:
+        table.add_row(*(_CELLS[header](row) for header in _TERMINAL))
+    return table
+
+
+def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = None) -> str:
+    """Return `summary.md`: accuracy, cost, how to read them, where the numbers come from."""
+    results = [run.result for run in runs]
+    parts = [f"# Comparison on {results[0].task}", ""]
+    parts += _markdown_table(summary, _ACCURACY)
+    parts += ["", "## Cost", "", *_markdown_table(summary, _COST)]
+    parts += _against_sfl(summary)
+    if summary.warnings:
+        parts += ["", "## Warnings", "", *(f"- {warning}" for warning in summary.warnings)]
+    parts += ["", "## How to read this", "", *(f"- {line}" for line in _HOW_TO_READ)]
+    sfl = f"First-order SFL here is {summary.sfl_label}." if summary.sfl_label else ""
+    ends = sorted({row.ended_by for row in summary.rows if row.ended_by})
+    ended_by = f"Runs were ended by: {', '.join(ends)}." if ends else ""
+    note = f"Learning rates: {rates}" if rates else ""
+    parts += [f"- {line}" for line in (sfl, ended_by, _target_sentence(summary), note) if line]
+    parts += ["", "## Provenance", "", *provenance(results)]
+    return "\n".join(parts) + "\n"
+
+
+def provenance(results: Sequence[RunResult]) -> list[str]:
+    """Return list items that say where numbers come from: versions, hardware, commands, dates."""
+    dates = sorted(result.started_at[:10] for result in results)
+    facts = {
+        "Versions": [", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in results],
+        "Commit": [r.commit or "not a git checkout" for r in results],
+        "Hardware": [", ".join(f"{k}: {v}" for k, v in r.hardware.items()) for r in results],
+        "Command": [f"`{shlex.join(r.command)}`" if r.command else "" for r in results],
+        "Seeds": [", ".join(map(str, sorted({r.root_seed for r in results})))],
+        "Date": [dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"],
+    }
+    return [
+        f"- {name}: {value or 'not recorded'}"
+        for name, values in facts.items()
+        for value in dict.fromkeys(values)
+    ]
+
+
+def _against_sfl(summary: Summary) -> list[str]:
+    """Return the section on significance: a table, or why there is none."""
+    rows = [row for row in summary.rows if row.num_seeds_with_sfl is not None]
+    if summary.sfl_label is None or not rows:
+        return []
+    parts = ["", f"## Against {summary.sfl_label}", ""]
+    if all((row.num_seeds_with_sfl or 0) < MIN_COMMON_SEEDS for row in rows):
+        return [
+            *parts,
+            f"Nothing can be said of significance: no method has {MIN_COMMON_SEEDS} completed "
+            "seeds in common with it. Add seeds: `--seeds 0,1,2,3,4`.",
+        ]
+    tested = sum(row.p_value is not None for row in rows)
+    parts += _markdown_table(summary, _SIGNIFICANCE, rows)
+    parts += ["", *(f"- {line}" for line in _HOW_TO_READ_SIGNIFICANCE)]
+    if tested > 1:
+        parts.append(
+            f"- {tested} methods are tested, and p is not corrected for that: to hold the chance "
+            f"of one false finding below 5 %, call p below {0.05 / tested:.3g} significant."
+        )
+    return parts
+
+
+_HOW_TO_READ = (
+    "Methods are compared at equal samples seen, and against the bytes that crossed; never at "
+    "equal rounds.",
+    "Client gain recovered = (method − frozen) / (first-order SFL − frozen), per seed, then "
+    "averaged. 0 %: what the server reaches while clients never learn; 100 %: what backpropagation "
+    "on the clients adds. Where frozen matches SFL, matching SFL shows nothing.",
+    "± is the sample standard deviation over seeds. Only completed runs enter means.",
+    "Traffic is the encoded payload of all clients together; 1 MB = 1e6 bytes. Round trips are "
+    "those on the critical path; forwards and backwards are client passes per training sample.",
+)
+
+
+_HOW_TO_READ_SIGNIFICANCE = (
+    "Differences are of final accuracies, paired over the seeds that both have: a seed fixes "
+    "initial weights, partition and cohorts. p is that of the paired t-test, two-sided; the "
+    "interval is the one that belongs to it. Both take differences to be roughly normal.",
+    "The exact sign-flip test takes nothing of the kind, but cannot go below 2 / 2^n: 0.25 for "
+    "3 seeds, 0.0625 for 5. From 6 seeds on it can confirm the first.",
+    "A large p does not say that methods are equal: read the interval for what is still possible.",
+    "– : fewer than 3 common seeds, or the same difference on every seed: nothing can be said.",
+)
+
+
+def _plus_minus(mean: float | None, std: float | None) -> str:
+    if mean is None:
+        return _NONE
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
+def _quantity(value: float | None) -> str:
+    return _NONE if value is None else quantity(value)
+
+
+def _interval(row: MethodSummary) -> str:
+    low, high = row.difference_to_sfl_low_points, row.difference_to_sfl_high_points
+    return _NONE if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def _seeds(row: MethodSummary) -> str:
+    lost = [(row.num_failed, "failed"), (row.num_interrupted, "interrupted")]
+    remarks = ", ".join(f"{count} {what}" for count, what in lost if count)
+    return f"{row.num_completed}/{row.num_seeds}" + (f" ({remarks})" if remarks else "")
+
+
+def _to_target(row: MethodSummary, value: float | None) -> str:
+    if value is None and row.num_reached_target:
+        return f"{row.num_reached_target}/{row.num_completed} seeds"
+    return _quantity(value)
+
+
+_CELLS: dict[str, Callable[[MethodSummary], str]] = {
+    "Method": lambda r: r.label,
+    "Seeds": _seeds,
+    "Accuracy (%)": lambda r: _plus_minus(r.accuracy_mean_percent, r.accuracy_std_percent),
+    "Best (%)": lambda r: _plus_minus(r.best_accuracy_mean_percent, r.best_accuracy_std_percent),
+    "Client gain recovered (%)": lambda r: _plus_minus(
+        r.gain_recovered_mean_percent, r.gain_recovered_std_percent
+    ),
+    "Samples seen": lambda r: _quantity(r.samples_seen),
+    "Samples to target": lambda r: _to_target(r, r.samples_to_target),
+    "MB to target": lambda r: _to_target(r, r.mb_to_target),
+    "Uplink (MB)": lambda r: _quantity(r.uplink_mb),
+    "Downlink (MB)": lambda r: _quantity(r.downlink_mb),
+    "Total (MB)": lambda r: _quantity(r.total_mb),
+    "Round trips": lambda r: _quantity(r.num_exchanges),
+    "Forwards per sample": lambda r: _quantity(r.client_forwards_per_sample),
+    "Backwards per sample": lambda r: _quantity(r.client_backwards_per_sample),
+    "Client step (GFLOPs)": lambda r: _quantity(r.client_step_gflops),
+    "Client peak memory (MB)": lambda r: _quantity(r.client_peak_memory_mb),
+    "Wall time (s)": lambda r: _quantity(r.wall_time_s),
+    "Common seeds": lambda r: str(r.num_seeds_with_sfl or 0),
+    "Difference (points)": lambda r: (
+        _NONE if r.difference_to_sfl_points is None else f"{r.difference_to_sfl_points:+.1f}"
+    ),
+    "95 % interval": _interval,
+    "p": lambda r: _p(r.p_value),
+    "p (sign flips)": lambda r: _p(r.sign_flip_p_value),
+}
+_HEADERS = tuple(_CELLS)
+_ACCURACY = _HEADERS[:8]
+_COST = ("Method", *_HEADERS[8:17])
+_SIGNIFICANCE = ("Method", *_HEADERS[17:])
+_TERMINAL = (*_HEADERS[:3], *_HEADERS[4:5], "p", *_HEADERS[7:8], *_HEADERS[10:12])
+
+
+def _markdown_table(
+    summary: Summary, headers: Sequence[str], only: Sequence[MethodSummary] | None = None
+) -> list[str]:
+    rows = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
+    shown = summary.rows if only is None else only
+    rows += [[_CELLS[h](row).replace("|", "\\|") for h in headers] for row in shown]
+    return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _target_sentence(summary: Summary) -> str:
+    if summary.target_accuracy is None:
+        return "No target accuracy: none was given and no first-order SFL run completed."
+    return (
+        f"Target accuracy: {100 * summary.target_accuracy:.1f} %, counted at the first "
+        "evaluation at or above it, where every completed seed reaches it."
+    )
