@@ -133,7 +133,7 @@ def reading_of(experiment: Path) -> Reading:
     rates = content.get("learning_rates")
     return Reading(
         title=title if isinstance(title, str) else None,
-        order=list(dict.fromkeys(str(row["method"]) for row in rows if "method" in row)),
+        order=tuple(dict.fromkeys(str(row["method"]) for row in rows if "method" in row)),
         target_accuracy=target if isinstance(target, float) else None,
         learning_rates=rates if isinstance(rates, str) else None,
     )

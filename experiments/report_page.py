@@ -49,8 +49,12 @@ class Picture:
         svg = inline_svg(
             self.figure, name=self.name, description=self.description, theme=self.theme
         )
-        wide = ' class="wide"' if self.figure.get_size_inches()[0] >= PAGE_INCHES else ""
-        return f"<figure{wide}>\n{svg}\n<figcaption>{escape(self.caption)}</figcaption>\n</figure>"
+        caption = f"<figcaption>{escape(self.caption)}</figcaption>"
+        if self.figure.get_size_inches()[0] < PAGE_INCHES:
+            return f"<figure>\n{svg}\n{caption}\n</figure>"
+        name = escape(self.caption)
+        region = f'<div class="scroll" tabindex="0" role="region" aria-label="{name}">'
+        return f'<figure class="wide">\n{region}\n{svg}\n</div>\n{caption}\n</figure>'
 
 
 def report_page(

@@ -155,7 +155,7 @@ def parse_over(text: str) -> tuple[str, list[str]]:
     """
     key, separator, listed = text.partition("=")
     key = SYMBOLS.get(key.strip(), key.strip())
-    values = [v.strip() for v in re.findall(r"(?:\[[^\]]*\]|\"[^\"]*\"|[^,])+", listed)]
+    values = [value.strip() for value in re.split(r",(?![^\[]*\])", listed)]
     if not separator or not key:
         raise UserError(f"--over takes key=v1,v2,v3, got {text!r}; try --over mu=1e-4,1e-3,1e-2")
     if key in _REFUSED:
