@@ -186,6 +186,64 @@ def compare(
 
 
 @cli.command()
+def tune(
+    experiment: Annotated[str, typer.Argument(help="Experiment file, or a shipped experiment.")],
+    out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
+    write: Annotated[
+        bool, typer.Option("--write", help="Put the best settings into the experiment file.")
+    ] = False,
+    methods: Annotated[
+        str | None, typer.Option(help="Only these methods or labels, such as ho-sfl,frozen.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
+    ] = None,
+) -> None:
+    """Tune every method of an experiment with the same effort, on held-out training data."""
+    from leansplit.experiments import tune as tuning
+    from leansplit.experiments import tuning_report as report
+    from leansplit.experiments.display import progress_bar
+    from leansplit.experiments.experiment import find_experiment, load_experiment
+    from leansplit.experiments.experiment_file import write_settings
+    from leansplit.server_app.results import utc_now
+
+    path = find_experiment(experiment)
+    overrides = _settings(set_)
+    planned = load_experiment(path, overrides=overrides, methods=_names(methods))
+    out_dir = out or Path("runs") / f"{path.stem}-tuning"
+    stderr, console = Console(stderr=True), Console()
+    done = tuning.tune(
+        planned,
+        out_dir,
+        show_progress=lambda title: progress_bar(stderr, title),
+        say=lambda line: stderr.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    files = report.write_tuning(out_dir, done, planned.title)
+    console.print(report.tuning_summary(done, planned.title))
+    for warning in done.warnings:
+        console.print(f"note: {warning}", markup=False, soft_wrap=True)
+    if done.is_interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if write and done.chosen:
+        in_file = load_experiment(path)  # without what the command line changed
+        note = report.learning_rate_note(
+            done,
+            utc_now()[:10],
+            before=(planned.learning_rates or "not recorded.")
+            if len(done.chosen) < len(in_file.rows)
+            else None,
+            overrides=overrides,
+        )
+        write_settings(path, tuning.settings_to_write(in_file, done), note)
+        files.append(path)
+    for file in files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+    if len(done.chosen) < len(done.rows):
+        raise RunFailedError("a method has no setting that worked; the notes above say why")
+
+
+@cli.command()
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results below it.")],
 ) -> None:

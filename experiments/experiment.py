@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,7 @@ from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
 from leansplit.experiments.controls import first_labels
+from leansplit.experiments.tuning_config import Tuning, method_tuning, read_tuning
 from leansplit.plugins import load_plugin
 from leansplit.server_app.config import RunConfig, flatten, run_config
 from leansplit.server_app.methods import METHODS, is_used
@@ -22,6 +24,7 @@ _KEYS = (
     "target_accuracy",
     "plugins",
     "shared",
+    "tuning",
     "methods",
 )
 
@@ -33,11 +36,18 @@ class PlannedRun:
     label: str
     """The row it belongs to."""
     config: RunConfig
+    setting: str = ""
+    """What sets it apart from the row's other runs of one seed, while tuning."""
+
+    @property
+    def name(self) -> str:
+        """The row, and the setting if there are several."""
+        return f"{self.label}, {self.setting}" if self.setting else self.label
 
     @property
     def folder(self) -> str:
         """Where its results go, below the experiment's output folder."""
-        return f"{slug(self.label)}/seed-{self.config.seed}"
+        return f"{slug(self.label)}/{slug(self.setting) or f'seed-{self.config.seed}'}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +58,12 @@ class Row:
     method: str
     settings: Mapping[str, Any]
     """Flat run keys, shared ones and overrides included; no seed."""
+    tuning: Tuning
+    """How it is tuned: the experiment's tuning with its own rates."""
+
+    def with_settings(self, settings: Mapping[str, Any]) -> Row:
+        """Return the row with other run keys on top."""
+        return dataclasses.replace(self, settings={**self.settings, **settings})
 
     def plan(self, seed: int) -> PlannedRun:
         """Return the row's run of one seed.
@@ -68,6 +84,7 @@ class Experiment:
     """One sentence: how learning rates were chosen."""
     target_accuracy: float | None
     seeds: tuple[int, ...]
+    tuning: Tuning
     rows: tuple[Row, ...]
     """In the order of the file, which is that of tables and plots."""
     runs: tuple[PlannedRun, ...]
@@ -120,9 +137,11 @@ def experiment_on(
         UserError: as for :func:`load_experiment`.
     """
     entries = [{"method": method} for method in dict.fromkeys(methods)]
-    rows = [_row(Path("--methods"), entry, {"task": task}, overrides or {}) for entry in entries]
+    source, shared, tuning = Path("--methods"), {"task": task}, read_tuning({})
+    rows = [_row(source, entry, shared, overrides or {}, tuning) for entry in entries]
     chosen = tuple(seeds) or (0,)
     return Experiment(
+        tuning=tuning,
         title=task.capitalize(),
         learning_rates=None,
         target_accuracy=None,
@@ -143,9 +162,9 @@ def load_experiment(
 
     Args:
         path: TOML with ``shared`` (run keys), ``methods`` (a list of tables with ``method``, an
-            optional ``label``, and run keys), ``seeds``, and optionally ``title``,
-            ``learning_rates``, ``target_accuracy`` and ``plugins`` (files relative to this one, or
-            module names; see :mod:`leansplit.plugins`).
+            optional ``label``, run keys and a ``tuning`` table), ``seeds``, and optionally
+            ``title``, ``learning_rates``, ``target_accuracy``, ``tuning`` and ``plugins`` (files
+            relative to this one, or module names; see :mod:`leansplit.plugins`).
         seeds: in place of the file's.
         overrides: run keys that win over the file's.
         methods: only the rows of these methods or labels.
@@ -174,7 +193,9 @@ def load_experiment(
     tables = content.get("methods", [])
     if not isinstance(tables, list) or not tables:
         raise UserError(f"{path} names no methods; add [[methods]] tables with a `method` key")
-    rows = [_row(path, entry, content.get("shared", {}), overrides or {}) for entry in tables]
+    tuning = read_tuning(content.get("tuning", {}))
+    shared = content.get("shared", {})
+    rows = [_row(path, entry, shared, overrides or {}, tuning) for entry in tables]
     labels = [row.label for row in rows]
     folders = [slug(label) for label in labels]
     if "" in folders:
@@ -188,6 +209,7 @@ def load_experiment(
         learning_rates=content.get("learning_rates"),
         target_accuracy=content.get("target_accuracy"),
         seeds=chosen,
+        tuning=tuning,
         rows=tuple(rows),
         runs=_runs(rows, chosen),
     )
@@ -207,7 +229,13 @@ def _only(rows: list[Row], names: Sequence[str]) -> list[Row]:
     return [row for row in rows if not names or {row.method, row.label} & set(names)]
 
 
-def _row(path: Path, entry: Any, shared: Mapping[str, Any], overrides: Mapping[str, Any]) -> Row:
+def _row(
+    path: Path,
+    entry: Any,
+    shared: Mapping[str, Any],
+    overrides: Mapping[str, Any],
+    tuning: Tuning,
+) -> Row:
     if not isinstance(entry, Mapping) or "method" not in entry:
         raise UserError(f"every [[methods]] table of {path} needs a `method` key, got {entry!r}")
     settings = dict(entry)
@@ -215,9 +243,10 @@ def _row(path: Path, entry: Any, shared: Mapping[str, Any], overrides: Mapping[s
     if method not in METHODS:
         raise UserError(f"unknown method {method!r} in {path}; {did_you_mean(method, METHODS)}")
     label = str(settings.pop("label", METHODS[method].title))
+    tuned = method_tuning(tuning, method, settings.pop("tuning", {}))
     common = {**flatten(shared), **overrides}  # a method takes what it uses of what is for all
     used = {key: value for key, value in common.items() if is_used(method, key)}
     simulation = {"replica_storage": "worker"}
     winning = {key: value for key, value in used.items() if key in overrides}
     merged = {**simulation, **used, **flatten(settings), **winning}
-    return Row(label=label, method=method, settings=merged)
+    return Row(label=label, method=method, settings=merged, tuning=tuned)

@@ -56,7 +56,7 @@ def run_unless_done(
     try:
         with show_progress(title) as on_progress:
             result = run_and_write(
-                planned.config, run_dir, label=planned.label, on_progress=on_progress
+                planned.config, run_dir, label=planned.name, on_progress=on_progress
             )
     except RunFailedError as error:
         return Attempt(None, "failed", str(error))

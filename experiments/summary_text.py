@@ -64,10 +64,16 @@ def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = 
     parts += _against_sfl(summary)
     if summary.warnings:
         parts += ["", "## Warnings", "", *(f"- {warning}" for warning in summary.warnings)]
-    parts += ["", "## How to read this", "", *(f"- {line}" for line in _HOW_TO_READ)]
+    ends = {end for row in summary.rows for end in row.ended_by.split(", ") if end}
+    compared_at = _AT_EQUAL_SAMPLES
+    if "accuracy" in ends:
+        compared_at = _AT_THE_TARGET
+    elif ends == {"bytes"}:
+        compared_at = _AT_EQUAL_BYTES
+    parts += ["", "## How to read this", ""]
+    parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ)]
     sfl = f"First-order SFL here is {summary.sfl_label}." if summary.sfl_label else ""
-    ends = sorted({row.ended_by for row in summary.rows if row.ended_by})
-    ended_by = f"Runs were ended by: {', '.join(ends)}." if ends else ""
+    ended_by = f"Runs were ended by: {', '.join(sorted(ends))}." if ends else ""
     note = f"Learning rates: {rates}" if rates else ""
     parts += [f"- {line}" for line in (sfl, ended_by, _target_sentence(summary), note) if line]
     parts += ["", "## Provenance", "", *provenance(results)]
@@ -115,9 +121,19 @@ def _against_sfl(summary: Summary) -> list[str]:
     return parts
 
 
-_HOW_TO_READ = (
+_AT_EQUAL_SAMPLES = (
     "Methods are compared at equal samples seen, and against the bytes that crossed; never at "
-    "equal rounds.",
+    "equal rounds."
+)
+_AT_EQUAL_BYTES = (
+    "Methods are compared at equal bytes, both directions: a method that sends less sees more "
+    "samples, and that is the point. Never compare at equal rounds."
+)
+_AT_THE_TARGET = (
+    "Runs end where they reach the target: compare samples and bytes to target, round trips and "
+    "passes, not final accuracies."
+)
+_HOW_TO_READ = (
     "Client gain recovered = (method − frozen) / (first-order SFL − frozen), per seed, then "
     "averaged. 0 %: what the server reaches while clients never learn; 100 %: what backpropagation "
     "on the clients adds. Where frozen matches SFL, matching SFL shows nothing.",

@@ -4,6 +4,7 @@ import json
 import os
 import signal
 import sys
+import tomllib
 
 import pandas as pd
 import pytest
@@ -181,6 +182,50 @@ def test_sweep_writes_tables_and_report_rebuilds_them(leansplit, tmp_path):
     assert code == cli.EXIT_USER_ERROR and "did you mean 'cohort'" in err
 
 
+TUNING = """
+[tuning]
+max_settings = 4
+max_extensions = 0
+zeroth_client = [{ name = "sgd", lr = [0.01, 0.1] }]
+run.rounds = 5
+"""
+
+
+def test_tune_writes_what_it_chose_and_resumes(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text("# mine\n" + EXPERIMENT.replace("[shared]", TUNING + "[shared]"))
+    arguments = ("tune", file, "--out", tmp_path / "out", "--write", "--methods", "ho-sfl,frozen")
+    code, out, err = leansplit(*arguments)
+    assert code == 0, err
+    assert "HO-SFL" in out and "lies at the edge" in out
+    table = pd.read_csv(tmp_path / "out" / "tuning.csv")
+    assert table.groupby("method", sort=False).size().to_dict() == {"ho-sfl": 4, "frozen": 4}
+    best = table[table["is_best"]].set_index("method")
+    written = tomllib.loads(file.read_text())
+    assert file.read_text().startswith("# mine\n")
+    by_method = {entry["method"]: entry for entry in written["methods"]}
+    assert by_method["ho-sfl"]["client"]["lr"] == best.loc["ho-sfl", "client.lr"]
+    assert by_method["frozen"]["server"]["lr"] == best.loc["frozen", "server.lr"]
+    assert "client" not in by_method["sflv1"]
+    assert "For the others: not recorded." in written["learning_rates"]
+    code, _, err = leansplit(*arguments)
+    assert code == 0 and err.count("done before") == 8  # what was written changes no tuning run
+    assert leansplit("compare", file, "--out", tmp_path / "compared", "--seeds", 0)[0] == 0
+    assert written["learning_rates"] in (tmp_path / "compared" / "summary.md").read_text()
+
+
+def test_tune_fails_where_a_method_has_no_setting_that_works(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    bad = TUNING + "server.lr = [2e38, 3e38]\n[shared]"
+    file.write_text(EXPERIMENT.replace("[shared]", bad))
+    before = file.read_text()
+    arguments = ("--out", tmp_path / "out", "--write", "--methods", "frozen")
+    code, out, err = leansplit("tune", file, *arguments)
+    assert code == cli.EXIT_FAILED, err
+    assert "no setting that worked" in err and "non-finite" in out + err
+    assert "Traceback" not in err and file.read_text() == before
+
+
 def test_compare_keeps_going_when_a_run_fails(leansplit, tmp_path):
     file = tmp_path / "small.toml"
     broken = (
@@ -274,6 +319,26 @@ def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
     file.write_text(content)
     code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
     assert code == cli.EXIT_USER_ERROR and hint in err, err
+
+
+@pytest.mark.parametrize(
+    ("content", "hint"),
+    [
+        ("[tuning]\nseed = 0\n[[methods]]\nmethod = 'frozen'", "the comparison uses seed 0"),
+        ("[tuning]\nsed = 0\n[[methods]]\nmethod = 'frozen'", "did you mean 'seed'"),
+        ("[tuning]\nclient.lr = 0.1\n[[methods]]\nmethod = 'frozen'", "list of rates"),
+        ("[tuning]\nmax_settings = 9\n[[methods]]\nmethod = 'ho-sfl'", "shared equally"),
+        ("[tuning]\nrun.sampels = 9\n[[methods]]\nmethod = 'ho-sfl'", "did you mean 'samples'"),
+        ("[[methods]]\nmethod = 'frozen'\ntuning.client.lr = [1]", "does not use 'client.lr'"),
+        ("title = 'x'", "names no methods"),
+    ],
+)
+def test_mistakes_in_tuning_are_found_before_a_run(leansplit, tmp_path, content, hint):
+    file = tmp_path / "experiment.toml"
+    file.write_text(content)
+    code, _, err = leansplit("tune", file, "--out", tmp_path / "out")
+    assert code == cli.EXIT_USER_ERROR and hint in err, err
+    assert not list((tmp_path / "out").glob("*/*/result.json"))
 
 
 def test_missing_experiment_names_the_shipped_ones(leansplit):

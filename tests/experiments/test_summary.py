@@ -292,7 +292,9 @@ def test_unequal_samples_are_expected_under_a_budget_of_bytes() -> None:
     summary = summarise(runs)
     assert summary.warnings == ()
     assert row_of(summary, "sflv1").ended_by == "bytes"
-    assert "Runs were ended by: bytes." in summary_markdown(summary, runs)
+    text = summary_markdown(summary, runs)
+    assert "Runs were ended by: bytes." in text
+    assert "compared at equal bytes" in text and "compared at equal samples" not in text
     runs += seeds("ho-sfl", [0.7], uplink_bytes=4_000_000, **by_bytes)
     (warning,) = summarise(runs).warnings
     assert "SFLV1 4, Frozen client 4, HO-SFL 5 MB" in warning
@@ -316,6 +318,7 @@ def test_a_run_that_ended_at_its_target_has_no_final_accuracy_to_compare() -> No
     summary = summarise(runs)
     assert summary.target_accuracy == 0.8  # what the runs were to reach
     assert len(summary.warnings) == 1 and "compare samples and bytes" in summary.warnings[0]
+    assert "Runs end where they reach the target" in summary_markdown(summary, runs)
     row = row_of(summary, "ho-sfl")
     assert row.gain_recovered_mean_percent is row.p_value is None
     assert row.samples_to_target == 300

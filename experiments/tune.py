@@ -1,0 +1,266 @@
+"""Tune every method of an experiment with the same effort, on held-out training data.
+
+The settings are those of :mod:`leansplit.experiments.tuning_grid`, evaluated on a validation split
+and on a seed that the comparison does not use. The best has the highest final accuracy, the lower
+loss among equals. A setting that fails, non-finite for instance, has lost, and is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from leansplit.errors import UserError
+from leansplit.experiments.experiment import Experiment, PlannedRun, Row
+from leansplit.experiments.preflight import check_run
+from leansplit.experiments.resume import Attempt, Say, ShowProgress, run_unless_done
+from leansplit.experiments.tuning_config import ClientChoice, Tuning, has_zeroth_client
+from leansplit.experiments.tuning_grid import Grid, Point, method_grid
+from leansplit.server_app.config import flatten
+from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.methods.spec import SECTIONS
+from leansplit.server_app.results import RunResult, check_writable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One setting of one row, and what it came to."""
+
+    settings: dict[str, Any]
+    extension: int
+    """0 = in the first grid."""
+    result: RunResult | None
+    error: str | None = None
+
+    @property
+    def score(self) -> tuple[float, float] | None:
+        """(final accuracy, minus final loss) on validation data; None if the setting failed."""
+        result = self.result
+        if result is None or result.status != "completed" or result.final_accuracy is None:
+            return None
+        loss = math.inf if result.final_loss is None else float(result.final_loss)
+        return result.final_accuracy, -loss if math.isfinite(loss) else -math.inf
+
+
+@dataclass(kw_only=True)
+class TunedRow:
+    """One row of the experiment with everything that was tried for it."""
+
+    row: Row
+    grid: Grid
+    trials: dict[Point, Trial] = field(default_factory=dict)
+    num_extensions: int = 0
+
+    @property
+    def best_point(self) -> Point | None:
+        """The best setting, the first among equals; None if none worked."""
+        scores = {p: trial.score for p, trial in self.trials.items() if trial.score is not None}
+        return max(scores, key=lambda point: scores[point]) if scores else None
+
+    @property
+    def best(self) -> Trial | None:
+        """What the best setting came to."""
+        return None if self.best_point is None else self.trials[self.best_point]
+
+    @property
+    def missing_neighbours(self) -> list[Point]:
+        """What has not been tried beside the best: where it lies at the edge."""
+        if self.best_point is None:
+            return []
+        return [p for p in self.grid.neighbours(self.best_point) if p not in self.trials]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TuningResult:
+    """What tuning came to."""
+
+    tuning: Tuning
+    rows: list[TunedRow]
+    is_interrupted: bool
+
+    @property
+    def chosen(self) -> dict[str, dict[str, Any]]:
+        """Label -> the best settings, of the rows that have one."""
+        return {r.row.label: r.best.settings for r in self.rows if r.best is not None}
+
+    @property
+    def warnings(self) -> list[str]:
+        """What a reader must know before these settings are used."""
+        return [line for row in self.rows for line in _warnings(row, self.is_interrupted)]
+
+
+def tune(
+    experiment: Experiment, out_dir: Path, *, show_progress: ShowProgress, say: Say
+) -> TuningResult:
+    """Run the grid of every row, and extend it where the best lies at its edge.
+
+    Results that are there are used again, as in a comparison.
+
+    Raises:
+        UserError: for anything wrong with any row, before the first run starts.
+    """
+    tuning = experiment.tuning
+    if tuning.seed in experiment.seeds:
+        raise UserError(
+            f"the comparison uses seed {tuning.seed}: settings must be chosen on another one; "
+            "change tuning.seed"
+        )
+    check_writable(out_dir)
+    rows = [TunedRow(row=row, grid=row_grid(row)) for row in experiment.rows]
+    for tuned in rows:
+        check_run(_plan(tuned, tuned.grid.points[0], tuning).config, None)
+    is_interrupted = False
+    for tuned in rows:
+        say(f"{tuned.row.label}: {describe(tuned.grid)}")
+        points = tuned.grid.points
+        while points and not is_interrupted:
+            is_interrupted = _try(tuned, points, tuning, out_dir, show_progress, say)
+            points = tuned.missing_neighbours
+            if tuned.num_extensions >= tuning.max_extensions:
+                break
+            tuned.num_extensions += bool(points) and not is_interrupted
+        if is_interrupted:
+            break
+    return TuningResult(tuning=tuning, rows=rows, is_interrupted=is_interrupted)
+
+
+def row_grid(row: Row) -> Grid:
+    """Return the settings that are tried for a row.
+
+    Optimizers that its clients cannot take are left out; the others share all settings.
+
+    Raises:
+        UserError: if none is left, or the settings cannot be spread evenly.
+    """
+    if not has_zeroth_client(row.method):
+        return method_grid(row.method, row.tuning, ())
+    # Each choice says all that any choice says, so that what is chosen does not hang on the rest
+    # of the file.
+    default = METHODS[row.method].default(SECTIONS["client"])
+    names = dict.fromkeys(key for choice in row.tuning.zeroth_client for key in choice.keys)
+    unset = {key: getattr(default, key.partition(".")[2]) for key in names}
+    possible: list[ClientChoice] = []
+    refusals: list[str] = []
+    for choice in row.tuning.zeroth_client:
+        keys = {**unset, **choice.keys}
+        try:
+            row.with_settings({**keys, "client.lr": choice.rates[0]}).plan(row.tuning.seed)
+        except UserError as error:
+            refusals.append(str(error))
+        else:
+            possible.append(ClientChoice(keys=keys, rates=choice.rates))
+    if not possible:
+        raise UserError(f"{row.label} takes none of its zeroth_client optimizers: {refusals[0]}")
+    return method_grid(row.method, row.tuning, possible)
+
+
+def describe(grid: Grid) -> str:
+    """Return a grid in one line."""
+    parts = []
+    for block in grid.blocks:
+        axes = [f"{axis.key} {', '.join(f'{v:g}' for v in axis.values)}" for axis in block.axes]
+        fixed = [setting_text(block.fixed)] if block.fixed else []
+        parts.append("; ".join([*fixed, *axes]) or "nothing to tune")
+    return f"{len(grid.points)} settings: {' | '.join(parts)}"
+
+
+def setting_text(settings: Mapping[str, Any]) -> str:
+    """Return settings as they are typed, such as ``client.lr=0.1 server.lr=0.3``."""
+    return " ".join(
+        f"{key}={value:g}" if isinstance(value, float) else f"{key}={value}"
+        for key, value in settings.items()
+    )
+
+
+def _try(
+    tuned: TunedRow,
+    points: Sequence[Point],
+    tuning: Tuning,
+    out_dir: Path,
+    show_progress: ShowProgress,
+    say: Say,
+) -> bool:
+    """Run some settings of a row; return whether Ctrl-C stopped it."""
+    total = len(tuned.trials) + len(points)
+    for point in points:
+        planned = _plan(tuned, point, tuning)
+        title = f"[{len(tuned.trials) + 1}/{total}] {planned.name}"
+        attempt = run_unless_done(
+            planned, out_dir, title=title, show_progress=show_progress, say=say
+        )
+        if attempt.status == "interrupted":
+            return True
+        trial = Trial(
+            settings=tuned.grid.settings(point),
+            extension=tuned.num_extensions,
+            result=attempt.run.result if attempt.run else None,
+            error=attempt.error,
+        )
+        tuned.trials[point] = trial
+        say(f"{title}: {_outcome(trial, attempt)}")
+    return False
+
+
+def _plan(tuned: TunedRow, point: Point, tuning: Tuning) -> PlannedRun:
+    row, settings = tuned.row, tuned.grid.settings(point)
+    run = {key: value for key, value in tuning.run.items() if is_used(row.method, key)}
+    always = {"evaluate_on": "validation", "target_accuracy": 0.0}
+    planned = row.with_settings({**run, **settings, **always}).plan(tuning.seed)
+    return replace(planned, setting=setting_text(settings) or "as it is")
+
+
+def _outcome(trial: Trial, attempt: Attempt) -> str:
+    if trial.score is None:
+        return f"lost, it FAILED: {trial.error or 'no accuracy'}"
+    before = "done before, " if attempt.status == "done before" else ""
+    return f"{before}accuracy {100 * trial.score[0]:.1f} %"
+
+
+def _warnings(tuned: TunedRow, is_interrupted: bool) -> list[str]:
+    label, best = tuned.row.label, tuned.best
+    failed = [t for t in tuned.trials.values() if t.score is None]
+    lines = [
+        f"{label}: {setting_text(t.settings)} failed, and so lost: {t.error or 'no accuracy'}"
+        for t in failed
+    ]
+    if best is None:
+        tried = "no setting worked" if tuned.trials else "not tuned: interrupted"
+        return [*lines, f"{label}: {tried}."]
+    if is_interrupted and len(tuned.trials) < len(tuned.grid.points):
+        lines.append(f"{label}: interrupted after {len(tuned.trials)} settings.")
+    elif beyond := tuned.missing_neighbours:
+        settings = [tuned.grid.settings(point) for point in beyond]
+        untried = "; ".join(
+            setting_text({k: v for k, v in s.items() if v != best.settings[k]}) for s in settings
+        )
+        lines.append(
+            f"{label}: the best setting lies at the edge after {_count(tuned.num_extensions)} "
+            f"(not tried beside it: {untried}): it may not be the best there is. Raise "
+            "tuning.max_extensions or widen its lists."
+        )
+    return lines
+
+
+def _count(num_extensions: int) -> str:
+    return "1 extension" if num_extensions == 1 else f"{num_extensions} extensions"
+
+
+def settings_to_write(experiment: Experiment, result: TuningResult) -> dict[str, dict[str, Any]]:
+    """Return label -> what an experiment file must be given so that its rows use the best settings.
+
+    Rates and the optimizer's name are written even where they equal the defaults, which may change;
+    nothing is written that the file says already.
+    """
+    to_write: dict[str, dict[str, Any]] = {}
+    for row in experiment.rows:
+        effective = flatten(row.plan(experiment.tuning.seed).config.to_dict())
+        to_write[row.label] = {
+            key: value
+            for key, value in result.chosen.get(row.label, {}).items()
+            if effective[key] != value
+            or (key not in row.settings and key.endswith((".lr", ".name")))
+        }
+    return to_write
