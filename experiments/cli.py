@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
@@ -16,6 +16,10 @@ from rich.markup import escape
 from rich.table import Table
 
 from leansplit.errors import RunFailedError, UserError, require_choice
+
+if TYPE_CHECKING:
+    from leansplit.experiments.report import Report
+    from leansplit.experiments.sweep_report import SweepReport
 
 EXIT_FAILED = 1
 EXIT_USER_ERROR = 2
@@ -241,6 +245,72 @@ def tune(
         console.print(str(file), markup=False, highlight=False, soft_wrap=True)
     if len(done.chosen) < len(done.rows):
         raise RunFailedError("a method has no setting that worked; the notes above say why")
+
+
+@cli.command()
+def report(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results below it.")],
+) -> None:
+    """Rebuild tables, plots and report.html from results; nothing is run."""
+    from leansplit.experiments.report import rebuild_report
+    from leansplit.experiments.sweep_report import is_sweep, rebuild_sweep
+
+    _print_report(rebuild_sweep(folder) if is_sweep(folder) else rebuild_report(folder))
+
+
+@cli.command()
+def sweep(
+    over: Annotated[
+        str, typer.Option(metavar="KEY=V1,V2,…", help="The key to sweep, such as mu, P or alpha.")
+    ],
+    experiment: Annotated[
+        str | None, typer.Argument(help="Experiment file, or a shipped experiment.")
+    ] = None,
+    methods: Annotated[
+        str | None,
+        typer.Option("--methods", "--method", help="Only these methods, such as ho-sfl,frozen."),
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Without an experiment: the task.")] = None,
+    seeds: Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")] = None,
+    set_: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
+) -> None:
+    """Run an experiment over several values of one key: a plot for each metric, one table."""
+    from leansplit.experiments.display import progress_bar
+    from leansplit.experiments.sweep import base_experiment, plan_sweep
+    from leansplit.experiments.sweep_report import run_sweep
+
+    names = _names(methods)
+    load = base_experiment(experiment, names, task, seeds=_seeds(seeds))
+    planned, runs = plan_sweep(load, over, _settings(set_))
+    stderr = Console(stderr=True)
+    base = Path(experiment).stem if experiment else "-".join([task or "", *names])
+    done = run_sweep(
+        planned,
+        runs,
+        out or Path("runs") / f"{base}-over-{planned.key}",
+        show_progress=lambda title: progress_bar(stderr, title),
+        say=lambda line: stderr.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    _print_report(done)
+    if done.is_interrupted:
+        raise typer.Exit(EXIT_INTERRUPTED)
+    if done.num_failed:
+        raise RunFailedError(f"{done.num_failed} of {len(runs)} runs failed")
+
+
+def _print_report(done: Report | SweepReport) -> None:
+    console = Console()
+    for reason in done.left_out:
+        console.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
+    console.print(done.table)
+    for warning in done.warnings:
+        console.print(f"note: {warning}", markup=False, soft_wrap=True)
+    for file in done.files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
 
 
 @cli.command("methods")

@@ -30,7 +30,7 @@ from torch.func import functional_call
 
 from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.experiments.cli import exit_on_errors, parse_settings
-from leansplit.experiments.plots import render
+from leansplit.experiments.figure_style import render
 from leansplit.experiments.plots_telemetry import study_figure
 from leansplit.first_order import server_step
 from leansplit.models import SplitModel

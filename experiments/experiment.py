@@ -124,6 +124,33 @@ def find_experiment(name: str) -> Path:
     )
 
 
+def experiment_on(
+    task: str,
+    methods: Sequence[str],
+    *,
+    seeds: Sequence[int] = (),
+    overrides: Mapping[str, Any] | None = None,
+) -> Experiment:
+    """Return an experiment without a file: methods with their defaults on one task.
+
+    Raises:
+        UserError: as for :func:`load_experiment`.
+    """
+    entries = [{"method": method} for method in dict.fromkeys(methods)]
+    source, shared, tuning = Path("--methods"), {"task": task}, read_tuning({})
+    rows = [_row(source, entry, shared, overrides or {}, tuning) for entry in entries]
+    chosen = tuple(seeds) or (0,)
+    return Experiment(
+        tuning=tuning,
+        title=task.capitalize(),
+        learning_rates=None,
+        target_accuracy=None,
+        seeds=chosen,
+        rows=tuple(rows),
+        runs=_runs(rows, chosen),
+    )
+
+
 def load_experiment(
     path: Path,
     *,
@@ -177,8 +204,6 @@ def load_experiment(
     if repeated:
         raise UserError(f"{path} has several rows labelled {repeated}; give each its own label")
     rows = _only(rows, methods)
-    first = first_labels((row.label, row.method) for row in rows)
-    order = sorted(rows, key=lambda row: first.index(row.label) if row.label in first else 2)
     return Experiment(
         title=str(content.get("title", path.stem)),
         learning_rates=content.get("learning_rates"),
@@ -186,8 +211,14 @@ def load_experiment(
         seeds=chosen,
         tuning=tuning,
         rows=tuple(rows),
-        runs=tuple(row.plan(seed) for seed in chosen for row in order),
+        runs=_runs(rows, chosen),
     )
+
+
+def _runs(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[PlannedRun, ...]:
+    first = first_labels((row.label, row.method) for row in rows)
+    order = sorted(rows, key=lambda row: first.index(row.label) if row.label in first else 2)
+    return tuple(row.plan(seed) for seed in seeds for row in order)
 
 
 def _only(rows: list[Row], names: Sequence[str]) -> list[Row]:

@@ -1,13 +1,7 @@
-"""Figures of a comparison: accuracy against samples and against bytes, and who holds which data.
-
-Figures are drawn with matplotlib's object interface, never through pyplot: nothing global changes,
-and no display is needed. Lines differ in colour (safe for colour-blind readers), marker and dash,
-so they stay apart in black and white. Sizes suit one column of a two-column page.
-"""
+"""Figures of a comparison: accuracy against samples and against bytes, and who holds which data."""
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,40 +10,32 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 from leansplit.errors import UserError
-from leansplit.experiments.controls import FROZEN_METHOD
+from leansplit.experiments.figure_style import (
+    BAR_COLOR,
+    COLUMN_INCHES,
+    GRID_COLOR,
+    MARKER,
+    PAGE_INCHES,
+    RC,
+    TITLE_COLOR,
+    legend_below,
+    legend_columns,
+    line_styles,
+    literal,
+    new_figure,
+    render,
+    seeds_text,
+)
 from leansplit.experiments.summary import group_runs
 from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, check_writable, write_files
 
 Floats = npt.NDArray[np.float64]
 Axis = Literal["samples", "bytes"]
-
-# Okabe and Ito's palette without yellow, which vanishes on white; black comes first.
-COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
-DASHES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1.2)))
-FROZEN_STYLE: dict[str, Any] = {"color": "#707070", "marker": "x", "linestyle": (0, (1, 1.2))}
-
-COLUMN_INCHES = 3.5
-PAGE_INCHES = 7.16
-RC: dict[Any, Any] = {
-    "font.size": 8,
-    "axes.labelsize": 8,
-    "axes.titlesize": 8,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "legend.fontsize": 7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "svg.hashsalt": "leansplit",  # the same runs give the same bytes
-    "savefig.dpi": 300,
-}
 
 
 @dataclass(frozen=True)
@@ -146,29 +132,23 @@ def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
     with mpl.rc_context(RC):
         most = max(curve.num_seeds for curve in curves)
         labels = [
-            c.label + ("" if c.num_seeds == most else f" ({_seeds(c.num_seeds)})") for c in curves
+            literal(c.label) + ("" if c.num_seeds == most else f" ({seeds_text(c.num_seeds)})")
+            for c in curves
         ]
-        legend_columns = 2 if max(map(len, labels)) <= 22 else 1
-        height = 2.45 + 0.15 * -(-len(curves) // legend_columns)
-        figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(COLUMN_INCHES, 2.45 + 0.15 * -(-len(curves) // legend_columns(labels)))
         axes = figure.add_subplot()
-        position = 0
-        for curve, label in zip(curves, labels, strict=True):
-            frozen = curve.method == FROZEN_METHOD
-            style = FROZEN_STYLE if frozen else line_style(position)
+        styles = line_styles([curve.method for curve in curves])
+        for position, (curve, label, style) in enumerate(zip(curves, labels, styles, strict=True)):
             axes.plot(
                 curve.x,
                 curve.mean,
                 label=label,
                 linewidth=1.2,
-                markersize=3.6,
-                markerfacecolor="white",
-                markeredgewidth=0.9,
                 # Evenly along the drawn line, and side by side where lines are close.
                 markevery=(0.03 * (1 + position % 4), 0.14) if len(curve.x) > 2 else None,
                 clip_on=False,  # a marker on the axis is drawn whole
                 zorder=3,
+                **MARKER,
                 **style,
             )
             if curve.std is not None:
@@ -176,7 +156,6 @@ def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
                 axes.fill_between(
                     curve.x, low, high, color=style["color"], alpha=0.15, linewidth=0, zorder=2
                 )
-            position += not frozen
         axes.set_ylabel("Accuracy (%)")
         if axis == "bytes":
             axes.set_xscale("log")
@@ -191,18 +170,11 @@ def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
             axes.set_xlim(left=0)
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
-        axes.grid(color="#DDDDDD", linewidth=0.5)
+        axes.grid(color=GRID_COLOR, linewidth=0.5)
         axes.set_axisbelow(True)
-        note = f"mean ± 1 std over {_seeds(most)}" if most > 1 else "one seed"
-        axes.set_title(f"{runs[0].result.task}: {note}", loc="left", color="#444444")
-        figure.legend(
-            loc="outside lower center",
-            ncols=legend_columns,
-            frameon=False,
-            handlelength=3.2,
-            columnspacing=1.4,
-            labelspacing=0.35,
-        )
+        note = f"mean ± 1 std over {seeds_text(most)}" if most > 1 else "one seed"
+        axes.set_title(f"{runs[0].result.task}: {note}", loc="left", color=TITLE_COLOR)
+        legend_below(figure, labels)
     return figure
 
 
@@ -220,14 +192,13 @@ def partition_figure(partition: Mapping[str, Any]) -> Figure:
     with mpl.rc_context(RC):
         width = COLUMN_INCHES if num_clients <= 30 else PAGE_INCHES
         height = 1.5 + min(2.6, 0.16 * max(num_labels, 4))
-        figure = Figure(figsize=(width, height), layout="constrained")
-        FigureCanvasAgg(figure)
+        figure = new_figure(width, height)
         bars, matrix = figure.subplots(2, 1, sharex=True, height_ratios=[1, 2.2])
         sizes = counts.sum(axis=0)
         if num_clients <= 100:
-            bars.bar(np.arange(num_clients), sizes, color="#555555")
+            bars.bar(np.arange(num_clients), sizes, color=BAR_COLOR)
         else:  # gaps would be thinner than a pixel, and one shape draws faster than hundreds
-            bars.stairs(sizes, np.arange(num_clients + 1) - 0.5, fill=True, color="#555555")
+            bars.stairs(sizes, np.arange(num_clients + 1) - 0.5, fill=True, color=BAR_COLOR)
             bars.set_ylim(bottom=0)
         bars.set_ylabel("Samples")
         bars.yaxis.set_major_locator(MaxNLocator(3, integer=True))
@@ -235,7 +206,7 @@ def partition_figure(partition: Mapping[str, Any]) -> Figure:
         bars.set_title(
             f"{num_clients} clients, {num_labels} labels, {sizes.sum():,.0f} samples",
             loc="left",
-            color="#444444",
+            color=TITLE_COLOR,
         )
         shares = 100 * counts / np.maximum(sizes, 1)
         image = matrix.imshow(
@@ -287,19 +258,6 @@ def _natural(label: str) -> tuple[bool, int, str]:
     return (not label.isdecimal(), int(label) if label.isdecimal() else 0, label)
 
 
-def _seeds(count: int) -> str:
-    return f"{count} seed" if count == 1 else f"{count} seeds"
-
-
-def line_style(position: int) -> dict[str, Any]:
-    """Return the look of line number ``position``; marker and dash repeat together after 45."""
-    return {
-        "color": COLORS[position % len(COLORS)],
-        "marker": MARKERS[position % len(MARKERS)],
-        "linestyle": DASHES[position % len(DASHES)],
-    }
-
-
 def _points(run: Run, axis: Axis) -> tuple[Floats, Floats] | None:
     """Return (x rising, accuracy in percent) of a completed run; None if there is none to show."""
     if run.result.status != "completed":
@@ -317,12 +275,3 @@ def _points(run: Run, axis: Axis) -> tuple[Floats, Floats] | None:
     if not places:
         return None
     return np.asarray(places), np.asarray([last_at[place] for place in places])
-
-
-def render(figure: Figure, suffix: str) -> bytes:
-    """Return the figure as the bytes of a .png, .svg or .pdf file."""
-    buffer = io.BytesIO()
-    metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}}.get(suffix)
-    with mpl.rc_context(RC):
-        figure.savefig(buffer, format=suffix, metadata=metadata)
-    return buffer.getvalue()

@@ -18,7 +18,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
-from leansplit.experiments.plots import COLUMN_INCHES, PAGE_INCHES, RC, line_style, render
+from leansplit.experiments.figure_style import (
+    COLUMN_INCHES,
+    PAGE_INCHES,
+    RC,
+    line_style,
+    render,
+)
 from leansplit.experiments.summary import group_runs
 from leansplit.server_app.results import Run, check_writable, write_files
 from leansplit.server_app.telemetry import read_telemetry

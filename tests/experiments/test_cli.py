@@ -104,6 +104,7 @@ def test_compare_summarises_and_skips_what_is_done(leansplit, tmp_path):
         "accuracy_vs_samples.png",
         "accuracy_vs_bytes.svg",
         "partition.png",
+        "report.html",
         "experiment.toml",
         "ho-sfl",
         "sflv1",
@@ -151,6 +152,34 @@ def test_compare_reruns_what_changed_and_says_what(leansplit, tmp_path):
     assert "SFLV1, seed 0: it failed; runs again" in err
     assert "not a leansplit result" in err and "done before" not in err
     assert "Traceback" not in err
+
+
+def test_report_rebuilds_what_compare_wrote(leansplit, tmp_path):
+    file = tmp_path / "small.toml"
+    file.write_text(EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]"))
+    out = tmp_path / "out"
+    assert leansplit("compare", file, "--out", out)[0] == 0
+    before = {name: (out / name).read_bytes() for name in ("summary.md", "report.html")}
+    for name in before:
+        (out / name).unlink()
+    code, shown, err = leansplit("report", out)
+    assert code == 0 and "HO-SFL" in shown, err
+    assert {name: (out / name).read_bytes() for name in before} == before
+    code, _, err = leansplit("report", tmp_path / "nothing")
+    assert code == cli.EXIT_USER_ERROR and "no folder" in err
+
+
+def test_sweep_writes_tables_and_report_rebuilds_them(leansplit, tmp_path):
+    arguments = ["sweep", "--methods", "ho-sfl,frozen", "--over", "P=1,2", "--out", tmp_path]
+    for key in ("workers=-1", "clients=6", "cohort=2", "rounds=2", "task_options.max_train=60"):
+        arguments += ["--set", key]
+    code, shown, err = leansplit(*arguments)
+    assert code == 0 and "HO-SFL" in shown, err
+    before = (tmp_path / "report.html").read_bytes()
+    assert leansplit("report", tmp_path)[0] == 0
+    assert (tmp_path / "report.html").read_bytes() == before
+    code, _, err = leansplit("sweep", "digits", "--over", "coort=1,2", "--out", tmp_path)
+    assert code == cli.EXIT_USER_ERROR and "did you mean 'cohort'" in err
 
 
 TUNING = """

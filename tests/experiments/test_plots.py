@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from leansplit.errors import UserError
+from leansplit.experiments.figure_style import line_style
 from leansplit.experiments.plots import (
     accuracy_curves,
     accuracy_figure,
