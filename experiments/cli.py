@@ -285,7 +285,7 @@ def sweep(
 
     names = _names(methods)
     load = base_experiment(experiment, names, task, seeds=_seeds(seeds))
-    planned, runs = plan_sweep(load, over, _settings(set_))
+    planned, runs = plan_sweep(load, over, parse_settings(set_))
     stderr = Console(stderr=True)
     base = Path(experiment).stem if experiment else "-".join([task or "", *names])
     done = run_sweep(

@@ -21,7 +21,6 @@ from leansplit.experiments.plots import (
     accuracy_curves,
     accuracy_figure,
     label_matrix,
-    line_style,
     partition_figure,
     plot_accuracy,
     plot_partition,
