@@ -33,6 +33,7 @@ def compare(
     out_dir: Path,
     *,
     source: Path | None = None,
+    jobs: int = 1,
     show_progress: ShowProgress,
     say: Say,
 ) -> Comparison:
@@ -44,6 +45,7 @@ def compare(
         experiment: what to run.
         out_dir: one folder below it for each run, the summary and plots in it.
         source: the experiment file, kept beside the results.
+        jobs: runs at a time; see :func:`leansplit.experiments.resume.attempt_all`.
         show_progress: title -> a context that yields what a run reports its progress to.
         say: prints one line.
 
@@ -51,7 +53,7 @@ def compare(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
-    check_all(experiment.runs, out_dir)
+    check_all(experiment.runs, out_dir, jobs)
     if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
         shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
     reading = Reading(
@@ -63,6 +65,7 @@ def compare(
     done = run_all(
         experiment.runs,
         out_dir,
+        jobs=jobs,
         show_progress=show_progress,
         say=say,
         describe=_reached,

@@ -29,7 +29,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from leansplit.errors import UserError, require_choice, require_positive
-from leansplit.experiments.cli import exit_on_errors, parse_settings
+from leansplit.experiments.command_line import exit_on_errors, parse_settings
 from leansplit.experiments.figure_style import render
 from leansplit.experiments.plots_telemetry import study_figure
 from leansplit.first_order import server_step

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +10,9 @@ from typing import Any, Literal
 
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import PlannedRun
-from leansplit.experiments.running import run_and_write
+from leansplit.experiments.launch import IN_PROCESS
+from leansplit.experiments.parallel import Job, run_jobs
+from leansplit.experiments.running import command_line, run_and_write
 from leansplit.server_app.config import flatten
 from leansplit.server_app.execution import Progress
 from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run, to_plain
@@ -31,36 +33,80 @@ class Attempt:
     error: str | None = None
 
 
-def run_unless_done(
-    planned: PlannedRun,
+def attempt_all(
+    planned_runs: Sequence[PlannedRun],
     out_dir: Path,
     *,
-    title: str,
+    titles: Sequence[str],
+    jobs: int,
     show_progress: ShowProgress,
     say: Say,
-) -> Attempt:
-    """Run ``planned`` into its folder below ``out_dir``, unless its result is there.
+) -> Iterator[tuple[int, Attempt]]:
+    """Run each of ``planned_runs`` into its folder below ``out_dir``, unless its result is there.
 
     A result of another configuration, or of a run that did not come to its end, is replaced, and
     a line says why.
 
+    Args:
+        planned_runs: what to run; already checked.
+        out_dir: one folder below it for each run.
+        titles: a name for each run, for the lines that are said.
+        jobs: runs at a time; above 1 each is in a process of its own, and there is no progress.
+        show_progress: title -> a context that yields what a run reports its progress to.
+        say: prints one line.
+
+    Yields:
+        (position in ``planned_runs``, what became of it), as runs end; nothing after a run that
+        Ctrl-C stopped, but for those that ended with it.
+
     Raises:
         UserError: for anything wrong that can be found before workers start.
     """
-    run_dir = out_dir / planned.folder
-    done, why_again = _standing(planned, run_dir)
-    if done is not None:
-        return Attempt(done, "done before")
-    if why_again:
-        say(f"{title}: {why_again}; runs again")
-    try:
+    waiting: list[Job] = []
+    for position, (planned, title) in enumerate(zip(planned_runs, titles, strict=True)):
+        run_dir = out_dir / planned.folder
+        done, why_again = _standing(planned, run_dir)
+        if done is not None:
+            yield position, Attempt(done, "done before")
+            continue
+        if why_again:
+            say(f"{title}: {why_again}; runs again")
+        job = Job(position, planned.config, run_dir, planned.name, command_line())
+        if jobs > 1:
+            waiting.append(job)
+            continue
         with show_progress(title) as on_progress:
-            result = run_and_write(
-                planned.config, run_dir, label=planned.name, on_progress=on_progress
-            )
+            attempt = _attempt(job, on_progress)
+        yield position, attempt
+        if attempt.status == "interrupted":
+            return
+    for position, outcome in run_jobs(waiting, jobs):
+        if isinstance(outcome, UserError):
+            raise outcome
+        if isinstance(outcome, RunFailedError):
+            yield position, Attempt(None, "failed", str(outcome))
+        else:
+            run = read_run(out_dir / planned_runs[position].folder)
+            yield position, Attempt(run, outcome.status, outcome.error)
+
+
+def require_jobs(jobs: int, planned_runs: Sequence[PlannedRun]) -> None:
+    """Raise ``UserError`` if the runs cannot be made ``jobs`` at a time."""
+    if jobs < 1:
+        raise UserError(f"--jobs must be at least 1, got {jobs}")
+    if jobs > 1 and any(planned.config.workers != IN_PROCESS for planned in planned_runs):
+        raise UserError(
+            "--jobs above 1 needs runs without Ray, which uses all cores by itself; add "
+            "--set workers=-1"
+        )
+
+
+def _attempt(job: Job, on_progress: Callable[[Progress], None]) -> Attempt:
+    try:
+        result = run_and_write(job.config, job.out_dir, label=job.label, on_progress=on_progress)
     except RunFailedError as error:
         return Attempt(None, "failed", str(error))
-    return Attempt(read_run(run_dir), result.status, result.error)
+    return Attempt(read_run(job.out_dir), result.status, result.error)
 
 
 def _standing(planned: PlannedRun, run_dir: Path) -> tuple[Run | None, str | None]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from leansplit.errors import RunFailedError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.preflight import check_run
-from leansplit.experiments.resume import Say, ShowProgress, run_unless_done
+from leansplit.experiments.resume import Say, ShowProgress, attempt_all, require_jobs
 from leansplit.server_app.results import Run, check_writable
 
 Describe = Callable[[Run, list[Run]], str]
@@ -26,12 +26,13 @@ class Done:
     is_interrupted: bool
 
 
-def check_all(planned_runs: Sequence[PlannedRun], out_dir: Path) -> None:
-    """Check every run, and that ``out_dir`` can be written.
+def check_all(planned_runs: Sequence[PlannedRun], out_dir: Path, jobs: int = 1) -> None:
+    """Check every run, how many go at a time, and that ``out_dir`` can be written.
 
     Raises:
         UserError: for the first thing that is wrong.
     """
+    require_jobs(jobs, planned_runs)
     check_writable(out_dir)
     for planned in planned_runs:
         check_run(planned.config, None)
@@ -41,6 +42,7 @@ def run_all(
     planned_runs: Sequence[PlannedRun],
     out_dir: Path,
     *,
+    jobs: int = 1,
     show_progress: ShowProgress,
     say: Say,
     describe: Describe | None = None,
@@ -51,6 +53,7 @@ def run_all(
     Args:
         planned_runs: what to run, in this order; see :func:`check_all`.
         out_dir: one folder below it for each run.
+        jobs: runs at a time.
         show_progress: title -> a context that yields what a run reports its progress to.
         say: prints one line.
         describe: says how far a run came; its accuracy, by default.
@@ -62,11 +65,14 @@ def run_all(
     runs: list[Run] = []
     num_failed = 0
     is_interrupted = False
-    for position, planned in enumerate(planned_runs, start=1):
-        title = f"[{position}/{len(planned_runs)}] {planned.label}, seed {planned.config.seed}"
-        attempt = run_unless_done(
-            planned, out_dir, title=title, show_progress=show_progress, say=say
-        )
+    titles = [
+        f"[{position}/{len(planned_runs)}] {planned.label}, seed {planned.config.seed}"
+        for position, planned in enumerate(planned_runs, start=1)
+    ]
+    for position, attempt in attempt_all(
+        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
+    ):
+        title = titles[position]
         if attempt.run is not None:
             runs.append(attempt.run)
             if attempt.status != "done before" and on_new_run is not None:
@@ -79,9 +85,7 @@ def run_all(
             before = "done before, " if attempt.status == "done before" else ""
             came_to = (describe or accuracy_text)(attempt.run, runs)
             say(f"{title}: {before}{came_to}{'' if before else took}")
-        if attempt.status == "interrupted":
-            is_interrupted = True
-            break
+        is_interrupted |= attempt.status == "interrupted"
     if not runs:
         raise RunFailedError("no run left a result; the messages above say why")
     return Done(runs, num_failed, is_interrupted)

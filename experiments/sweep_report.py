@@ -55,6 +55,7 @@ def run_sweep(
     runs: Sequence[PlannedRun],
     out_dir: Path,
     *,
+    jobs: int = 1,
     show_progress: ShowProgress,
     say: Say,
 ) -> SweepReport:
@@ -64,8 +65,8 @@ def run_sweep(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
-    check_all(runs, out_dir)
-    done = run_all(runs, out_dir, show_progress=show_progress, say=say)
+    check_all(runs, out_dir, jobs)
+    done = run_all(runs, out_dir, jobs=jobs, show_progress=show_progress, say=say)
     files = write_sweep(out_dir, sweep, done.runs)
     return SweepReport(measure(sweep, done.runs), files, done.num_failed, done.is_interrupted)
 

@@ -16,7 +16,13 @@ from typing import Any
 from leansplit.errors import UserError
 from leansplit.experiments.experiment import Experiment, PlannedRun, Row
 from leansplit.experiments.preflight import check_run
-from leansplit.experiments.resume import Attempt, Say, ShowProgress, run_unless_done
+from leansplit.experiments.resume import (
+    Attempt,
+    Say,
+    ShowProgress,
+    attempt_all,
+    require_jobs,
+)
 from leansplit.experiments.tuning_config import ClientChoice, Tuning, has_zeroth_client
 from leansplit.experiments.tuning_grid import Grid, Point, method_grid
 from leansplit.server_app.config import flatten
@@ -93,11 +99,16 @@ class TuningResult:
 
 
 def tune(
-    experiment: Experiment, out_dir: Path, *, show_progress: ShowProgress, say: Say
+    experiment: Experiment,
+    out_dir: Path,
+    *,
+    jobs: int = 1,
+    show_progress: ShowProgress,
+    say: Say,
 ) -> TuningResult:
     """Run the grid of every row, and extend it where the best lies at its edge.
 
-    Results that are there are used again, as in a comparison.
+    Results that are there are used again, as in a comparison; ``jobs`` runs go at a time.
 
     Raises:
         UserError: for anything wrong with any row, before the first run starts.
@@ -110,6 +121,7 @@ def tune(
         )
     check_writable(out_dir)
     rows = [TunedRow(row=row, grid=row_grid(row)) for row in experiment.rows]
+    require_jobs(jobs, [_plan(tuned, tuned.grid.points[0], tuning) for tuned in rows])
     for tuned in rows:
         check_run(_plan(tuned, tuned.grid.points[0], tuning).config, None)
     is_interrupted = False
@@ -117,7 +129,7 @@ def tune(
         say(f"{tuned.row.label}: {describe(tuned.grid)}")
         points = tuned.grid.points
         while points and not is_interrupted:
-            is_interrupted = _try(tuned, points, tuning, out_dir, show_progress, say)
+            is_interrupted = _try(tuned, points, tuning, out_dir, jobs, show_progress, say)
             points = tuned.missing_neighbours
             if tuned.num_extensions >= tuning.max_extensions:
                 break
@@ -180,28 +192,36 @@ def _try(
     points: Sequence[Point],
     tuning: Tuning,
     out_dir: Path,
+    jobs: int,
     show_progress: ShowProgress,
     say: Say,
 ) -> bool:
     """Run some settings of a row; return whether Ctrl-C stopped it."""
     total = len(tuned.trials) + len(points)
-    for point in points:
-        planned = _plan(tuned, point, tuning)
-        title = f"[{len(tuned.trials) + 1}/{total}] {planned.name}"
-        attempt = run_unless_done(
-            planned, out_dir, title=title, show_progress=show_progress, say=say
-        )
+    planned_runs = [_plan(tuned, point, tuning) for point in points]
+    titles = [
+        f"[{number}/{total}] {planned.name}"
+        for number, planned in enumerate(planned_runs, len(tuned.trials) + 1)
+    ]
+    is_interrupted = False
+    attempts: dict[Point, Trial] = {}
+    for position, attempt in attempt_all(
+        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
+    ):
         if attempt.status == "interrupted":
-            return True
+            is_interrupted = True
+            continue
         trial = Trial(
-            settings=tuned.grid.settings(point),
+            settings=tuned.grid.settings(points[position]),
             extension=tuned.num_extensions,
             result=attempt.run.result if attempt.run else None,
             error=attempt.error,
         )
-        tuned.trials[point] = trial
-        say(f"{title}: {_outcome(trial, attempt)}")
-    return False
+        attempts[points[position]] = trial
+        say(f"{titles[position]}: {_outcome(trial, attempt)}")
+    # In the order of the grid, not of their end: among equals the first is chosen.
+    tuned.trials |= {point: attempts[point] for point in points if point in attempts}
+    return is_interrupted
 
 
 def _plan(tuned: TunedRow, point: Point, tuning: Tuning) -> PlannedRun:

@@ -1,5 +1,6 @@
 """Runs side by side in processes of their own: same results, errors kept apart."""
 
+import contextlib
 import sys
 
 import pytest
@@ -64,3 +65,46 @@ def test_a_process_that_dies_fails_its_run_and_no_other(jobs, tmp_path, monkeypa
     done = dict(run_jobs([deadly, jobs[0], jobs[2]], 1))
     assert isinstance(done[9], RunFailedError) and "process ended" in str(done[9])
     assert done[0].status == done[2].status == "completed"
+
+
+def test_a_comparison_side_by_side_is_that_one_after_the_other(tmp_path):
+    from leansplit.experiments.compare import compare
+    from leansplit.experiments.experiment import load_experiment
+
+    shared = {"task_options.max_train": 120, "task_options.max_test": 30, "rounds": 2}
+    shared |= {"task": "digits", "clients": 4, "cohort": 2, "workers": -1}
+    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in shared.items()]
+    methods = [f'[[methods]]\nmethod = "{name}"' for name in ("frozen", "sflv1", "fedavg")]
+    (tmp_path / "mine.toml").write_text("\n".join(["[shared]", *lines, *methods]))
+    experiment = load_experiment(tmp_path / "mine.toml")
+
+    def run(name, jobs):
+        said = []
+        compared = compare(
+            experiment,
+            tmp_path / name,
+            jobs=jobs,
+            show_progress=lambda title: contextlib.nullcontext(lambda progress: None),
+            say=said.append,
+        )
+        table = compared.summary.table
+        return table.drop(columns=["wall_time_s"]).to_csv(), said
+
+    alone, _ = run("alone", 1)
+    together, said = run("together", 2)
+    assert together == alone
+    assert len(said) == 3
+    again, said = run("together", 2)
+    assert again == alone and all("done before" in line for line in said)
+
+
+def test_runs_on_ray_are_not_put_side_by_side(tmp_path):
+    from leansplit.experiments.experiment import PlannedRun
+    from leansplit.experiments.resume import require_jobs
+
+    planned = [PlannedRun(label="frozen", config=config("frozen", workers=0))]
+    require_jobs(1, planned)
+    with pytest.raises(UserError, match="workers=-1"):
+        require_jobs(2, planned)
+    with pytest.raises(UserError, match="--jobs must be at least 1, got 0"):
+        require_jobs(0, planned)

@@ -62,7 +62,14 @@ def tuned(monkeypatch, tmp_path):
     def run(experiment, accuracy, interrupt_after=math.inf):
         seen = []
 
-        def fake(planned, out_dir, **_):
+        def fake(planned_runs, out_dir, **_):
+            for position, planned in enumerate(planned_runs):
+                attempt = one(planned)
+                yield position, attempt
+                if attempt.status == "interrupted":
+                    return
+
+        def one(planned):
             seen.append(planned)
             if len(seen) > interrupt_after:
                 return Attempt(None, "interrupted")
@@ -86,7 +93,7 @@ def tuned(monkeypatch, tmp_path):
                 Run(result=result, rounds=rounds_table([]), ledger=ledger_table([])), "completed"
             )
 
-        monkeypatch.setattr(tuning_module, "run_unless_done", fake)
+        monkeypatch.setattr(tuning_module, "attempt_all", fake)
         lines = []
         result = tune(
             experiment,
