@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
@@ -58,14 +59,27 @@ def server_app(config: RunConfig | None = None, run: Execute = execute) -> Serve
 
 def _from_flower(context: Context, grid: Grid) -> RunConfig:
     """Read Flower's run config: one flat table for all methods, so each takes what it uses."""
-    settings = {key: value for key, value in context.run_config.items() if value != ""}
+    settings: dict[str, Any] = {k: v for k, v in context.run_config.items() if v != ""}
     method = str(settings.pop("method", "ho-sfl"))
+    more = _assignments(str(settings.pop("set", "")))
     if method in METHODS:
         settings = {key: value for key, value in settings.items() if is_used(method, key)}
+    settings |= more  # asked for by name, so a key that the method does not use is an error
     if not settings.get("clients"):
         per_node = int(str(settings.get("clients_per_node", 1)))
         settings["clients"] = len(connected_nodes(grid, 1, _FIRST_NODE_TIMEOUT_S)) * per_node
     return run_config(method, settings)
+
+
+def _assignments(text: str) -> dict[str, str]:
+    """Read ``key=value; key=value``."""
+    settings = {}
+    for assignment in filter(None, (part.strip() for part in text.split(";"))):
+        key, separator, value = assignment.partition("=")
+        if not separator:
+            raise UserError(f"set takes key=value pairs separated by ';', got {assignment!r}")
+        settings[key.strip()] = value.strip()
+    return settings
 
 
 os.environ.setdefault("FLWR_TELEMETRY_ENABLED", "0")
