@@ -34,7 +34,13 @@ from leansplit.experiments.figure_style import render
 from leansplit.experiments.plots_telemetry import study_figure
 from leansplit.first_order import server_step
 from leansplit.models import SplitModel
-from leansplit.noise import Direction, derive_seed, numpy_generator, perturbation_seeds
+from leansplit.noise import (
+    Direction,
+    derive_seed,
+    numpy_generator,
+    perturbation_seeds,
+    second_moment_inverse,
+)
 from leansplit.parameters import ParameterDict, ParameterSpec, trainable_parameters
 from leansplit.server_app.config import run_config
 from leansplit.server_app.environment import collect_environment
@@ -201,6 +207,7 @@ def study(
     seeds = perturbation_seeds(root_seed, most, round=1)
     differences = probe(problem.objective, problem.spec, problem.vector, seeds, config).tolist()
     size = problem.spec.num_elements
+    factor = second_moment_inverse(config.direction, size)
     sums = {p: EstimateSum(size) for p in counts}
     found: dict[int, list[EstimateQuality]] = {p: [] for p in counts}
     for seed, difference in zip(seeds, differences, strict=True):
@@ -208,7 +215,7 @@ def study(
         for p, summed in sums.items():
             if len(found[p]) == _MAX_ESTIMATES:
                 continue
-            summed.add_(config.slope(difference), direction)
+            summed.add_(factor * config.slope(difference), direction)
             if summed.num_directions == p:
                 found[p].append(
                     quality_of(

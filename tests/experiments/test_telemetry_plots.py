@@ -22,6 +22,7 @@ from leansplit.experiments.plots_telemetry import (
     telemetry_by_label,
     telemetry_figure,
 )
+from leansplit.noise import DIRECTIONS
 from leansplit.server_app.config import run_config
 from leansplit.server_app.results import (
     RunResult,
@@ -168,7 +169,7 @@ def test_the_studys_table_and_figure() -> None:
         problem = build_problem(small_workload(cut_layer=cut).workload(), "surrogate", batch_size=8)
         for sweep, config, counts in sweeps([1, 4], 1e-3, [1e-2, 1e-3], 2):
             rows += study(problem, config, counts, sweep=sweep)
-    assert len(rows) == 2 * (3 * 2 * 2 + 2 * 2)
+    assert len(rows) == 2 * (len(DIRECTIONS) * 2 * 2 + 2 * 2)
     text = study_markdown(rows, ["a fact"])
     assert text.count("\n| pool") == len(rows) and "nan" not in text
     table = pd.DataFrame([dataclasses.asdict(row) for row in rows])

@@ -7,7 +7,7 @@ import torch
 from scipy import stats
 
 from leansplit.errors import UserError
-from leansplit.noise import DIRECTIONS, draw_perturbation
+from leansplit.noise import DIRECTIONS, draw_perturbation, second_moment_inverse
 from leansplit.zeroth_order import (
     EstimateSum,
     expected_cosine,
@@ -28,7 +28,8 @@ def linear_estimates(num_directions, repeats, direction="gaussian", d=D):
         summed = EstimateSum(d)
         for p in range(num_directions):
             u = draw_perturbation(1 + repeat * num_directions + p, d, direction=direction)
-            summed.add_(float(gradient.dot(u.double())), u)
+            slope = second_moment_inverse(direction, d) * float(gradient.dot(u.double()))
+            summed.add_(slope, u)
         found.append(
             quality_of(
                 summed.mean,

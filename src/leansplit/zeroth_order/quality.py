@@ -35,7 +35,12 @@ from torch import Tensor
 from leansplit.errors import UserError
 from leansplit.noise import Direction
 
-_EXTRA_VARIANCE: Final[dict[str, int]] = {"gaussian": 1, "rademacher": -1, "sphere": -1}
+_EXTRA_VARIANCE: Final[dict[str, int]] = {
+    "gaussian": 1,
+    "rademacher": -1,
+    "sphere": -1,
+    "unit_sphere": -1,
+}
 # E|u|^2 <g,u>^2 = (d + 2)|g|^2 for Gaussian directions, d |g|^2 where |u|^2 = d always.
 
 
@@ -172,7 +177,7 @@ def expected_relative_variance(
 ) -> float:
     """Return E|g_hat - g|^2 / |g|^2 of a linear probe.
 
-    (d + 1) / P for Gaussian directions, (d - 1) / P for the two of fixed length |u|^2 = d. One
+    (d + 1) / P for Gaussian directions, (d - 1) / P for those of a fixed length. One
     more gives E[norm ratio^2].
     """
     _require_sizes(num_elements, num_directions)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from leansplit.noise import second_moment_inverse
 from leansplit.noise.torch_rng import torch_seeded
 from leansplit.parameters import ParameterDict, ParameterSpec
 from leansplit.zeroth_order.directions import draw_direction
@@ -100,11 +101,12 @@ class EstimateReport:
         size, device = self.spec.num_elements, self.vector.device
         estimate = torch.zeros(size, dtype=torch.float64, device=device)
         variance = 0.0
+        factor = second_moment_inverse(self.config.direction, size)
         for part in self.probed:
             summed = EstimateSum(size, device)
             for seed, scalar in zip(part.seeds, part.scalars, strict=True):
                 direction = draw_direction(seed, size, self.config.direction, device)
-                summed.add_(self.config.slope(scalar), direction)
+                summed.add_(factor * self.config.slope(scalar), direction)
             estimate += part.weight * summed.mean
             variance += part.weight**2 * summed.variance_of_mean
         return quality_of(
