@@ -8,7 +8,7 @@ from torch import Tensor
 
 from leansplit.federated import (
     OptimizerConfig,
-    ServerMode,
+    ReplicaMode,
     TrainedVector,
     moved_towards_mean,
     weighted_mean,
@@ -30,7 +30,7 @@ class ServerReplicas:
     """
 
     def __init__(
-        self, parameters: ParameterDict, optimizer: OptimizerConfig, mode: ServerMode
+        self, parameters: ParameterDict, optimizer: OptimizerConfig, mode: ReplicaMode
     ) -> None:
         self.start = {name: value.clone() for name, value in parameters.items()}
         self._optimizer = optimizer

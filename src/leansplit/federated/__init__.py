@@ -9,7 +9,7 @@ from leansplit.federated.averaging import (
 )
 from leansplit.federated.config import (
     CLIENT_ORDERS,
-    SERVER_MODES,
+    REPLICA_MODES,
     DeComFLConfig,
     FedAvgConfig,
     FedZOConfig,
@@ -20,14 +20,15 @@ from leansplit.federated.config import (
     LocalStepsConfig,
     MethodConfig,
     MUSplitFedConfig,
+    ReplicaMode,
     ReplicatedConfig,
-    ServerMode,
     SplitFedConfig,
     ZOSFLConfig,
     ZOSplitConfig,
     require_at_least_one,
 )
 from leansplit.federated.config_auxiliary import (
+    SERVER_MODES,
     AlignmentConfig,
     AuxiliaryMethodConfig,
     CSEFSLConfig,
@@ -62,6 +63,7 @@ __all__ = [
     "LIFETIMES",
     "NEVER",
     "OPTIMIZERS",
+    "REPLICA_MODES",
     "SERVER_MODES",
     "AlignmentConfig",
     "Attendance",
@@ -83,8 +85,8 @@ __all__ = [
     "MethodConfig",
     "OptimizerConfig",
     "Replica",
+    "ReplicaMode",
     "ReplicatedConfig",
-    "ServerMode",
     "SplitFedConfig",
     "TrainedVector",
     "Update",

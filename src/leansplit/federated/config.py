@@ -21,8 +21,8 @@ from leansplit.zeroth_order import ZerothOrderConfig
 
 ClientOrder = Literal["interleaved", "sequential"]
 CLIENT_ORDERS: Final[tuple[str, ...]] = get_args(ClientOrder)
-ServerMode = Literal["averaged", "sequential", "summed"]
-SERVER_MODES: Final[tuple[str, ...]] = get_args(ServerMode)
+ReplicaMode = Literal["averaged", "sequential"]
+REPLICA_MODES: Final[tuple[str, ...]] = get_args(ReplicaMode)
 ClientBackward = Literal["full", "recompute"]
 CLIENT_BACKWARDS: Final[tuple[str, ...]] = get_args(ClientBackward)
 BoundaryAssignment = Literal["cycle", "shuffled"]
@@ -163,14 +163,14 @@ class ZOSplitConfig(LocalStepsConfig):
     server_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
     """Of each server replica (``run``: moments are averaged with the replicas), or of the one
     server model."""
-    server_mode: ServerMode = "averaged"
+    server_mode: ReplicaMode = "averaged"
     """``averaged``: a server replica for each client, averaged at the end of the round;
     ``sequential``: one server model, stepped client by client in a fresh order each round."""
 
     def __post_init__(self) -> None:
         """Refuse values that no round can be run with."""
         super().__post_init__()
-        require_choice("server mode", self.server_mode, ("averaged", "sequential"))
+        require_choice("server mode", self.server_mode, REPLICA_MODES)
 
     @property
     def sends_anchor(self) -> bool:

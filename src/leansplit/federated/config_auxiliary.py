@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Final, Literal, get_args
 
 from leansplit.errors import require_choice
 from leansplit.federated.config import (
     CLIENT_ORDERS,
-    SERVER_MODES,
     ClientOrder,
     LocalStepsConfig,
-    ServerMode,
     require_at_least_one,
 )
 from leansplit.federated.optimizers import OptimizerConfig
 from leansplit.models import AuxiliaryConfig
 from leansplit.zeroth_order import ZerothOrderConfig
+
+ServerMode = Literal["sequential", "averaged", "summed"]
+SERVER_MODES: Final[tuple[str, ...]] = get_args(ServerMode)
 
 
 @dataclass(frozen=True, kw_only=True)
