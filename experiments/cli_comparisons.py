@@ -159,14 +159,14 @@ def sweep(
 ) -> None:
     """Run an experiment over several values of one key: a plot for each metric, one table."""
     from leansplit.experiments.display import progress_bar
-    from leansplit.experiments.sweep import base_experiment, plan_sweep
+    from leansplit.experiments.sweep import DEFAULT_TASK, base_experiment, plan_sweep
     from leansplit.experiments.sweep_report import run_sweep
 
     names = parse_names(methods)
     load = base_experiment(experiment, names, task, seeds=parse_seeds(seeds))
     planned, runs = plan_sweep(load, over, parse_settings(set_))
     stderr = Console(stderr=True)
-    base = Path(experiment).stem if experiment else "-".join([task or "", *names])
+    base = Path(experiment).stem if experiment else "-".join([task or DEFAULT_TASK, *names])
     done = run_sweep(
         planned,
         runs,

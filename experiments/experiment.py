@@ -17,16 +17,17 @@ from leansplit.plugins import load_plugin
 from leansplit.server_app.config import RunConfig, flatten, run_config
 from leansplit.server_app.methods import METHODS, is_used
 
-_KEYS = (
-    "title",
-    "learning_rates",
-    "seeds",
-    "target_accuracy",
-    "plugins",
-    "shared",
-    "tuning",
-    "methods",
-)
+_KEYS: dict[str, tuple[tuple[type, ...], str]] = {
+    "title": ((str,), "text"),
+    "learning_rates": ((str,), "text"),
+    "seeds": ((list,), "a list of whole numbers"),
+    "target_accuracy": ((int, float), "a fraction such as 0.9"),
+    "plugins": ((list,), "a list of files or modules"),
+    "shared": ((dict,), "a table of run keys"),
+    "tuning": ((dict,), "a table"),
+    "methods": ((list,), "[[methods]] tables"),
+}
+"""What an experiment file may hold: (types, in words)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +73,11 @@ class Row:
             UserError: for settings that no run can have.
         """
         settings = {**self.settings, "seed": seed}
-        return PlannedRun(label=self.label, config=run_config(self.method, settings))
+        try:
+            config = run_config(self.method, settings)
+        except UserError as error:
+            raise UserError(f"{self.label}: {error}") from error
+        return PlannedRun(label=self.label, config=config)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +125,7 @@ def find_experiment(name: str) -> Path:
     if name in shipped:
         return shipped[name]
     raise UserError(
-        f"no experiment file {name!r}; give a path, or a shipped one: {did_you_mean(name, shipped)}"
+        f"no experiment file {name!r}; give a path or a shipped one; {did_you_mean(name, shipped)}"
     )
 
 
@@ -179,9 +184,15 @@ def load_experiment(
     for key in content:
         if key not in _KEYS:
             raise UserError(f"unknown key {key!r} in {path}; {did_you_mean(key, _KEYS)}")
+        types, described = _KEYS[key]
+        if not isinstance(content[key], types) or isinstance(content[key], bool):
+            raise UserError(f"{key} in {path} must be {described}, got {content[key]!r}")
     for plugin in content.get("plugins", []):
         is_file = str(plugin).endswith(".py")
         load_plugin(str(path.parent / plugin) if is_file else str(plugin))
+    target = content.get("target_accuracy")
+    if target is not None and not 0 < target <= 1:
+        raise UserError(f"target_accuracy in {path} must be a fraction in (0, 1], got {target!r}")
     everywhere = [content.get("shared", {}), overrides or {}, *content.get("methods", [])]
     if any(isinstance(part, Mapping) and "seed" in part for part in everywhere):
         raise UserError("an experiment has `seeds` (or --seeds), not `seed`")
@@ -207,7 +218,7 @@ def load_experiment(
     return Experiment(
         title=str(content.get("title", path.stem)),
         learning_rates=content.get("learning_rates"),
-        target_accuracy=content.get("target_accuracy"),
+        target_accuracy=target,
         seeds=chosen,
         tuning=tuning,
         rows=tuple(rows),
@@ -222,11 +233,19 @@ def _runs(rows: Sequence[Row], seeds: Sequence[int]) -> tuple[PlannedRun, ...]:
 
 
 def _only(rows: list[Row], names: Sequence[str]) -> list[Row]:
-    for name in names:
-        allowed = [name for row in rows for name in (row.method, row.label)]
-        if name not in allowed:
+    allowed = [name for row in rows for name in (row.method, row.label)]
+    chosen: set[str] = set()
+    parts = list(names)
+    while parts:
+        # A label may hold the comma that parts the names: the longest that fits is meant.
+        lengths = range(len(parts), 0, -1)
+        fits = [n for n in lengths if ", ".join(parts[:n]) in allowed]
+        if not fits:
+            name = parts[0]
             raise UserError(f"the experiment has no method {name!r}; {did_you_mean(name, allowed)}")
-    return [row for row in rows if not names or {row.method, row.label} & set(names)]
+        chosen.add(", ".join(parts[: fits[0]]))
+        del parts[: fits[0]]
+    return [row for row in rows if not chosen or {row.method, row.label} & chosen]
 
 
 def _row(

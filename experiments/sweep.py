@@ -23,6 +23,8 @@ from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.results import to_plain
 
 SWEEP_FILE = "sweep.json"
+DEFAULT_TASK = "digits"
+"""Without an experiment file."""
 SYMBOLS: Mapping[str, str] = {
     "mu": "probe.perturbation_scale",
     "P": "probe.num_perturbations",
@@ -137,7 +139,7 @@ def base_experiment(
         if not methods:
             raise UserError("name what to sweep: an experiment, or --methods M --task T")
         return lambda overrides: experiment_on(
-            task or "digits", methods, seeds=seeds, overrides=overrides
+            task or DEFAULT_TASK, methods, seeds=seeds, overrides=overrides
         )
     if task is not None:
         raise UserError("an experiment names its task; remove --task")

@@ -38,6 +38,9 @@ def sweep_figure(measured: Measured, metric: Metric) -> Figure:
     """
     sweep = measured.sweep
     rows = list(dict.fromkeys(point.row for point in measured.points))
+    if metric.is_telemetry:
+        has = {point.row for point in measured.points if point.means[metric.name] is not None}
+        rows = [row for row in rows if row in has]
     methods = [next(p.method for p in measured.points if p.row == row) for row in rows]
     is_log = are_numbers(sweep.values) and _spans_a_decade(sweep.values)
     places = list(sweep.values) if is_log else list(range(len(sweep.values)))

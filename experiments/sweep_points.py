@@ -34,6 +34,8 @@ class Metric:
     """Digits after the point; None for amounts, which count up from nothing."""
     needs_all_seeds: bool = False
     """A mean over the seeds that reached the target only would flatter the method."""
+    is_telemetry: bool = False
+    """Only methods with zeroth-order steps have it."""
 
 
 def _to_target(which: int, unit: float) -> ReadRun:
@@ -99,8 +101,10 @@ def telemetry_metrics(runs: Sequence[Run]) -> list[Metric]:
     for part, name in names:
         words = name.removeprefix("mean_").replace("_", " ").capitalize()
         where = f" ({part.replace('_', ' ')})" if len(parts) > 1 else ""
-        header = f"{words} of the estimate{where}"
-        metrics.append(Metric(f"{part}_{name}", header, _telemetry_of(part, name), decimals=3))
+        of = "gradient" if name == "mean_true_norm" else "estimate"
+        header = f"{words} of the {of}{where}"
+        read = _telemetry_of(part, name)
+        metrics.append(Metric(f"{part}_{name}", header, read, decimals=3, is_telemetry=True))
     return metrics
 
 
@@ -242,10 +246,10 @@ def _warnings(sweep: Sweep, by_value: Sequence[tuple[Any, Summary]]) -> tuple[st
     said: dict[str, list[str]] = {}
     for value, summary in by_value:
         for warning in summary.warnings:
-            said.setdefault(warning, []).append(f"{sweep.name} = {value}")
+            said.setdefault(warning, []).append(f"{sweep.name} = {value_text(value)}")
     missing = [v for v in sweep.values if v not in [value for value, _ in by_value]]
     return (
-        *(f"No result at {sweep.name} = {value}." for value in missing),
+        *(f"No result at {sweep.name} = {value_text(value)}." for value in missing),
         *(
             warning if len(values) == len(by_value) > 1 else f"At {', '.join(values)}: {warning}"
             for warning, values in said.items()

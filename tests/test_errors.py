@@ -20,14 +20,15 @@ def test_did_you_mean_names_the_nearest_then_all():
     assert " or " in two and "'sflv1'" in two and "'sflv2'" in two
     assert did_you_mean("zzz", METHODS) == "allowed: fedavg, ho-sfl, sflv1, sflv2"
     assert did_you_mean("x", []) == "allowed: none"
+    assert did_you_mean("ho-sf", ["ho-sfl", "ho-sfl"]).count("ho-sfl") == 2  # once each
 
 
 def test_did_you_mean_shortens_long_lists():
-    names = [f"layer{i:02}" for i in range(15)]
+    names = [f"layer{i:02}" for i in range(19)]
     listed = did_you_mean("zzz", names)
-    assert listed.endswith("layer11, … (3 more)")
-    assert "layer12" not in listed
-    assert "more" not in did_you_mean("zzz", names[:12])
+    assert listed.endswith("layer15, … (3 more)")
+    assert "layer16" not in listed
+    assert "more" not in did_you_mean("zzz", names[:16])
 
 
 def test_require_choice():

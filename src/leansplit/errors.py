@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Sequence
 
-_MAX_LISTED = 12
+_MAX_LISTED = 16
 
 
 class UserError(ValueError):
@@ -23,7 +23,7 @@ def did_you_mean(given: str, allowed: Iterable[str]) -> str:
         >>> did_you_mean("ho-sf", ["ho-sfl", "fedavg"])
         "did you mean 'ho-sfl'? allowed: fedavg, ho-sfl"
     """
-    names = sorted(allowed)
+    names = sorted(set(allowed))
     near: Sequence[str] = difflib.get_close_matches(given, names, n=3, cutoff=0.5)
     listed = ", ".join(names[:_MAX_LISTED]) + (
         f", … ({len(names) - _MAX_LISTED} more)" if len(names) > _MAX_LISTED else ""

@@ -9,7 +9,10 @@ import tomllib
 import pandas as pd
 import pytest
 
-from leansplit.experiments import cli
+from leansplit.errors import UserError
+from leansplit.experiments import cli, command_line
+from leansplit.experiments.command_line import parse_names
+from leansplit.experiments.experiment import load_experiment
 
 SMALL = [
     *("--workers", "-1"),
@@ -134,7 +137,22 @@ def test_compare_runs_the_controls_of_each_seed_first(leansplit, tmp_path):
     summary = pd.read_csv(tmp_path / "out" / "summary.csv")
     assert summary["method"].tolist() == ["ho-sfl", "sflv1"]  # tables keep the file's order
     code, _, err = leansplit("compare", file, "--methods", "sflv3")
-    assert code == cli.EXIT_USER_ERROR and "did you mean 'sflv1'" in err
+    assert code == command_line.EXIT_USER_ERROR and "did you mean 'sflv1'" in err
+
+
+def test_labels_with_commas_can_be_named(tmp_path):
+    file = tmp_path / "small.toml"
+    row = "[[methods]]\nmethod = 'ho-sfl'\n"
+    file.write_text(f"{row}{row}label = 'HO-SFL, P = 2'\n[[methods]]\nmethod = 'frozen'")
+
+    def labels(text):
+        return [row.label for row in load_experiment(file, methods=parse_names(text)).rows]
+
+    assert labels("HO-SFL, P = 2,frozen") == ["HO-SFL, P = 2", "Frozen client"]
+    assert labels("frozen,HO-SFL") == ["HO-SFL", "Frozen client"]
+    assert labels("ho-sfl") == ["HO-SFL", "HO-SFL, P = 2"]
+    with pytest.raises(UserError, match="no method 'P = 3'"):
+        labels("HO-SFL, P = 3")
 
 
 def test_compare_reruns_what_changed_and_says_what(leansplit, tmp_path):
@@ -166,7 +184,7 @@ def test_report_rebuilds_what_compare_wrote(leansplit, tmp_path):
     assert code == 0 and "HO-SFL" in shown, err
     assert {name: (out / name).read_bytes() for name in before} == before
     code, _, err = leansplit("report", tmp_path / "nothing")
-    assert code == cli.EXIT_USER_ERROR and "no folder" in err
+    assert code == command_line.EXIT_USER_ERROR and "no folder" in err
 
 
 def test_sweep_writes_tables_and_report_rebuilds_them(leansplit, tmp_path):
@@ -179,7 +197,7 @@ def test_sweep_writes_tables_and_report_rebuilds_them(leansplit, tmp_path):
     assert leansplit("report", tmp_path)[0] == 0
     assert (tmp_path / "report.html").read_bytes() == before
     code, _, err = leansplit("sweep", "digits", "--over", "coort=1,2", "--out", tmp_path)
-    assert code == cli.EXIT_USER_ERROR and "did you mean 'cohort'" in err
+    assert code == command_line.EXIT_USER_ERROR and "did you mean 'cohort'" in err
 
 
 TUNING = """
@@ -221,7 +239,7 @@ def test_tune_fails_where_a_method_has_no_setting_that_works(leansplit, tmp_path
     before = file.read_text()
     arguments = ("--out", tmp_path / "out", "--write", "--methods", "frozen")
     code, out, err = leansplit("tune", file, *arguments)
-    assert code == cli.EXIT_FAILED, err
+    assert code == command_line.EXIT_FAILED, err
     assert "no setting that worked" in err and "non-finite" in out + err
     assert "Traceback" not in err and file.read_text() == before
 
@@ -233,7 +251,7 @@ def test_compare_keeps_going_when_a_run_fails(leansplit, tmp_path):
     )
     file.write_text(EXPERIMENT.replace("seeds = [0, 1]", "seeds = [0]") + broken)
     code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
-    assert code == cli.EXIT_FAILED
+    assert code == command_line.EXIT_FAILED
     assert "non-finite" in err and "1 of 4 runs failed" in err
     assert "Traceback" not in err
     assert (tmp_path / "out" / "summary.md").exists()
@@ -281,7 +299,7 @@ def test_a_mistake_is_one_line_and_exit_code_2(leansplit, tmp_path, mistake):
     arguments, hint = MISTAKES[mistake]
     code, _, err = leansplit("run", *arguments, "--out", tmp_path)
     last = err.strip().splitlines()[-1]
-    assert code == cli.EXIT_USER_ERROR
+    assert code == command_line.EXIT_USER_ERROR
     assert last.startswith("leansplit: error: ") and hint in last, last
     assert "Traceback" not in err
     assert not (tmp_path / "result.json").exists()
@@ -291,7 +309,7 @@ def test_unwritable_output_is_found_before_anything_runs(leansplit, tmp_path):
     blocked = tmp_path / "file"
     blocked.write_text("")
     code, _, err = leansplit("run", "ho-sfl", *SMALL, "--out", blocked / "runs")
-    assert code == cli.EXIT_USER_ERROR
+    assert code == command_line.EXIT_USER_ERROR
     assert "cannot write to the output folder" in err and "Traceback" not in err
 
 
@@ -301,7 +319,7 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
         table.to_parquet(tmp_path / f"{split}.parquet")
     arguments = ("--task", "images", "--set", f"task_options.data_path={tmp_path}")
     code, _, err = leansplit("run", "ho-sfl", *arguments, "--out", tmp_path / "out")
-    assert code == cli.EXIT_USER_ERROR
+    assert code == command_line.EXIT_USER_ERROR
     assert "text" in err and "Traceback" not in err
 
 
@@ -317,13 +335,20 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
         ("[shared]\nmegabytes = -1\n[[methods]]\nmethod = 'ho-sfl'", "megabytes must be"),
         ("[[methods]]\nmethod = 'ho-sfl'\n[[methods]]\nmethod = 'ho-sfl'", "own label"),
         ("[[methods]]\nmethod = 'frozen'\nclient.lr = 1.0", "does not use"),
+        ("[[methods]]\nmethod = 'ho-sfl'\nprobe.num_perturbations = 0", "error: HO-SFL: num_p"),
+        ("seeds = 3\n[[methods]]\nmethod = 'frozen'", "must be a list of whole numbers, got 3"),
+        ("plugins = 3\n[[methods]]\nmethod = 'frozen'", "must be a list of files or modules"),
+        ("shared = 3\n[[methods]]\nmethod = 'frozen'", "must be a table of run keys, got 3"),
+        ("target_accuracy = 'x'\n[[methods]]\nmethod = 'frozen'", "must be a fraction such as"),
+        ("target_accuracy = 55\n[[methods]]\nmethod = 'frozen'", "in (0, 1], got 55"),
+        ("methods = 2", "must be [[methods]] tables, got 2"),
     ],
 )
 def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
     file = tmp_path / "experiment.toml"
     file.write_text(content)
     code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
-    assert code == cli.EXIT_USER_ERROR and hint in err, err
+    assert code == command_line.EXIT_USER_ERROR and hint in err, err
 
 
 @pytest.mark.parametrize(
@@ -342,13 +367,13 @@ def test_mistakes_in_tuning_are_found_before_a_run(leansplit, tmp_path, content,
     file = tmp_path / "experiment.toml"
     file.write_text(content)
     code, _, err = leansplit("tune", file, "--out", tmp_path / "out")
-    assert code == cli.EXIT_USER_ERROR and hint in err, err
+    assert code == command_line.EXIT_USER_ERROR and hint in err, err
     assert not list((tmp_path / "out").glob("*/*/result.json"))
 
 
 def test_missing_experiment_names_the_shipped_ones(leansplit):
     code, _, err = leansplit("compare", "digit")
-    assert code == cli.EXIT_USER_ERROR and "did you mean 'digits'" in err
+    assert code == command_line.EXIT_USER_ERROR and "did you mean 'digits'" in err
 
 
 def test_shipped_experiments_are_valid():
@@ -371,7 +396,7 @@ def test_ctrl_c_keeps_what_was_measured(leansplit, tmp_path, monkeypatch):
 
     monkeypatch.setattr(Recorder, "on_round", press_ctrl_c)
     code, _, err = leansplit("run", "ho-sfl", *SMALL, "--rounds", 1000, "--out", tmp_path)
-    assert code == cli.EXIT_INTERRUPTED, err
+    assert code == command_line.EXIT_INTERRUPTED, err
     result = json.loads((tmp_path / "result.json").read_text())
     assert result["status"] == "interrupted"
     assert 3 <= result["rounds_completed"] < 1000

@@ -271,3 +271,19 @@ def test_a_tiny_sweep_runs_and_resumes(tmp_path: Path) -> None:
     assert (tmp_path / "ho-sfl-mu-0.0001" / "seed-0" / "result.json").exists()
     table = done.table
     assert table.row_count == 3
+
+
+def test_telemetry_is_drawn_for_those_that_have_it(make_run: MakeRun) -> None:
+    sweep, runs = plan("P=1,5", methods=("ho-sfl", "frozen"), seeds=(0,))
+    telemetry = {"client": {"mean_true_norm": 0.5}}
+    made = [
+        make_run(run.config.method, label=run.label, telemetry=telemetry)
+        if run.config.method == "ho-sfl"
+        else make_run(run.config.method, label=run.label)
+        for run in runs
+    ]
+    measured = measure(sweep, made)
+    metric = next(m for m in measured.metrics if m.is_telemetry)
+    assert metric.header == "True norm of the gradient"
+    (legend,) = sweep_figure(measured, metric).legends
+    assert [text.get_text() for text in legend.get_texts()] == ["HO-SFL"]
