@@ -37,7 +37,9 @@ class TrainedVector:
     ) -> None:
         self.spec = ParameterSpec.of(parameters)
         self.vector = self.spec.flatten(parameters)
-        self._optimizer = build_optimizer(optimizer, [self.vector] if self.spec.num_elements else [])
+        self._optimizer = build_optimizer(
+            optimizer, [self.vector] if self.spec.num_elements else []
+        )
         if moments:
             load_optimizer_state_(self._optimizer, moments)
 
