@@ -110,6 +110,7 @@ def tune(
     for warning in done.warnings:
         console.print(f"note: {warning}", markup=False, soft_wrap=True)
     if done.is_interrupted:
+        say("interrupted: the same command goes on from here")
         raise typer.Exit(EXIT_INTERRUPTED)
     if write and done.chosen:
         in_file = load_experiment(path)  # without what the command line changed

@@ -8,7 +8,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
 
 from flwr.serverapp import Grid
@@ -32,7 +32,7 @@ def launch(config: RunConfig, *, on_progress: Callable[[Progress], None] | None 
         RunFailedError: if the simulation engine itself stopped.
     """
     stop = threading.Event()
-    with _stop_on_interrupt(stop):
+    with stop_on_interrupt(stop):
         if config.workers == IN_PROCESS:
             return _in_process(config, stop, on_progress)
         return _on_ray(config, stop, on_progress)
@@ -111,8 +111,11 @@ def available_cores() -> int:
 
 
 @contextmanager
-def _stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request to stop; only the main thread can."""
+def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
+    """Turn the first Ctrl-C into a request to stop; the second aborts. Only the main thread can.
+
+    A Ctrl-C that came while the signal was held back (:func:`hold_interrupts`) counts.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -124,9 +127,28 @@ def _stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
 
     before = signal.signal(signal.SIGINT, ask_to_stop)
     try:
-        yield
+        with _interrupts(held=False):
+            yield
     finally:
         signal.signal(signal.SIGINT, before)
+
+
+def hold_interrupts() -> AbstractContextManager[None]:
+    """Hold Ctrl-C back inside the block; processes that start in it hold it back for good."""
+    return _interrupts(held=True)
+
+
+@contextmanager
+def _interrupts(*, held: bool) -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
+    before = signal.pthread_sigmask(how, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

@@ -6,7 +6,7 @@ busy best by working on several at a time. Results do not depend on it: same bit
 
 from __future__ import annotations
 
-import signal
+import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -15,6 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
+from leansplit.experiments.launch import hold_interrupts, stop_on_interrupt
 from leansplit.experiments.running import run_and_write
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.results import RunResult
@@ -35,15 +36,23 @@ class Job:
 
 def run_jobs(
     jobs: Sequence[Job], num_processes: int
-) -> Iterator[tuple[int, RunResult | RunFailedError | UserError]]:
+) -> Iterator[tuple[int, RunResult | RunFailedError | UserError | None]]:
     """Run jobs in the order given, ``num_processes`` at a time, and yield them as they end.
 
-    A first Ctrl-C starts no more jobs, and those that run end after their current round. A
-    process that dies takes the runs of its pool with it; the others go on in a new pool.
+    A first Ctrl-C starts no more jobs, and those that run end after their current round; a second
+    aborts. A process that dies takes the runs of its pool with it; the others go on in a new pool.
 
     Yields:
-        (key of the job, its result or what it raised).
+        (key of the job, its result or what it raised; None: Ctrl-C came before it started).
     """
+    stop = threading.Event()
+    with stop_on_interrupt(stop):
+        yield from _run_until(stop, jobs, num_processes)
+
+
+def _run_until(
+    stop: threading.Event, jobs: Sequence[Job], num_processes: int
+) -> Iterator[tuple[int, RunResult | RunFailedError | UserError | None]]:
     waiting = list(reversed(jobs))
     running: dict[Future[RunResult], int] = {}
     pool = _pool(num_processes)
@@ -55,12 +64,13 @@ def run_jobs(
                 pool, is_broken = _pool(num_processes), False
             while waiting and len(running) < num_processes and not is_broken:
                 job = waiting.pop()
-                running[pool.submit(_run, job)] = job.key
-            try:
-                done, _ = wait(running, return_when=FIRST_COMPLETED)
-            except KeyboardInterrupt:  # the processes have had the signal as well
-                waiting.clear()
-                continue
+                if stop.is_set():
+                    yield job.key, None
+                    continue
+                # A process that starts now has Ctrl-C held back until its run can end cleanly.
+                with hold_interrupts():
+                    running[pool.submit(_run, job)] = job.key
+            done, _ = wait(running, return_when=FIRST_COMPLETED)
             for future in done:
                 key, error = running.pop(future), future.exception()
                 is_broken |= isinstance(error, BrokenProcessPool)
@@ -76,14 +86,7 @@ def run_jobs(
 
 def _pool(num_processes: int) -> ProcessPoolExecutor:
     # Spawned, not forked: a fork of a process with threads may hang, and would share its state.
-    return ProcessPoolExecutor(
-        num_processes, mp_context=get_context("spawn"), initializer=_ignore_interrupts
-    )
-
-
-def _ignore_interrupts() -> None:
-    """Leave Ctrl-C to the run that is going on, which ends cleanly."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    return ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"))
 
 
 def _run(job: Job) -> RunResult:

@@ -28,7 +28,7 @@ class Attempt:
     """What became of a planned run."""
 
     run: Run | None
-    """What it left behind; None if the engine itself stopped."""
+    """What it left behind; None if the engine itself stopped, or Ctrl-C came before its start."""
     status: Literal["done before", "completed", "interrupted", "failed"]
     error: str | None = None
 
@@ -56,8 +56,8 @@ def attempt_all(
         say: prints one line.
 
     Yields:
-        (position in ``planned_runs``, what became of it), as runs end; nothing after a run that
-        Ctrl-C stopped, but for those that ended with it.
+        (position in ``planned_runs``, what became of it), as runs end. After Ctrl-C: those
+        that ended with it, perhaps some that never started, and nothing more.
 
     Raises:
         UserError: for anything wrong that can be found before workers start.
@@ -83,7 +83,9 @@ def attempt_all(
     for position, outcome in run_jobs(waiting, jobs):
         if isinstance(outcome, UserError):
             raise outcome
-        if isinstance(outcome, RunFailedError):
+        if outcome is None:
+            yield position, Attempt(None, "interrupted")
+        elif isinstance(outcome, RunFailedError):
             yield position, Attempt(None, "failed", str(outcome))
         else:
             run = read_run(out_dir / planned_runs[position].folder)

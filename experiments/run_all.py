@@ -61,8 +61,10 @@ def run_all(
 
     Raises:
         RunFailedError: if no run left a result.
+        KeyboardInterrupt: if Ctrl-C came before any run left one.
     """
-    runs: list[Run] = []
+    by_position: dict[int, Run] = {}
+    runs: list[Run] = []  # as planned, not as they ended
     num_failed = 0
     is_interrupted = False
     titles = [
@@ -73,8 +75,12 @@ def run_all(
         planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
     ):
         title = titles[position]
+        is_interrupted |= attempt.status == "interrupted"
+        if attempt.status == "interrupted" and attempt.run is None:
+            continue
         if attempt.run is not None:
-            runs.append(attempt.run)
+            by_position[position] = attempt.run
+            runs = [by_position[each] for each in sorted(by_position)]
             if attempt.status != "done before" and on_new_run is not None:
                 on_new_run(runs)
         if attempt.run is None or attempt.status == "failed":
@@ -84,8 +90,16 @@ def run_all(
             took = f" in {attempt.run.result.wall_time_s:.0f} s"
             before = "done before, " if attempt.status == "done before" else ""
             came_to = (describe or accuracy_text)(attempt.run, runs)
-            say(f"{title}: {before}{came_to}{'' if before else took}")
-        is_interrupted |= attempt.status == "interrupted"
+            cut = "interrupted, " if attempt.status == "interrupted" else ""
+            say(f"{title}: {before}{cut}{came_to}{'' if before else took}")
+    if is_interrupted:
+        completed = sum(run.result.status == "completed" for run in runs)
+        say(
+            f"interrupted: {completed} of {len(planned_runs)} runs are complete; the same command "
+            "goes on from here"
+        )
+        if not runs:
+            raise KeyboardInterrupt
     if not runs:
         raise RunFailedError("no run left a result; the messages above say why")
     return Done(runs, num_failed, is_interrupted)

@@ -185,7 +185,7 @@ def _status_warnings(runs: Sequence[Run], order: Sequence[str]) -> list[str]:
         f"in the means{': ' + r.error.splitlines()[0] if r.error else '.'}"
         for r in (run.result for run in runs)
         if r.status != "completed"
-    ] + [f"No run of {method!r} was given." for method in order if method not in given]
+    ] + [f"There is no run of {method!r}." for method in order if method not in given]
 
 
 def _mean_std(values: Iterable[float | None], unit: float = 1) -> tuple[float | None, float | None]:

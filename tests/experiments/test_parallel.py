@@ -1,7 +1,12 @@
 """Runs side by side in processes of their own: same results, errors kept apart."""
 
 import contextlib
+import json
+import os
+import signal
+import subprocess
 import sys
+import time
 
 import pytest
 
@@ -15,6 +20,15 @@ from leansplit.server_app.methods import spec
 def config(method, **settings):
     small = {"task_options.max_train": 120, "task_options.max_test": 30, "rounds": 2}
     return run_config(method, {"clients": 4, "cohort": 2, "workers": -1, **small, **settings})
+
+
+def planned(tmp_path, rounds=2):
+    shared = {"task_options.max_train": 120, "task_options.max_test": 30, "rounds": rounds}
+    shared |= {"task": "digits", "clients": 4, "cohort": 2, "workers": -1}
+    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in shared.items()]
+    methods = [f'[[methods]]\nmethod = "{name}"' for name in ("frozen", "sflv1", "fedavg")]
+    (tmp_path / "mine.toml").write_text("\n".join(["[shared]", *lines, *methods]))
+    return tmp_path / "mine.toml"
 
 
 @pytest.fixture
@@ -71,12 +85,7 @@ def test_a_comparison_side_by_side_is_that_one_after_the_other(tmp_path):
     from leansplit.experiments.compare import compare
     from leansplit.experiments.experiment import load_experiment
 
-    shared = {"task_options.max_train": 120, "task_options.max_test": 30, "rounds": 2}
-    shared |= {"task": "digits", "clients": 4, "cohort": 2, "workers": -1}
-    lines = [f"{key} = {value!r}".replace("'", '"') for key, value in shared.items()]
-    methods = [f'[[methods]]\nmethod = "{name}"' for name in ("frozen", "sflv1", "fedavg")]
-    (tmp_path / "mine.toml").write_text("\n".join(["[shared]", *lines, *methods]))
-    experiment = load_experiment(tmp_path / "mine.toml")
+    experiment = load_experiment(planned(tmp_path))
 
     def run(name, jobs):
         said = []
@@ -108,3 +117,46 @@ def test_runs_on_ray_are_not_put_side_by_side(tmp_path):
         require_jobs(2, planned)
     with pytest.raises(UserError, match="--jobs must be at least 1, got 0"):
         require_jobs(0, planned)
+
+
+def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
+    file = planned(tmp_path, rounds=100_000)
+    command = "from leansplit.experiments.cli import main; main()"
+    options = f"--jobs 2 --seeds 0,1 --out {tmp_path / 'out'}"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, "compare", str(file), *options.split()],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    while not (tmp_path / "out" / "experiment.toml").exists():  # next, the first runs start
+        assert process.poll() is None
+        time.sleep(0.01)
+    time.sleep(1)
+    os.killpg(process.pid, signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in said and "FAILED" not in said
+    assert said.count("] SFLV1, seed 0: interrupted, accuracy") == 1
+    assert "interrupted: 0 of 6 runs are complete; the same command goes on from here" in said
+    results = (tmp_path / "out").glob("*/*/result.json")
+    assert {json.loads(path.read_text())["status"] for path in results} == {"interrupted"}
+
+
+def test_runs_come_in_the_order_they_were_planned(tmp_path, monkeypatch):
+    from leansplit.experiments import resume
+    from leansplit.experiments import run_all as module
+    from leansplit.experiments.experiment import load_experiment
+
+    def backwards(planned_runs, out_dir, **options):
+        return reversed(list(resume.attempt_all(planned_runs, out_dir, **options)))
+
+    monkeypatch.setattr(module, "attempt_all", backwards)
+    done = module.run_all(
+        load_experiment(planned(tmp_path)).runs,
+        tmp_path / "out",
+        show_progress=lambda title: contextlib.nullcontext(lambda progress: None),
+        say=lambda line: None,
+    )
+    assert [run.result.method for run in done.runs] == ["sflv1", "frozen", "fedavg"]

@@ -136,7 +136,7 @@ def test_rebuilding_reads_all_there_is_and_how_to_read_it(runs: list[Run], tmp_p
     assert report.summary.target_accuracy == 0.5
     assert len(report.left_out) == 1 and "damaged" in report.left_out[0]
     text = page_of(folder)
-    assert "Learning rates: Tuned." in text and "No run of &#x27;gone&#x27; was given." in text
+    assert "Learning rates: Tuned." in text and "There is no run of &#x27;gone&#x27;." in text
     for fact in (
         runs[0].result.config_hash,
         "torch 2.13.0",

@@ -141,7 +141,7 @@ def test_rows_follow_the_given_order_then_the_order_of_the_runs() -> None:
     ordered = summarise(runs, order=["frozen", "sflv1"])
     assert [row.method for row in ordered.rows] == ["frozen", "sflv1", "ho-sfl"]
     missing = summarise(runs, order=["sflv1", "fsl-sage"])
-    assert missing.warnings == ("No run of 'fsl-sage' was given.",)
+    assert missing.warnings == ("There is no run of 'fsl-sage'.",)
 
 
 def test_one_seed_has_no_spread() -> None:
