@@ -31,8 +31,6 @@ def train(session: Session, content: RecordDict) -> RecordDict:
         load_optimizer_state_(optimizer, session.memory.load(_MOMENTS) or {})
     num_samples, loss_sum = 0, 0.0
     for h in range(method.local_steps):
-        if not method.client_optimizer.outlives_batch:
-            optimizer = build_optimizer(method.client_optimizer, model.parameters())
         inputs, labels = session.batch(round, h)
         loss = local_step(
             model,

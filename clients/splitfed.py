@@ -62,7 +62,6 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
     load_optimizer_state_(optimizer, session.memory.load(_MOMENTS) or {})
     _step(session, optimizer, request)
     trained = trainable_parameters(model)
-    config = _optimizer_config(session)
     is_round_over = request.is_last
     if config.outlives_round if is_round_over else config.outlives_batch:
         session.memory.save(_MOMENTS, optimizer_state(optimizer))

@@ -52,8 +52,7 @@ class FirstOrderReplicas:
         parameters, moments = self._replicas[client_id]
         load_parameters_(self._server_model, parameters)
         optimizer = build_optimizer(self._config, self._server_model.parameters())
-        if self._config.outlives_batch:
-            load_optimizer_state_(optimizer, moments)
+        load_optimizer_state_(optimizer, moments)
         step = server_step(
             self._server_model,
             self._loss,

@@ -98,7 +98,10 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
             below = [self._loss_at(z, reply.labels) for z in reply.minus]
         else:
             below = [self._loss_at(reply.smashed_data, reply.labels)] * len(above)
-        return torch.tensor(above, dtype=torch.float64) - torch.tensor(below, dtype=torch.float64)
+        # Missing probes make missing differences, which share_update refuses.
+        return torch.tensor(
+            [a - b for a, b in zip(above, below, strict=False)], dtype=torch.float64
+        )
 
     def _loss_at(self, smashed_data: Tensor, labels: Tensor) -> float:
         server_model = self.model.server_model.eval()

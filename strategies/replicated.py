@@ -128,8 +128,14 @@ class ReplicatedStrategy(SplitStrategy[C]):
             objective: what each client probed, for watchers; None if they cannot know.
 
         Raises:
-            RunFailedError: if a scalar is not finite.
+            RunFailedError: if a scalar is not finite, or a client sent too few or too many.
         """
+        for m, v in scalars.items():
+            if v.shape != (len(seeds),):
+                raise RunFailedError(
+                    f"{v.numel()} scalars for {len(seeds)} directions in round {round} from client "
+                    f"{m}; client and server run different versions or settings"
+                )
         require_finite("scalar", round, {m: float(v.abs().sum()) for m, v in scalars.items()})
         shares = sample_weights([num_samples[m] for m in scalars])
         update = Update(round, tuple(seeds), mean_scalars(list(scalars.values()), shares))

@@ -50,7 +50,7 @@ class SplitStrategy(RunningStrategy, Generic[C]):
     def server_optimizer(self, config: OptimizerConfig, round: int) -> torch.optim.Optimizer | None:
         """Return the optimizer for the server model's next step, as new as its lifetime asks."""
         is_new_round = self._optimizer_round != round
-        is_stale = not config.outlives_batch or (is_new_round and not config.outlives_round)
+        is_stale = is_new_round and not config.outlives_round
         if self._server_optimizer is None or is_stale:
             self._server_optimizer = build_optimizer(config, self.model.server_model.parameters())
         self._optimizer_round = round

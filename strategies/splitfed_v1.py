@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from leansplit.noise import server_dropout_seed
+from leansplit.strategies.alternating import Served
 from leansplit.strategies.first_order_replicas import FirstOrderReplicas
 from leansplit.strategies.splitfed import SplitFed
 from leansplit.wire import SmashedDataReply
@@ -36,13 +37,11 @@ class SplitFedV1(SplitFed):
         self._replicas.restore_()
         return super().arrays()
 
-    def serve(
-        self, round: int, local_step: int, records: Mapping[int, SmashedDataReply]
-    ) -> tuple[dict[int, float], dict[int, Tensor]]:
+    def serve(self, round: int, local_step: int, uploads: Mapping[int, SmashedDataReply]) -> Served:
         """Take one step on each client's own replica."""
         losses: dict[int, float] = {}
         gradients: dict[int, Tensor] = {}
-        for m, reply in records.items():
+        for m, reply in uploads.items():
             if local_step == 0:
                 self._replicas.open(m)
             step = self._replicas.step(
@@ -52,7 +51,7 @@ class SplitFedV1(SplitFed):
                 dropout_seed=server_dropout_seed(self.config.root_seed, round, m, local_step),
             )
             losses[m], gradients[m] = step.losses[0], step.smashed_gradients[0]
-        return losses, gradients
+        return Served(losses, gradients)
 
     def end_server_round(self, weights: Mapping[int, float]) -> None:
         """Average the replicas of the clients that finished."""

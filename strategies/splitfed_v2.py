@@ -13,6 +13,7 @@ from torch import Tensor
 
 from leansplit.first_order import server_step
 from leansplit.noise import server_dropout_seed
+from leansplit.strategies.alternating import Served
 from leansplit.strategies.splitfed import SplitFed
 from leansplit.wire import SmashedDataReply
 
@@ -22,13 +23,11 @@ class SplitFedV2(SplitFed):
 
     method = "sflv2"
 
-    def serve(
-        self, round: int, local_step: int, records: Mapping[int, SmashedDataReply]
-    ) -> tuple[dict[int, float], dict[int, Tensor]]:
+    def serve(self, round: int, local_step: int, uploads: Mapping[int, SmashedDataReply]) -> Served:
         """Take one step on the server model for each client in turn."""
         losses: dict[int, float] = {}
         gradients: dict[int, Tensor] = {}
-        for m, reply in records.items():
+        for m, reply in uploads.items():
             step = server_step(
                 self.model.server_model,
                 self.loss,
@@ -39,4 +38,4 @@ class SplitFedV2(SplitFed):
                 dropout_seed=server_dropout_seed(self.config.root_seed, round, m, local_step),
             )
             losses[m], gradients[m] = step.losses[0], step.smashed_gradients[0]
-        return losses, gradients
+        return Served(losses, gradients)

@@ -35,9 +35,8 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model and forget all replicas."""
         arrays = super().begin(initial_arrays)
-        server_model = self.model.server_model.train()
         self.replicas = ServerReplicas(
-            trainable_parameters(server_model),
+            trainable_parameters(self.model.server_model),
             self.config.server_optimizer,
             self.config.server_mode,
         )
@@ -68,8 +67,9 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
         self.replicas.end_round(weights)
 
     def objective(self, labels: Tensor, dropout_seed: int) -> ServerObjective:
-        """Return F(theta_s, z) for one batch."""
-        return ServerObjective(self.model.server_model, self.loss, labels, dropout_seed)
+        """Return F(theta_s, z) for one batch, in training mode whatever ran before."""
+        server_model = self.model.server_model.train()
+        return ServerObjective(server_model, self.loss, labels, dropout_seed)
 
 
 def probed(upload: ProbedSmashedDataReply) -> ProbedSmashedData:

@@ -21,7 +21,7 @@ FORWARD_ONLY = [name for name, spec in METHODS.items() if spec.client_order in {
 def test_equals_its_reference_loop_bit_for_bit(
     method, optimizer, configure, run_in_process, reference_checksum
 ):
-    config = configure(method, optimizer)
+    config = configure(method, optimizer, rounds=20)
     outcome = run_in_process(config)
     assert outcome.status == "completed"
     assert outcome.events == {}

@@ -3,12 +3,14 @@
 import pytest
 
 from leansplit.experiments.launch import launch
+from leansplit.server_app.methods import METHODS
 
+FIRST = ["ho-sfl", "sflv1", "sflv2", "fedavg", "frozen"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
 @pytest.mark.parametrize(("workers", "optimizer"), [(1, "momentum"), (2, "adamw")])
-@pytest.mark.parametrize("method", ["ho-sfl", "sflv1", "sflv2", "fedavg", "frozen"])
+@pytest.mark.parametrize("method", FIRST)
 def test_any_number_of_workers_equals_the_reference(
     method, workers, optimizer, configure, reference_checksum
 ):
@@ -16,6 +18,17 @@ def test_any_number_of_workers_equals_the_reference(
     outcome = launch(config)
     assert outcome.status == "completed", outcome.error
     assert set(outcome.events) <= {"worker_refills"}
+    assert outcome.final_model_checksum == reference_checksum(config)
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if name not in FIRST])
+def test_the_other_methods_run_on_ray_as_well(method, configure, reference_checksum):
+    packing = 1 if METHODS[method].one_client_per_node else 4
+    config = configure(
+        method, "sgd", workers=2, replica_storage="worker", rounds=3, clients_per_node=packing
+    )
+    outcome = launch(config)
+    assert outcome.status == "completed", outcome.error
     assert outcome.final_model_checksum == reference_checksum(config)
 
 

@@ -22,6 +22,7 @@ OPTIONS = [
     ("mu-splitfed", {"global_lr": 1.0, "probe.direction": "gaussian"}),
     ("zo-sfl", {"probe.num_perturbations": 1, "local_steps": 3}),
     ("zo-sfl", {"probe.direction": "sphere", "local_steps": 1}),
+    *((method, {"probe.direction": "unit_sphere"}) for method in BOTH),
     *((method, {"server_mode": "sequential"}) for method in BOTH),
     *((method, {"probe.estimator": "forward"}) for method in BOTH),
 ]
@@ -143,6 +144,29 @@ def test_neither_side_differentiates_and_dropout_has_a_seed(method, estimator):
     for name, value in expected.full_state_dict().items():
         assert torch.equal(model.full_state_dict()[name], value), name
         assert not torch.equal(start[name], value), name
+
+
+@pytest.mark.parametrize("method", BOTH)
+def test_an_evaluation_that_leaves_layers_in_its_mode_changes_nothing(method):
+    """As a user's own ``evaluate_fn`` may do: layers of the whole model are those of its halves."""
+    spec = METHODS[method]
+    config = spec.config_type(cohort_size=2, local_steps=2)
+    loss = torch.nn.functional.cross_entropy
+    model, expected = build(), build()
+    strategy = spec.strategy(model, loss, config, deployment=Deployment(num_clients=4))
+
+    def evaluate(round, arrays):
+        model.full_model.eval()
+
+    strategy.start(
+        grid=InProcessGrid(split_client_app(build, data), 4),
+        initial_arrays=strategy.initial_arrays(),
+        num_rounds=2,
+        evaluate_fn=evaluate,
+    )
+    spec.reference(expected, loss, [data(m) for m in range(4)], config, 2)
+    for name, value in expected.full_state_dict().items():
+        assert torch.equal(model.full_state_dict()[name], value), name
 
 
 @pytest.mark.parametrize(

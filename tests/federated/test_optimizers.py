@@ -1,4 +1,5 @@
 import copy
+import dataclasses
 import math
 
 import pytest
@@ -45,6 +46,17 @@ def bits(parameters):
 
 def equal(a, b):
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
+def test_lifetime_batch_is_a_new_optimizer_for_every_step(config):
+    parameters, expected = start(), start()
+    kept = build_optimizer(dataclasses.replace(config, lifetime="batch"), parameters)
+    for index in range(4):
+        step(kept, parameters, index)
+        assert optimizer_state(kept) == {}
+        step(build_optimizer(config, expected), expected, index)
+    assert equal(parameters, expected)
 
 
 @pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)

@@ -88,8 +88,6 @@ class Replica:
         self._checksum = None
 
     def _step_(self, seeds: Sequence[int], scalars: Sequence[float]) -> None:
-        if not self._config.outlives_batch:
-            self._optimizer = self._fresh_optimizer()
         gradient = estimate(
             self.spec,
             seeds,

@@ -37,14 +37,11 @@ class TrainedVector:
     ) -> None:
         self.spec = ParameterSpec.of(parameters)
         self.vector = self.spec.flatten(parameters)
-        self._config = optimizer
-        self._renew_optimizer()
+        self._optimizer = build_optimizer(
+            optimizer, [self.vector] if self.spec.num_elements else []
+        )
         if moments:
             load_optimizer_state_(self._optimizer, moments)
-
-    def _renew_optimizer(self) -> None:
-        trained = [self.vector] if self.spec.num_elements else []
-        self._optimizer = build_optimizer(self._config, trained)
 
     @property
     def parameters(self) -> ParameterDict:
@@ -58,8 +55,6 @@ class TrainedVector:
 
     def step_(self, gradient: Tensor) -> None:
         """Take one optimizer step along ``gradient``, shape [d]."""
-        if not self._config.outlives_batch:
-            self._renew_optimizer()
         if self._optimizer is None:
             return
         self.vector.grad = gradient

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from leansplit.errors import UserError
-from leansplit.models.traced_part import TracedPart, _Reference
+from leansplit.models.traced_part import TracedPart
 
 
 def first_blocks(server_model: nn.Module, num_blocks: int, smashed: Tensor) -> nn.Module:
@@ -35,7 +35,7 @@ def first_blocks(server_model: nn.Module, num_blocks: int, smashed: Tensor) -> n
         layers = list(server_model)
         prefixes = [(layer, nn.Sequential(*layers[:at])) for at, layer in enumerate(layers, 1)]
     elif isinstance(server_model, TracedPart):
-        prefixes = _prefixes(server_model)
+        prefixes = [*server_model.prefixes()]
     else:
         raise UserError(
             f"auxiliary.kind=blocks cannot find the blocks of a {type(server_model).__name__}; "
@@ -55,40 +55,7 @@ def first_blocks(server_model: nn.Module, num_blocks: int, smashed: Tensor) -> n
             if longer(smashed).ndim != rank:
                 break
             found = longer
-    blocks = copy.deepcopy(found)
-    if isinstance(blocks, TracedPart):
-        _forget_unused(blocks, {str(step.target) for step in blocks._steps})
-    return blocks
-
-
-def _prefixes(part: TracedPart) -> list[tuple[nn.Module | None, nn.Module]]:
-    """Return (layer called, the steps up to it) for the steps that leave one value alone alive."""
-    found: list[tuple[nn.Module | None, nn.Module]] = []
-    alive = set(part._inputs)
-    for at, step in enumerate(part._steps, 1):
-        alive = (alive | {step.name}) - set(step.frees)
-        if alive == {step.name}:
-            prefix = copy.copy(part)
-            prefix._modules, prefix._parameters = dict(part._modules), dict(part._parameters)
-            prefix._steps, prefix._output = part._steps[:at], _Reference(step.name)
-            is_layer = step.op == "call_module"
-            found.append((part.get_submodule(step.target) if is_layer else None, prefix))
-    return found
-
-
-def _forget_unused(module: nn.Module, used: set[str], path: str = "") -> None:
-    """Drop the layers and parameters that are neither used nor inside a used layer."""
-    for tensors in (module._parameters, module._buffers):
-        for name in [n for n in tensors if path + n not in used]:
-            del tensors[name]
-    for name, child in list(module._modules.items()):
-        inside = f"{path}{name}."
-        if path + name in used or child is None:
-            continue
-        if any(target.startswith(inside) for target in used):
-            _forget_unused(child, used, inside)
-        else:
-            del module._modules[name]
+    return copy.deepcopy(found)
 
 
 def _has_parameters(layer: nn.Module) -> bool:

@@ -88,6 +88,28 @@ class TracedPart(nn.Module):
         starts = [self._inputs[0], *(piece[-1].name for piece in pieces[:-1])]
         return [self._piece(*at, reads) for at in zip(pieces, starts, strict=True)]
 
+    def prefixes(self) -> list[tuple[nn.Module | None, TracedPart]]:
+        """Return the part's beginnings, each up to a step after which its value alone is alive.
+
+        Returns:
+            (the module that the last step calls, if it calls one; the beginning, which holds no
+            module or tensor that its steps do not use), shortest first.
+        """
+        found: list[tuple[nn.Module | None, TracedPart]] = []
+        alive = set(self._inputs)
+        for at, step in enumerate(self._steps, 1):
+            alive = (alive | {step.name}) - set(step.frees)
+            if alive == {step.name}:
+                called = self.get_submodule(step.target) if step.op == "call_module" else None
+                found.append((called, self._of(self._steps[:at], self._inputs)))
+        return found
+
+    def _of(self, steps: Sequence[_Step], inputs: Sequence[str]) -> TracedPart:
+        """Return the part of this one that takes ``steps`` and returns the last one's value."""
+        part = TracedPart.__new__(TracedPart)
+        part._set_up(self, steps, inputs, _Reference(steps[-1].name))
+        return part
+
     def _piece(self, steps: list[_Step], start: str, reads: Mapping[str, _Step]) -> nn.Module:
         [*_, last] = steps
         if len(steps) == 1 and last.op == "call_module" and _takes_only(last, start):
@@ -100,9 +122,7 @@ class TracedPart(nn.Module):
             map_aggregate((step.args, step.kwargs), lambda v: named.add(getattr(v, "name", "")))
         used = [read for name, read in reads.items() if name in named]
         own = [replace(s, frees=tuple(n for n in s.frees if n not in reads)) for s in steps]
-        piece = TracedPart.__new__(TracedPart)
-        piece._set_up(self, [*used, *own], [start], _Reference(last.name))
-        return piece
+        return self._of([*used, *own], [start])
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import (
     draw_perturbation,
     perturbation_seeds,
+    second_moment_inverse,
     server_dropout_seed,
     server_perturbation_seeds,
     torch_seeded,
@@ -64,9 +65,9 @@ def mu_splitfed(
         return [draw_perturbation(s, size, direction=zo.direction) for s in seeds]
 
     def estimate(deltas: Sequence[Tensor], directions: Sequence[Tensor], size: int) -> Tensor:
-        gradient = torch.zeros(size)
+        gradient, factor = torch.zeros(size), second_moment_inverse(zo.direction, size)
         for delta, u in zip(deltas, directions, strict=True):
-            gradient += u * (float(delta) / ((2.0 if is_central else 1.0) * P * mu))
+            gradient += u * (factor * (float(delta) / ((2.0 if is_central else 1.0) * P * mu)))
         return gradient
 
     for t in range(1, num_rounds + 1):

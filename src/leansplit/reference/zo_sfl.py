@@ -27,6 +27,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import (
     draw_perturbation,
     perturbation_seeds,
+    second_moment_inverse,
     server_dropout_seed,
     server_perturbation_seeds,
     torch_seeded,
@@ -102,8 +103,8 @@ def zo_sfl(
                     )
                     # 3. One scalar comes down; both sides use it.
                     v = float(plus - minus) / ((2.0 if is_central else 1.0) * P * mu)
-                    g_c += u_c * v
-                    g_s += u_s * v
+                    g_c += u_c * (second_moment_inverse(zo.direction, spec_c.num_elements) * v)
+                    g_s += u_s * (second_moment_inverse(zo.direction, spec_s.num_elements) * v)
                 c.step_(g_c)
                 s.step_(g_s)
 
