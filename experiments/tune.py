@@ -2,12 +2,15 @@
 
 The settings are those of :mod:`leansplit.experiments.tuning_grid`, evaluated on a validation split
 and on a seed that the comparison does not use. The best has the highest final accuracy, the lower
-loss among equals. A setting that fails, non-finite for instance, has lost, and is named.
+loss among equals. A setting that fails, non-finite for instance, has lost, and is named. The few
+best of every method then run again on further seeds, and the mean over all seeds decides: one seed
+and one validation split choose by luck.
 """
 
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -30,6 +33,8 @@ from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.server_app.results import RunResult, check_writable
 
+Score = tuple[float, float]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
@@ -40,15 +45,29 @@ class Trial:
     """0 = in the first grid."""
     result: RunResult | None
     error: str | None = None
+    reruns: tuple[RunResult | None, ...] = ()
+    """What it came to on the finalists' seeds; empty if it is no finalist."""
 
     @property
-    def score(self) -> tuple[float, float] | None:
+    def score(self) -> Score | None:
         """(final accuracy, minus final loss) on validation data; None if the setting failed."""
-        result = self.result
-        if result is None or result.status != "completed" or result.final_accuracy is None:
+        return _score(self.result)
+
+    @property
+    def final_score(self) -> Score | None:
+        """The mean score over all seeds; None if it is no finalist or failed on a seed."""
+        scores = [_score(result) for result in (self.result, *self.reruns)]
+        if not self.reruns or None in scores:
             return None
-        loss = math.inf if result.final_loss is None else float(result.final_loss)
-        return result.final_accuracy, -loss if math.isfinite(loss) else -math.inf
+        known = [score for score in scores if score is not None]
+        return statistics.fmean(a for a, _ in known), statistics.fmean(loss for _, loss in known)
+
+
+def _score(result: RunResult | None) -> Score | None:
+    if result is None or result.status != "completed" or result.final_accuracy is None:
+        return None
+    loss = math.inf if result.final_loss is None else float(result.final_loss)
+    return result.final_accuracy, -loss if math.isfinite(loss) else -math.inf
 
 
 @dataclass(kw_only=True)
@@ -62,9 +81,23 @@ class TunedRow:
 
     @property
     def best_point(self) -> Point | None:
-        """The best setting, the first among equals; None if none worked."""
-        scores = {p: trial.score for p, trial in self.trials.items() if trial.score is not None}
+        """The best setting, the first among equals; None if none worked.
+
+        Once finalists have run on their seeds, the best of them.
+        """
+        finals = {p: t.final_score for p, t in self.trials.items() if t.final_score is not None}
+        untried = {p: score for p, score in self._scores.items() if not self.trials[p].reruns}
+        scores = finals or untried  # a finalist that failed on one of its seeds has lost
         return max(scores, key=lambda point: scores[point]) if scores else None
+
+    @property
+    def _scores(self) -> dict[Point, Score]:
+        return {p: trial.score for p, trial in self.trials.items() if trial.score is not None}
+
+    def finalists(self, count: int) -> list[Point]:
+        """Return the ``count`` best settings of the grid, the best first."""
+        scores = self._scores
+        return sorted(scores, key=lambda point: scores[point], reverse=True)[:count]
 
     @property
     def best(self) -> Trial | None:
@@ -114,10 +147,12 @@ def tune(
         UserError: for anything wrong with any row, before the first run starts.
     """
     tuning = experiment.tuning
-    if tuning.seed in experiment.seeds:
+    has_finals = tuning.finalists > 1 and tuning.finalist_seeds
+    tuning_seeds = {tuning.seed, *(tuning.finalist_seeds if has_finals else ())}
+    if shared := tuning_seeds & set(experiment.seeds):
         raise UserError(
-            f"the comparison uses seed {tuning.seed}: settings must be chosen on another one; "
-            "change tuning.seed"
+            f"the comparison uses seed {min(shared)}: settings must be chosen on other ones; "
+            "change tuning.seed or tuning.finalist_seeds"
         )
     check_writable(out_dir)
     rows = [TunedRow(row=row, grid=row_grid(row)) for row in experiment.rows]
@@ -134,6 +169,8 @@ def tune(
             if tuned.num_extensions >= tuning.max_extensions:
                 break
             tuned.num_extensions += bool(points) and not is_interrupted
+        if has_finals and not is_interrupted:
+            is_interrupted = _run_finals(tuned, tuning, out_dir, jobs, show_progress, say)
         if is_interrupted:
             break
     return TuningResult(tuning=tuning, rows=rows, is_interrupted=is_interrupted)
@@ -224,11 +261,45 @@ def _try(
     return is_interrupted
 
 
-def _plan(tuned: TunedRow, point: Point, tuning: Tuning) -> PlannedRun:
+def _run_finals(
+    tuned: TunedRow,
+    tuning: Tuning,
+    out_dir: Path,
+    jobs: int,
+    show_progress: ShowProgress,
+    say: Say,
+) -> bool:
+    """Run the best settings again on further seeds; return whether Ctrl-C stopped it."""
+    points = tuned.finalists(tuning.finalists)
+    pairs = [(point, seed) for point in points for seed in tuning.finalist_seeds]
+    planned_runs = [_plan(tuned, point, tuning, seed) for point, seed in pairs]
+    titles = [
+        f"[final {number}/{len(pairs)}] {planned.name}, seed {seed}"
+        for number, (planned, (_, seed)) in enumerate(zip(planned_runs, pairs, strict=True), 1)
+    ]
+    results: dict[tuple[Point, int], RunResult | None] = {}
+    for position, attempt in attempt_all(
+        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
+    ):
+        if attempt.status == "interrupted":
+            return True
+        result = attempt.run.result if attempt.run else None
+        results[pairs[position]] = result
+        trial = Trial(settings={}, extension=0, result=result, error=attempt.error)
+        say(f"{titles[position]}: {_outcome(trial, attempt)}")
+    for point in points:
+        reruns = tuple(results[point, seed] for seed in tuning.finalist_seeds)
+        tuned.trials[point] = replace(tuned.trials[point], reruns=reruns)
+    return False
+
+
+def _plan(tuned: TunedRow, point: Point, tuning: Tuning, seed: int | None = None) -> PlannedRun:
     row, settings = tuned.row, tuned.grid.settings(point)
     run = {key: value for key, value in tuning.run.items() if is_used(row.method, key)}
     always = {"evaluate_on": "validation", "target_accuracy": 0.0}
-    planned = row.with_settings({**run, **settings, **always}).plan(tuning.seed)
+    planned = row.with_settings({**run, **settings, **always}).plan(
+        tuning.seed if seed is None else seed
+    )
     return replace(planned, setting=setting_text(settings) or "as it is")
 
 

@@ -12,6 +12,7 @@ from leansplit.federated import OptimizerConfig
 from leansplit.server_app.config import flatten
 from leansplit.server_app.methods import METHODS, is_used
 
+_WHOLE_NUMBERS = {"seed": 0, "max_settings": 1, "max_extensions": 0, "finalists": 1}
 _ZEROTH_ORDERS = ("zeroth", "hybrid")
 
 
@@ -35,6 +36,10 @@ class Tuning:
     """Settings that every method gets, before extensions."""
     max_extensions: int = 2
     """Times that a best setting at the edge is given its missing neighbours."""
+    finalists: int = 3
+    """Best settings of every method that run again on ``finalist_seeds``; 1 = one seed decides."""
+    finalist_seeds: tuple[int, ...] = (101, 102)
+    """Further root seeds of tuning runs: one seed and one validation split choose by luck."""
     client_lr: tuple[float, ...] = (0.03, 0.1, 0.3, 1.0)
     """``client.lr``: rates of clients that backpropagate."""
     server_lr: tuple[float, ...] = (0.03, 0.1, 0.3)
@@ -55,13 +60,22 @@ def read_tuning(table: Any) -> Tuning:
     Raises:
         UserError: for keys that do not exist or values that mean nothing.
     """
-    changes = _changes(table, "tuning", ("seed", "max_settings", "max_extensions", "run"))
-    for name, lowest in (("seed", 0), ("max_settings", 1), ("max_extensions", 0)):
+    changes = _changes(table, "tuning", (*_WHOLE_NUMBERS, "finalist_seeds", "run"))
+    for name, lowest in _WHOLE_NUMBERS.items():
         value = changes.get(name, lowest)
         if not isinstance(value, int) or isinstance(value, bool) or value < lowest:
             raise UserError(
                 f"tuning.{name} must be a whole number of at least {lowest}, got {value!r}"
             )
+    if "finalist_seeds" in changes:
+        seeds = changes["finalist_seeds"]
+        is_list = isinstance(seeds, list) and all(type(seed) is int for seed in seeds)
+        if not is_list or len({*seeds, changes.get("seed", Tuning().seed)}) <= len(seeds):
+            raise UserError(
+                "tuning.finalist_seeds must be a list of whole numbers, each once and none of "
+                f"them tuning.seed, got {seeds!r}"
+            )
+        changes["finalist_seeds"] = tuple(seeds)
     if "run" in changes:
         if not isinstance(changes["run"], Mapping):
             raise UserError(f"tuning.run must be a table of run keys, got {changes['run']!r}")

@@ -22,6 +22,10 @@ _RULE = (
     "Where it lacks a neighbour, one step down or up on one of its rates, the missing neighbours "
     "are tried; extensions for every method: at most {extensions}. Settings that fail have lost."
 )
+_FINALS = (
+    " The {finalists} best of every method then ran again on seeds {seeds}, and the mean over all "
+    "seeds decides."
+)
 
 
 def write_tuning(out_dir: Path, result: TuningResult, title: str) -> list[Path]:
@@ -44,6 +48,8 @@ def tuning_table(result: TuningResult) -> pd.DataFrame:
             "extension": trial.extension,
             "validation_accuracy_percent": 100 * trial.score[0] if trial.score else None,
             "validation_loss": -trial.score[1] if trial.score else None,
+            "final_accuracy_percent": 100 * trial.final_score[0] if trial.final_score else None,
+            "num_seeds": 1 + len(trial.reruns),
             "samples_seen": trial.result.samples_seen if trial.result else None,
             "total_mb": _megabytes(trial.result),
             "wall_time_s": trial.result.wall_time_s if trial.result else None,
@@ -65,6 +71,9 @@ def tuning_markdown(result: TuningResult, title: str) -> str:
     rule = _RULE.format(
         settings=tuning.max_settings, seed=tuning.seed, extensions=tuning.max_extensions
     )
+    if _has_finals(result):
+        seeds = ", ".join(map(str, tuning.finalist_seeds))
+        rule += _FINALS.format(finalists=tuning.finalists, seeds=seeds)
     parts = [f"# Tuning: {title}", "", rule]
     if result.warnings:
         parts += ["", "## Warnings", "", *(f"- {line}" for line in result.warnings)]
@@ -87,7 +96,7 @@ def tuning_summary(result: TuningResult, title: str) -> Table:
     table.add_column("Tried", justify="right")
     for tuned in result.rows:
         best = tuned.best
-        score = best.score if best else None
+        score = (best.final_score or best.score) if best else None
         table.add_row(
             tuned.row.label,
             setting_text(best.settings) if best else _NONE,
@@ -113,20 +122,28 @@ def learning_rate_note(
     most = max(len(row.trials) for row in tuned)
     grids = "; ".join(f"{row.row.label}: {describe(row.grid)}" for row in tuned)
     changes = {**result.tuning.run, **overrides}
+    seeds = [result.tuning.seed]
+    if _has_finals(result):
+        seeds += result.tuning.finalist_seeds
+    named = f"seeds {', '.join(map(str, seeds))}" if len(seeds) > 1 else f"seed {seeds[0]}"
     note = (
         f"the best of {result.tuning.max_settings} settings (up to {most} where the best lay at "
-        f"the edge) on held-out training data and seed {result.tuning.seed}, which is not "
-        f"compared, on {date}{f', with {setting_text(changes)}' if changes else ''}. {grids}."
+        f"the edge) on held-out training data and {named}, not compared, "
+        f"on {date}{f', with {setting_text(changes)}' if changes else ''}. {grids}."
     )
     if before is None:
         return f"For every method {note}"
     return f"For {', '.join(row.row.label for row in tuned)} {note} For the others: {before}"
 
 
+def _has_finals(result: TuningResult) -> bool:
+    return any(trial.reruns for tuned in result.rows for trial in tuned.trials.values())
+
+
 def _grid_table(tuned: TunedRow) -> list[str]:
     trials = tuned.trials.values()
     keys = list(dict.fromkeys(key for trial in trials for key in trial.settings))
-    header = [*keys, "accuracy (%)", "loss", "remark"]
+    header = [*keys, "accuracy (%)", "loss", "mean of the finals (%)", "remark"]
     rows: list[Sequence[str]] = [header, [*["---:"] * (len(header) - 1), "---"]]
     for trial in trials:
         cells = [_cell(trial.settings.get(key)) for key in keys]
@@ -134,6 +151,7 @@ def _grid_table(tuned: TunedRow) -> list[str]:
             cells += [_NONE, _NONE]
         else:
             cells += [f"{100 * trial.score[0]:.1f}", f"{-trial.score[1]:.3f}"]
+        cells.append(f"{100 * trial.final_score[0]:.1f}" if trial.final_score else _NONE)
         if trial is tuned.best:
             cells = [f"**{cell}**" for cell in cells]
         remarks = [

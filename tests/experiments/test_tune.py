@@ -34,6 +34,7 @@ task_options.max_test = 20
 [tuning]
 max_settings = 4
 max_extensions = 2
+finalists = 1
 client.lr = [0.01, 0.1]
 server.lr = [0.01, 0.1]
 run.batch_size = 4
@@ -226,7 +227,7 @@ def test_what_is_left_behind(experiment, tuned, tmp_path):
     assert list(table.columns[:4]) == ["label", "method", "client.lr", "server.lr"]
     assert table["is_best"].sum() == 2 and len(table) == sum(len(r.trials) for r in result.rows)
     text = tuning_markdown(result, "Small")
-    assert "| **0.1** | **0.1** | **90.0** | **0.100** | best |" in text
+    assert "| **0.1** | **0.1** | **90.0** | **0.100** | **–** | best |" in text
     assert "extension 1" in text and "Every method gets 4 settings on seed 100" in text
     assert settings_to_write(planned, result) == {
         "SFLV1": {"server.lr": 0.1},  # the file has client.lr; the server's was the default
@@ -246,3 +247,57 @@ def test_a_seed_that_is_compared_is_refused(experiment, tuned):
 def test_rows_may_be_chosen(experiment, tuned):
     result, _, _ = tuned(experiment(methods=["frozen"]), peak(0.1, 0.1))
     assert [row.row.method for row in result.rows] == ["frozen"]
+
+
+FINALS = FILE.replace("finalists = 1", "finalists = 2\nfinalist_seeds = [7, 8]")
+
+
+def lucky(config):
+    """A rate that is best on the grid's seed alone, and one that is best on the whole."""
+    if config.server.lr == 0.1:
+        return 0.9 if config.seed == 100 else 0.5
+    return 0.8
+
+
+def test_finalists_run_on_further_seeds_and_their_mean_decides(experiment, tuned):
+    result, seen, lines = tuned(
+        experiment(FINALS.replace("max_extensions = 2", "max_extensions = 0")), lucky
+    )
+    frozen = result.rows[1]
+    assert [p.config.seed for p in seen if p.config.method == "frozen"] == [100] * 4 + [7, 8, 7, 8]
+    assert all(p.config.evaluate_on == "validation" for p in seen)
+    assert frozen.best.settings["server.lr"] != 0.1
+    assert frozen.best.final_score[0] == pytest.approx(0.8)
+    loser = next(t for t in frozen.trials.values() if t.settings["server.lr"] == 0.1)
+    assert loser.final_score[0] == pytest.approx((0.9 + 0.5 + 0.5) / 3)
+    assert sum(bool(t.reruns) for t in frozen.trials.values()) == 2
+    text = tuning_markdown(result, "Small")
+    assert "The 2 best of every method then ran again on seeds 7, 8" in text
+    assert "| **80.0** | best |" in text
+    note = learning_rate_note(result, "2026-01-01", before=None, overrides={})
+    assert "seeds 100, 7, 8, not compared" in note
+    assert any("[final 1/4]" in line and "seed 7" in line for line in lines)
+
+
+def test_a_finalist_that_fails_on_a_seed_has_lost(experiment, tuned):
+    def accuracy(config):
+        return None if config.seed == 8 and config.server.lr == 0.1 else lucky(config) - 0.3
+
+    result, _, _ = tuned(experiment(FINALS), accuracy)
+    assert all(row.best.settings["server.lr"] != 0.1 for row in result.rows)
+
+
+def test_finalists_seeds_may_not_be_compared(experiment, tuned):
+    with pytest.raises(UserError, match="uses seed 1:"):
+        tuned(experiment(FINALS.replace("[7, 8]", "[1, 8]")), lucky)
+
+
+@pytest.mark.parametrize("seeds", ["[100, 7]", "[7, 7]", "7", "[1.5]"])
+def test_finalist_seeds_are_whole_numbers_each_once(experiment, seeds):
+    with pytest.raises(UserError, match="finalist_seeds must be"):
+        experiment(FINALS.replace("[7, 8]", seeds))
+
+
+def test_ctrl_c_in_the_finals_ends_tuning(experiment, tuned):
+    result, seen, _ = tuned(experiment(FINALS), lucky, interrupt_after=7)
+    assert result.is_interrupted and len(seen) == 8
