@@ -202,7 +202,7 @@ def row_grid(row: Row) -> Grid:
         else:
             possible.append(ClientChoice(keys=keys, rates=choice.rates))
     if not possible:
-        raise UserError(f"{row.label} takes none of its zeroth_client optimizers: {refusals[0]}")
+        raise UserError(f"no zeroth_client optimizer is left: {refusals[0]}")
     return method_grid(row.method, row.tuning, possible)
 
 

@@ -86,7 +86,7 @@ def test_an_optimizer_that_a_method_refuses_leaves_its_share_to_the_others(monke
     grid = grid_of("ho-sfl")
     assert len(grid.points) == 12 and len(grid.blocks) == 1
     only = read_tuning({"zeroth_client": [{"name": "adamw", "lr": [0.1, 0.2]}]})
-    with pytest.raises(UserError, match="takes none of its zeroth_client optimizers: only sgd"):
+    with pytest.raises(UserError, match="no zeroth_client optimizer is left: ho-sfl: only sgd"):
         grid_of("ho-sfl", only)
 
 
