@@ -284,7 +284,10 @@ def test_a_finalist_that_fails_on_a_seed_has_lost(experiment, tuned):
         return None if config.seed == 8 and config.server.lr == 0.1 else lucky(config) - 0.3
 
     result, _, _ = tuned(experiment(FINALS), accuracy)
-    assert all(row.best.settings["server.lr"] != 0.1 for row in result.rows)
+    frozen = result.rows[1]
+    loser = next(t for t in frozen.trials.values() if t.settings["server.lr"] == 0.1)
+    assert loser.reruns and loser.final_score is None
+    assert frozen.best is not loser
 
 
 def test_finalists_seeds_may_not_be_compared(experiment, tuned):
