@@ -274,8 +274,8 @@ def _run_finals(
     pairs = [(point, seed) for point in points for seed in tuning.finalist_seeds]
     planned_runs = [_plan(tuned, point, tuning, seed) for point, seed in pairs]
     titles = [
-        f"[final {number}/{len(pairs)}] {planned.name}, seed {seed}"
-        for number, (planned, (_, seed)) in enumerate(zip(planned_runs, pairs, strict=True), 1)
+        f"[final {number}/{len(pairs)}] {planned.name}"
+        for number, planned in enumerate(planned_runs, 1)
     ]
     results: dict[tuple[Point, int], RunResult | None] = {}
     for position, attempt in attempt_all(
@@ -300,7 +300,8 @@ def _plan(tuned: TunedRow, point: Point, tuning: Tuning, seed: int | None = None
     planned = row.with_settings({**run, **settings, **always}).plan(
         tuning.seed if seed is None else seed
     )
-    return replace(planned, setting=setting_text(settings) or "as it is")
+    text = setting_text(settings) or "as it is"
+    return replace(planned, setting=text if seed is None else f"{text}, seed {seed}")
 
 
 def _outcome(trial: Trial, attempt: Attempt) -> str:

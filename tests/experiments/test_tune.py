@@ -277,6 +277,7 @@ def test_finalists_run_on_further_seeds_and_their_mean_decides(experiment, tuned
     note = learning_rate_note(result, "2026-01-01", before=None, overrides={})
     assert "seeds 100, 7, 8, not compared" in note
     assert any("[final 1/4]" in line and "seed 7" in line for line in lines)
+    assert len({planned.folder for planned in seen}) == len(seen)
 
 
 def test_a_finalist_that_fails_on_a_seed_has_lost(experiment, tuned):
