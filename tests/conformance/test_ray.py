@@ -25,7 +25,7 @@ def test_any_number_of_workers_equals_the_reference(
 def test_the_other_methods_run_on_ray_as_well(method, configure, reference_checksum):
     packing = 1 if METHODS[method].one_client_per_node else 4
     config = configure(
-        method, "sgd", workers=2, replica_storage="worker", rounds=3, clients_per_node=packing
+        method, "sgd", workers=1, replica_storage="worker", rounds=3, clients_per_node=packing
     )
     outcome = launch(config)
     assert outcome.status == "completed", outcome.error
