@@ -96,7 +96,11 @@ class ReplicatedStrategy(SplitStrategy[C]):
         return ForwardRequest(round=round, **catch_up)
 
     def opened(self, replies: Iterable[Message], round: int, wanted: Wanted[R]) -> Replies[R]:
-        """Return the settled answers to :meth:`open_round`; who answered is up to date."""
+        """Return the settled answers to :meth:`open_round`; who answered is up to date.
+
+        Who did not may have done the work all the same, and keep this round's seeds for those of
+        the last round that it answered.
+        """
         settled = self.settle(
             self.federation.collect(replies, self._cohort, wanted.read_or_behind),
             lambda m, catch_up: self.open_round(m, round, catch_up),
@@ -106,6 +110,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
         )
         for m in settled.records:
             self.attendance.confirm(m)
+        for m in settled.failures:
+            self.attendance.doubt_seeds(m)
         return settled
 
     def share_update(
