@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +44,7 @@ def run_all(
     out_dir: Path,
     *,
     jobs: int = 1,
+    stop: threading.Event | None = None,
     show_progress: ShowProgress,
     say: Say,
     describe: Describe | None = None,
@@ -54,6 +56,7 @@ def run_all(
         planned_runs: what to run, in this order; see :func:`check_all`.
         out_dir: one folder below it for each run.
         jobs: runs at a time.
+        stop: once it is set, no run is started any more; Ctrl-C sets it during a run.
         show_progress: title -> a context that yields what a run reports its progress to.
         say: prints one line.
         describe: says how far a run came; its accuracy, by default.
@@ -72,7 +75,13 @@ def run_all(
         for position, planned in enumerate(planned_runs, start=1)
     ]
     for position, attempt in attempt_all(
-        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
+        planned_runs,
+        out_dir,
+        titles=titles,
+        jobs=jobs,
+        stop=stop or threading.Event(),
+        show_progress=show_progress,
+        say=say,
     ):
         title = titles[position]
         is_interrupted |= attempt.status == "interrupted"

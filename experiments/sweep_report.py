@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from leansplit.errors import UserError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.figure_style import render
 from leansplit.experiments.inline_svg import LINE_THEME
+from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.provenance import ABSENT, value_text
 from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
@@ -65,9 +67,11 @@ def run_sweep(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
+    stop = threading.Event()
     check_all(runs, out_dir, jobs)
-    done = run_all(runs, out_dir, jobs=jobs, show_progress=show_progress, say=say)
-    files = write_sweep(out_dir, sweep, done.runs)
+    with stop_on_interrupt(stop):
+        done = run_all(runs, out_dir, jobs=jobs, stop=stop, show_progress=show_progress, say=say)
+        files = write_sweep(out_dir, sweep, done.runs)
     return SweepReport(measure(sweep, done.runs), files, done.num_failed, done.is_interrupted)
 
 
