@@ -15,7 +15,7 @@ from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import accuracy_text, check_all, run_all
 from leansplit.experiments.summary import Summary, completed_runs
 from leansplit.experiments.summary_text import write_summary
-from leansplit.server_app.results import Run
+from leansplit.server_app.results import Run, results_folder
 
 
 @dataclass(frozen=True)
@@ -63,27 +63,28 @@ def compare(
         learning_rates=experiment.learning_rates,
     )
     stop = threading.Event()
-    check_all(experiment.runs, out_dir, jobs)
-    if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
-        shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
-    with stop_on_interrupt(stop):
-        done = run_all(
-            experiment.runs,
-            out_dir,
-            jobs=jobs,
-            stop=stop,
-            show_progress=show_progress,
-            say=say,
-            describe=_reached,
-            on_new_run=lambda runs: write_summary(
+    with results_folder(out_dir):
+        check_all(experiment.runs, jobs)
+        if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
+            shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
+        with stop_on_interrupt(stop):
+            done = run_all(
+                experiment.runs,
                 out_dir,
-                runs,
-                order=reading.order,
-                target_accuracy=reading.target_accuracy,
-                learning_rate_note=reading.learning_rates,
-            ),
-        )
-        report = write_report(out_dir, done.runs, reading)
+                jobs=jobs,
+                stop=stop,
+                show_progress=show_progress,
+                say=say,
+                describe=_reached,
+                on_new_run=lambda runs: write_summary(
+                    out_dir,
+                    runs,
+                    order=reading.order,
+                    target_accuracy=reading.target_accuracy,
+                    learning_rate_note=reading.learning_rates,
+                ),
+            )
+            report = write_report(out_dir, done.runs, reading)
     return Comparison(
         summary=report.summary,
         files=report.files,

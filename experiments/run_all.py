@@ -11,7 +11,7 @@ from leansplit.errors import RunFailedError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import Say, ShowProgress, attempt_all, require_jobs
-from leansplit.server_app.results import Run, check_writable
+from leansplit.server_app.results import Run
 
 Describe = Callable[[Run, list[Run]], str]
 """(a run, all runs so far) -> how far it came, in a few words."""
@@ -27,16 +27,15 @@ class Done:
     is_interrupted: bool
 
 
-def check_all(planned_runs: Sequence[PlannedRun], out_dir: Path, jobs: int = 1) -> None:
-    """Check every run, how many go at a time, and that ``out_dir`` can be written.
+def check_all(planned_runs: Sequence[PlannedRun], jobs: int = 1) -> None:
+    """Check every run, and how many go at a time.
 
     Raises:
         UserError: for the first thing that is wrong.
     """
     require_jobs(jobs, planned_runs)
-    check_writable(out_dir)
     for planned in planned_runs:
-        check_run(planned.config, None)
+        check_run(planned.config)
 
 
 def run_all(

@@ -13,7 +13,7 @@ from leansplit.experiments.preflight import check_run
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import Progress
 from leansplit.server_app.outputs import write_outcome
-from leansplit.server_app.results import RunResult, utc_now
+from leansplit.server_app.results import RunResult, results_folder, utc_now
 
 
 def run_and_write(
@@ -29,25 +29,26 @@ def run_and_write(
 
     ``command`` is recorded as the command that did it; default: this process's. Ctrl-C and ``stop``
     as in :func:`leansplit.experiments.launch.launch`; what was measured is written whole before
-    even a second Ctrl-C aborts.
+    even a second Ctrl-C aborts. A run that leaves no result leaves no folder.
 
     Raises:
         UserError: for anything wrong that can be found before workers start.
         RunFailedError: if the simulation engine itself stopped.
     """
     stop = stop or threading.Event()
-    check_run(config, out_dir)
-    started_at = utc_now()
-    with stop_on_interrupt(stop):
-        outcome = launch(config, stop=stop, on_progress=on_progress)
-        with finish_first():
-            return write_outcome(
-                out_dir,
-                outcome,
-                command=command or command_line(),
-                started_at=started_at,
-                label=label,
-            )
+    with results_folder(out_dir):
+        check_run(config)
+        started_at = utc_now()
+        with stop_on_interrupt(stop):
+            outcome = launch(config, stop=stop, on_progress=on_progress)
+            with finish_first():
+                return write_outcome(
+                    out_dir,
+                    outcome,
+                    command=command or command_line(),
+                    started_at=started_at,
+                    label=label,
+                )
 
 
 def command_line() -> list[str]:

@@ -24,7 +24,7 @@ from leansplit.experiments.run_all import check_all, run_all
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
-from leansplit.server_app.results import Run, write_files
+from leansplit.server_app.results import Run, results_folder, write_files
 
 EVERY_VALUE = "any"
 """Stands for the value of a row that does not use the key."""
@@ -68,10 +68,13 @@ def run_sweep(
         RunFailedError: if no run left a result.
     """
     stop = threading.Event()
-    check_all(runs, out_dir, jobs)
-    with stop_on_interrupt(stop):
-        done = run_all(runs, out_dir, jobs=jobs, stop=stop, show_progress=show_progress, say=say)
-        files = write_sweep(out_dir, sweep, done.runs)
+    with results_folder(out_dir):
+        check_all(runs, jobs)
+        with stop_on_interrupt(stop):
+            done = run_all(
+                runs, out_dir, jobs=jobs, stop=stop, show_progress=show_progress, say=say
+            )
+            files = write_sweep(out_dir, sweep, done.runs)
     return SweepReport(measure(sweep, done.runs), files, done.num_failed, done.is_interrupted)
 
 

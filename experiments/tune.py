@@ -34,7 +34,7 @@ from leansplit.experiments.tuning_grid import Grid, Point, method_grid
 from leansplit.server_app.config import flatten
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
-from leansplit.server_app.results import RunResult, check_writable
+from leansplit.server_app.results import RunResult, results_folder
 
 Score = tuple[float, float]
 Attempts = Callable[..., Iterator[tuple[int, Attempt]]]
@@ -161,7 +161,6 @@ def tune(
             f"the comparison uses seed {min(shared)}: settings must be chosen on other ones; "
             "change tuning.seed or tuning.finalist_seeds"
         )
-    check_writable(out_dir)
     rows = [TunedRow(row=row, grid=row_grid(row)) for row in experiment.rows]
     require_jobs(jobs, [_plan(tuned, tuned.grid.points[0], tuning) for tuned in rows])
     stop = threading.Event()
@@ -169,14 +168,15 @@ def tune(
         attempt_all, out_dir=out_dir, jobs=jobs, stop=stop, show_progress=show_progress, say=say
     )
     is_interrupted = False
-    for tuned in rows:
-        check_run(_plan(tuned, tuned.grid.points[0], tuning).config, None)
-    with stop_on_interrupt(stop):
+    with results_folder(out_dir):
         for tuned in rows:
-            say(f"{tuned.row.label}: {describe(tuned.grid)}")
-            is_interrupted = _tune_row(tuned, tuning, has_finals, attempts, say)
-            if is_interrupted:
-                break
+            check_run(_plan(tuned, tuned.grid.points[0], tuning).config)
+        with stop_on_interrupt(stop):
+            for tuned in rows:
+                say(f"{tuned.row.label}: {describe(tuned.grid)}")
+                is_interrupted = _tune_row(tuned, tuning, has_finals, attempts, say)
+                if is_interrupted:
+                    break
     return TuningResult(tuning=tuning, rows=rows, is_interrupted=is_interrupted)
 
 

@@ -196,8 +196,14 @@ def test_sweep_writes_tables_and_report_rebuilds_them(leansplit, tmp_path):
     before = (tmp_path / "report.html").read_bytes()
     assert leansplit("report", tmp_path)[0] == 0
     assert (tmp_path / "report.html").read_bytes() == before
-    code, _, err = leansplit("sweep", "digits", "--over", "coort=1,2", "--out", tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    code, _, err = leansplit("sweep", "digits", "--over", "coort=1,2", "--out", elsewhere)
     assert code == command_line.EXIT_USER_ERROR and "did you mean 'cohort'" in err
+    code, _, err = leansplit(
+        "sweep", "digits", "--over", "cut_layer=pool2,pool9", "--out", elsewhere
+    )
+    assert code == command_line.EXIT_USER_ERROR and "pool2" in err
+    assert not elsewhere.exists()
 
 
 TUNING = """
@@ -298,12 +304,12 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(leansplit, tmp_path, mistake):
     arguments, hint = MISTAKES[mistake]
-    code, _, err = leansplit("run", *arguments, "--out", tmp_path)
+    code, _, err = leansplit("run", *arguments, "--out", tmp_path / "runs" / "mine")
     last = err.strip().splitlines()[-1]
     assert code == command_line.EXIT_USER_ERROR
     assert last.startswith("leansplit: error: ") and hint in last, last
     assert "Traceback" not in err
-    assert not (tmp_path / "result.json").exists()
+    assert not list(tmp_path.iterdir())  # what is refused leaves no folder behind
 
 
 def test_unwritable_output_is_found_before_anything_runs(leansplit, tmp_path):
@@ -343,13 +349,16 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
         ("target_accuracy = 'x'\n[[methods]]\nmethod = 'frozen'", "must be a fraction such as"),
         ("target_accuracy = 55\n[[methods]]\nmethod = 'frozen'", "in (0, 1], got 55"),
         ("methods = 2", "must be [[methods]] tables, got 2"),
+        ("shared.cut_layer = 'pool9'\n[[methods]]\nmethod = 'frozen'", "pool2"),
+        ("shared.clients = 5000\n[[methods]]\nmethod = 'frozen'", "1437"),
     ],
 )
 def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
     file = tmp_path / "experiment.toml"
     file.write_text(content)
-    code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
+    code, _, err = leansplit("compare", file, "--out", tmp_path / "runs" / "out")
     assert code == command_line.EXIT_USER_ERROR and hint in err, err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -362,14 +371,15 @@ def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
         ("[tuning]\nrun.sampels = 9\n[[methods]]\nmethod = 'ho-sfl'", "did you mean 'samples'"),
         ("[[methods]]\nmethod = 'frozen'\ntuning.client.lr = [1]", "does not use 'client.lr'"),
         ("title = 'x'", "names no methods"),
+        ("shared.cut_layer = 'pool9'\n[[methods]]\nmethod = 'frozen'", "pool2"),
     ],
 )
 def test_mistakes_in_tuning_are_found_before_a_run(leansplit, tmp_path, content, hint):
     file = tmp_path / "experiment.toml"
     file.write_text(content)
-    code, _, err = leansplit("tune", file, "--out", tmp_path / "out")
+    code, _, err = leansplit("tune", file, "--out", tmp_path / "runs" / "out")
     assert code == command_line.EXIT_USER_ERROR and hint in err, err
-    assert not list((tmp_path / "out").glob("*/*/result.json"))
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_missing_experiment_names_the_shipped_ones(leansplit):

@@ -92,6 +92,7 @@ def test_ctrl_c_ends_a_run_with_what_was_measured(phase, leansplit, press_during
     assert "Traceback" not in err
     if kept is None:
         assert "leansplit: aborted" in err
+        assert not (tmp_path / "runs").exists()
         return
     result = json.loads((out / "result.json").read_text())
     assert (result["status"], result["ended_by"]) == ("interrupted", "interrupted")
@@ -109,10 +110,11 @@ def test_ctrl_c_when_no_round_is_left_changes_nothing(phase, leansplit, press_du
     assert (result["status"], result["rounds_completed"]) == ("completed", ROUNDS)
 
 
-def test_a_second_ctrl_c_aborts(leansplit, press_during, tmp_path):
+def test_a_second_ctrl_c_aborts_and_leaves_nothing(leansplit, press_during, tmp_path):
     press_during(HOSFL, "aggregate_train", 2, times=2)
     code, err = leansplit("run", "ho-sfl", *SMALL, "--out", tmp_path / "out")
     assert code == EXIT_INTERRUPTED and "leansplit: aborted" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_second_ctrl_c_waits_until_results_are_written(leansplit, press_during, tmp_path):
@@ -215,11 +217,12 @@ def test_runs_that_are_there_are_reported_even_if_the_first_is_interrupted(
     assert "interrupted: 2 of 3 runs are complete" in err
 
 
-def test_ctrl_c_during_the_checks_of_a_comparison_aborts(leansplit, press_during, comparison):
+def test_ctrl_c_during_the_checks_leaves_nothing(leansplit, press_during, comparison):
     file, out = comparison
     press_during(run_all, "check_run", 2)
     code, err = leansplit("compare", file, "--out", out)
     assert code == EXIT_INTERRUPTED and "leansplit: aborted" in err
+    assert not out.parent.exists()
 
 
 def test_ctrl_c_while_the_report_is_written_lets_it_finish(leansplit, press_during, comparison):
