@@ -73,6 +73,8 @@ def result_table(result: RunResult) -> Table:
         "wall time": f"{result.wall_time_s:,.1f} s",
         "model checksum": result.final_model_checksum or "–",
     }
+    if result.local_accuracy is not None:
+        rows["client and head alone"] = percent(result.local_accuracy)
     for event, times in result.events.items():
         rows[event.replace("_", " ")] = f"{times:,}"
     for name, value in rows.items():

@@ -39,6 +39,8 @@ class MethodSummary:
     accuracy_std_percent: float | None  # sample standard deviation over seeds
     best_accuracy_mean_percent: float | None
     best_accuracy_std_percent: float | None
+    local_accuracy_mean_percent: float | None  # client model and auxiliary head, no server
+    local_accuracy_std_percent: float | None
     gain_recovered_mean_percent: float | None
     gain_recovered_std_percent: float | None
     num_gain_seeds: int
@@ -210,6 +212,7 @@ def _summarise_method(
     statuses = [run.result.status for run in group]
     accuracy = _mean_std((r.final_accuracy for r in results), PERCENT)
     best = _mean_std((r.best_accuracy for r in results), PERCENT)
+    local = _mean_std((r.local_accuracy for r in results), PERCENT)
     gains = [gain for gain in map(controls.gain_recovered, results) if gain is not None]
     gain = _mean_std(gains, PERCENT)
     # No accuracy is above infinity: without a target nothing is reached.
@@ -229,6 +232,8 @@ def _summarise_method(
         accuracy_std_percent=accuracy[1],
         best_accuracy_mean_percent=best[0],
         best_accuracy_std_percent=best[1],
+        local_accuracy_mean_percent=local[0],
+        local_accuracy_std_percent=local[1],
         gain_recovered_mean_percent=gain[0],
         gain_recovered_std_percent=gain[1],
         num_gain_seeds=len(gains),

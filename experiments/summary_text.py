@@ -71,7 +71,8 @@ def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = 
     elif ends == {"bytes"}:
         compared_at = _AT_EQUAL_BYTES
     parts += ["", "## How to read this", ""]
-    parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ)]
+    explained = [text for header, text in _EXPLAINED.items() if _is_known(summary, header)]
+    parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ, *explained)]
     sfl = f"First-order SFL here is {summary.sfl_label}." if summary.sfl_label else ""
     ended_by = f"Runs were ended by: {', '.join(sorted(ends))}." if ends else ""
     note = f"Learning rates: {rates}" if rates else ""
@@ -192,6 +193,9 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Seeds": _seeds,
     "Accuracy (%)": lambda r: _plus_minus(r.accuracy_mean_percent, r.accuracy_std_percent),
     "Best (%)": lambda r: _plus_minus(r.best_accuracy_mean_percent, r.best_accuracy_std_percent),
+    "Client and head alone (%)": lambda r: _plus_minus(
+        r.local_accuracy_mean_percent, r.local_accuracy_std_percent
+    ),
     "Client gain recovered (%)": lambda r: _plus_minus(
         r.gain_recovered_mean_percent, r.gain_recovered_std_percent
     ),
@@ -216,19 +220,32 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "p (sign flips)": lambda r: _p(r.sign_flip_p_value),
 }
 _HEADERS = tuple(_CELLS)
-_ACCURACY = _HEADERS[:8]
-_COST = ("Method", *_HEADERS[8:17])
-_SIGNIFICANCE = ("Method", *_HEADERS[17:])
-_TERMINAL = (*_HEADERS[:3], *_HEADERS[4:5], "p", *_HEADERS[7:8], *_HEADERS[10:12])
+_ACCURACY = _HEADERS[:9]
+_COST = ("Method", *_HEADERS[9:18])
+_SIGNIFICANCE = ("Method", *_HEADERS[18:])
+_TERMINAL = (
+    *("Method", "Seeds", "Accuracy (%)", "Client gain recovered (%)", "p"),
+    *("MB to target", "Total (MB)", "Round trips"),
+)
+_EXPLAINED = {
+    "Client and head alone (%)": "Client and head alone: final test accuracy of the averaged "
+    "client model with the averaged auxiliary head, without the server."
+}
+"""Columns that few methods have, shown where any row has a number; what they mean."""
 
 
 def _markdown_table(
     summary: Summary, headers: Sequence[str], only: Sequence[MethodSummary] | None = None
 ) -> list[str]:
-    rows = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
     shown = summary.rows if only is None else only
+    headers = [h for h in headers if h not in _EXPLAINED or _is_known(summary, h)]
+    rows = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
     rows += [[_CELLS[h](row).replace("|", "\\|") for h in headers] for row in shown]
     return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _is_known(summary: Summary, header: str) -> bool:
+    return any(_CELLS[header](row) != _NONE for row in summary.rows)
 
 
 def _target_sentence(summary: Summary) -> str:

@@ -79,6 +79,9 @@ class Outcome:
     samples_forwarded: int = 0
     """Samples that clients' passes are counted for; all that were seen, but for one-off uploads."""
     wall_time_s: float = 0.0
+    local_accuracy: float | None = None
+    """Of what clients could use without the server, at the end; see
+    :meth:`RunningStrategy.clients_alone`."""
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -267,6 +270,9 @@ def execute(
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
         strategy.arrays()  # brings mirror or averages into the model
+        alone = strategy.clients_alone()
+        if alone is not None:
+            outcome.local_accuracy = evaluate(alone, task, config.evaluation_batch_size)[0]
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
     return outcome

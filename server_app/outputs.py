@@ -55,6 +55,7 @@ def run_result(
         samples_seen=outcome.samples_seen,
         final_accuracy=accuracies[-1] if accuracies else None,
         best_accuracy=max(accuracies, default=None),
+        local_accuracy=outcome.local_accuracy,
         final_loss=outcome.rounds[-1]["loss"] if outcome.rounds else None,
         num_exchanges=outcome.num_exchanges,
         traffic=outcome.ledger.by_kind(),

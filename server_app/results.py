@@ -119,6 +119,7 @@ class RunResult:
     final_accuracy: Fraction | None = None
     best_accuracy: Fraction | None = None
     final_loss: Number | None = None
+    local_accuracy: Fraction | None = None  # client model and auxiliary head, without the server
     num_exchanges: Count = 0  # round trips on the critical path
     # kind of record -> {"uplink_bytes": ..., "downlink_bytes": ...}; see Ledger.by_kind
     traffic: dict[str, dict[str, Count]] = Field(default_factory=dict)

@@ -20,10 +20,10 @@ Eq. 7).
 from __future__ import annotations
 
 from leansplit.federated import HeronSFLConfig
-from leansplit.strategies.auxiliary import AuxiliaryStrategy
+from leansplit.strategies.local_loss import LocalLossStrategy
 
 
-class HeronSFL(AuxiliaryStrategy[HeronSFLConfig]):
+class HeronSFL(LocalLossStrategy[HeronSFLConfig]):
     """Zeroth-order clients with a local loss, one exchange a round."""
 
     method = "heron-sfl"

@@ -192,6 +192,13 @@ class RunningStrategy(Strategy):
             self.config.root_seed, round, self.federation.population, self.config.cohort_size
         )
 
+    def clients_alone(self) -> nn.Module | None:
+        """Return what clients could use without the server, with outputs like the whole model's.
+
+        None where they hold nothing of the kind.
+        """
+        return None
+
     def end(self) -> None:
         """Do what is left to do after the last round."""
 

@@ -185,13 +185,12 @@ def test_a_client_that_failed_is_sent_its_head_again():
 
 
 def test_a_client_without_a_head_says_so_and_is_dropped():
-    from leansplit.clients import fsl_sage
     from leansplit.clients.memory import ClientMemory
 
     original, forgotten = ClientMemory.load, []
 
     def load(self, name):
-        is_lost = name == fsl_sage._HEAD and self._prefix == "client-1-" and not forgotten
+        is_lost = name == "auxiliary" and self._prefix == "client-1-" and not forgotten
         if is_lost:
             forgotten.append(name)
         return None if is_lost else original(self, name)

@@ -432,6 +432,22 @@ def test_write_summary(tmp_path: Path) -> None:
     assert sorted(path.name for path in out_dir.iterdir()) == ["summary.csv", "summary.md"]
 
 
+def test_what_clients_reach_alone_has_a_column_where_it_is_known() -> None:
+    runs = [
+        *comparison(),
+        *(make_run("cse-fsl", seed, [0.9], local_accuracy=0.6 + seed / 10) for seed in (0, 1)),
+    ]
+    summary = summarise(runs)
+    alone = [row.local_accuracy_mean_percent for row in summary.rows]
+    assert alone == [None, None, None, pytest.approx(65)]
+    text = summary_markdown(summary, runs)
+    assert "| Best (%) | Client and head alone (%) | Client gain recovered (%) |" in text
+    assert "| cse-fsl | 2/2 | 90.0 ± 0.0 | 90.0 ± 0.0 | 65.0 ± 7.1 |" in text
+    assert "without the server" in text
+    plain = summary_markdown(summarise(comparison()), comparison())
+    assert "head alone" not in plain and "without the server" not in plain
+
+
 def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to the output folder"):

@@ -59,7 +59,16 @@ class AuxiliaryMethodConfig(LocalStepsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CSEFSLConfig(AuxiliaryMethodConfig):
+class LocalLossConfig(AuxiliaryMethodConfig):
+    """Methods whose clients train against their own loss, and whose heads are averaged."""
+
+    frozen_client: bool = False
+    """The control: the client model keeps its initial weights and runs in evaluation mode, only
+    the auxiliary head is trained. Clients are sent the client model once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CSEFSLConfig(LocalLossConfig):
     """CSE-FSL (arXiv 2507.15816): first-order clients with a local loss."""
 
     upload_period: int = 5
@@ -68,7 +77,7 @@ class CSEFSLConfig(AuxiliaryMethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeronSFLConfig(AuxiliaryMethodConfig):
+class HeronSFLConfig(LocalLossConfig):
     """HERON-SFL (arXiv 2601.09076): zeroth-order clients with a local loss."""
 
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=1)
