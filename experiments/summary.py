@@ -19,7 +19,7 @@ from leansplit.experiments.controls import SFL_METHODS, Controls, find_controls
 from leansplit.experiments.fairness import ended_at_target, fairness_warnings
 from leansplit.experiments.significance import PairedDifference, paired_difference
 from leansplit.server_app.budget import MB
-from leansplit.server_app.results import Run
+from leansplit.server_app.results import Run, RunResult
 
 PERCENT = 0.01
 DEFAULT_TARGET_SHARE = 0.9
@@ -63,6 +63,7 @@ class MethodSummary:
     client_backwards_per_sample: float | None
     client_step_gflops: float | None
     client_peak_memory_mb: float | None
+    order_boundaries: str  # clients at each, as "none × 50, cut × 50"; empty: they do not differ
     wall_time_s: float | None
 
 
@@ -201,6 +202,11 @@ def _mean(values: Iterable[float | None], unit: float = 1) -> float | None:
     return _mean_std(values, unit)[0]
 
 
+def boundaries_text(result: RunResult) -> str:
+    """Return how many clients of a run have which order boundary; empty if it has none."""
+    return ", ".join(f"{b.boundary} × {len(b.clients)}" for b in result.order_boundaries)
+
+
 def _summarise_method(
     group: Sequence[Run],
     completed: Sequence[Run],
@@ -256,5 +262,6 @@ def _summarise_method(
         client_backwards_per_sample=_mean(r.client_backwards / r.samples_seen for r in trained),
         client_step_gflops=_mean((r.client_step_flops for r in results), 1e9),
         client_peak_memory_mb=_mean((r.client_peak_memory_bytes for r in results), MB),
+        order_boundaries="; ".join(dict.fromkeys(filter(None, map(boundaries_text, results)))),
         wall_time_s=_mean(r.wall_time_s for r in results),
     )

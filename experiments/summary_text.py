@@ -210,6 +210,7 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Backwards per sample": lambda r: _quantity(r.client_backwards_per_sample),
     "Client step (GFLOPs)": lambda r: _quantity(r.client_step_gflops),
     "Client peak memory (MB)": lambda r: _quantity(r.client_peak_memory_mb),
+    "Order boundaries": lambda r: r.order_boundaries or _NONE,
     "Wall time (s)": lambda r: _quantity(r.wall_time_s),
     "Common seeds": lambda r: str(r.num_seeds_with_sfl or 0),
     "Difference (points)": lambda r: (
@@ -221,15 +222,18 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
 }
 _HEADERS = tuple(_CELLS)
 _ACCURACY = _HEADERS[:9]
-_COST = ("Method", *_HEADERS[9:18])
-_SIGNIFICANCE = ("Method", *_HEADERS[18:])
+_COST = ("Method", *_HEADERS[9:19])
+_SIGNIFICANCE = ("Method", *_HEADERS[19:])
 _TERMINAL = (
     *("Method", "Seeds", "Accuracy (%)", "Client gain recovered (%)", "p"),
     *("MB to target", "Total (MB)", "Round trips"),
 )
 _EXPLAINED = {
     "Client and head alone (%)": "Client and head alone: final test accuracy of the averaged "
-    "client model with the averaged auxiliary head, without the server."
+    "client model with the averaged auxiliary head, without the server.",
+    "Order boundaries": "Order boundaries: the last layer that is trained by zeroth-order steps, "
+    "and how many clients have it there; none: backpropagation throughout, cut: the cut layer, "
+    "all: zeroth order throughout.",
 }
 """Columns that few methods have, shown where any row has a number; what they mean."""
 

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from leansplit.clients.task_workload import task_client_data
 from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
+from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum
 from leansplit.server_app.budget import Budget, EndedBy
@@ -74,6 +75,8 @@ class Outcome:
     num_exchanges: int = 0
     client_costs: ClientCosts | None = None
     """Of one client step on a full batch."""
+    boundaries: tuple[BoundaryGroup, ...] = ()
+    """Which clients train how much of the model by zeroth order (HO-FL)."""
     client_replays: float = 0.0
     """Forward passes for each sample that a client repeats to save memory."""
     samples_forwarded: int = 0
@@ -222,6 +225,7 @@ def execute(
         config,
         settings,
         client_costs=_measure_client(config, settings, task, model),
+        boundaries=method.boundaries(settings, model, config.clients),
         client_replays=method.client_replays(settings, model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,

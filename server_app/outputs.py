@@ -12,6 +12,7 @@ from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import Outcome
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import (
+    OrderBoundary,
     RunResult,
     config_hash,
     ledger_table,
@@ -65,6 +66,14 @@ def run_result(
         client_backwards=round(backwards * outcome.samples_forwarded),
         client_step_flops=costs.flops if costs else None,
         client_peak_memory_bytes=costs.peak_memory_bytes if costs else None,
+        order_boundaries=[
+            OrderBoundary(
+                boundary=group.boundary,
+                zeroth_order_parameters=group.num_zeroth_elements,
+                clients=list(group.clients),
+            )
+            for group in outcome.boundaries
+        ],
         final_model_checksum=outcome.final_model_checksum or None,
         events=outcome.events,
         partition=_partition(outcome),

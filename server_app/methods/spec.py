@@ -14,6 +14,7 @@ from leansplit.costs import SplitShape, Traffic
 from leansplit.errors import UserError
 from leansplit.federated import MethodConfig, sample_cohort
 from leansplit.first_order import Loss
+from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
 from leansplit.strategies.running import RunningStrategy
 
@@ -90,6 +91,9 @@ class MethodSpec:
     of full size where it asks for that. Everything else takes settled configurations."""
     zeroth_elements: Callable[[Any, SplitModel, int], tuple[int, ...]] = _all_alike
     """(config, model, clients) -> ``SplitShape.zeroth_elements``."""
+    boundaries: Callable[[Any, SplitModel, int], tuple[BoundaryGroup, ...]] = lambda *_: ()
+    """(config, model, clients) -> who trains how much of the model by zeroth order, for methods
+    whose clients differ in that."""
     cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
     """(config, sizes, population, round) -> the clients that take part, ascending."""
 

@@ -448,6 +448,18 @@ def test_what_clients_reach_alone_has_a_column_where_it_is_known() -> None:
     assert "head alone" not in plain and "without the server" not in plain
 
 
+def test_order_boundaries_have_a_column_where_clients_differ_in_them() -> None:
+    boundaries = [
+        {"boundary": "none", "zeroth_order_parameters": 0, "clients": [0, 2]},
+        {"boundary": "pool1", "zeroth_order_parameters": 160, "clients": [1]},
+    ]
+    runs = [*comparison(), make_run("ho-fl", 0, [0.9], order_boundaries=boundaries)]
+    text = summary_markdown(summarise(runs), runs)
+    assert "| Order boundaries | Wall time (s) |" in text
+    assert "| none × 2, pool1 × 1 |" in text and "| – | 2 |" in text
+    assert "Order boundaries" not in summary_markdown(summarise(comparison()), comparison())
+
+
 def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write to the output folder"):
