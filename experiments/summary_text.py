@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from leansplit.experiments.summary import MethodSummary, Summary, summarise
 from leansplit.server_app.results import Run, RunResult, write_files
 
 _NONE = "–"
+_DIGITS = 4
 
 
 def write_summary(
@@ -155,10 +157,21 @@ _HOW_TO_READ_SIGNIFICANCE = (
 )
 
 
-def _plus_minus(mean: float | None, std: float | None) -> str:
+def plus_minus(mean: float | None, std: float | None, decimals: int | None = 1) -> str:
+    """Return a mean with its spread, both to the same place, as all tables show them.
+
+    Args:
+        mean: None where there is none.
+        std: None for a single seed.
+        decimals: digits after the point; None for amounts, which show four digits of the mean.
+    """
     if mean is None:
         return _NONE
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    if decimals is None:
+        if not std or not mean:
+            return quantity(mean) if std is None else f"{quantity(mean)} ± {quantity(std)}"
+        decimals = max(0, _DIGITS - 1 - math.floor(math.log10(abs(mean))))
+    return f"{mean:,.{decimals}f}" if std is None else f"{mean:,.{decimals}f} ± {std:,.{decimals}f}"
 
 
 def _quantity(value: float | None) -> str:
@@ -191,12 +204,12 @@ def _to_target(row: MethodSummary, value: float | None) -> str:
 _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Method": lambda r: r.label,
     "Seeds": _seeds,
-    "Accuracy (%)": lambda r: _plus_minus(r.accuracy_mean_percent, r.accuracy_std_percent),
-    "Best (%)": lambda r: _plus_minus(r.best_accuracy_mean_percent, r.best_accuracy_std_percent),
-    "Client and head alone (%)": lambda r: _plus_minus(
+    "Accuracy (%)": lambda r: plus_minus(r.accuracy_mean_percent, r.accuracy_std_percent),
+    "Best (%)": lambda r: plus_minus(r.best_accuracy_mean_percent, r.best_accuracy_std_percent),
+    "Client and head alone (%)": lambda r: plus_minus(
         r.local_accuracy_mean_percent, r.local_accuracy_std_percent
     ),
-    "Client gain recovered (%)": lambda r: _plus_minus(
+    "Client gain recovered (%)": lambda r: plus_minus(
         r.gain_recovered_mean_percent, r.gain_recovered_std_percent
     ),
     "Samples seen": lambda r: _quantity(r.samples_seen),
