@@ -86,7 +86,7 @@ def local_zeroth_order_client_step(
         smashed, anchor = objective.evaluate_with_smashed_data(spec.views(theta))
         differences = probe(objective, spec, theta, seeds, zo, anchor=anchor)
         assert optimizer is not None
-        theta.grad = estimate(spec, seeds, differences, zo)
+        theta.grad = estimate(spec, seeds, differences, zo, device=theta.device)
         optimizer.step()
         return smashed
 

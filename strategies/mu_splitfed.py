@@ -84,7 +84,7 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
             zo,
         )
         require_finite("scalar", round, {m: float(differences.abs().sum())})
-        replica.step_(estimate(replica.spec, seeds, differences, zo))
+        replica.step_(estimate(replica.spec, seeds, differences, zo, device=replica.vector.device))
 
     # 6. theta <- theta + eta_g mean_m(theta_m - theta), both halves.
 

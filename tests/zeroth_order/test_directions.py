@@ -73,14 +73,14 @@ def test_estimators_never_write_to_a_shared_direction(estimator):
     seeds = (901, 902, 903)
     objective = SumObjective(lambda p: p["w"] ** 2)
     first = probe(objective, spec, torch.ones(20), seeds, config)
-    gradient = estimate(spec, seeds, first, config)
+    gradient = estimate(spec, seeds, first, config, device="cpu")
     cache = directions._caches[-1]
     for seed in seeds:
         kept = cache._kept[seed, 20, "gaussian", "cpu"]
         assert torch.equal(kept, draw_perturbation(seed, 20))
     with unshared_directions():
         assert torch.equal(probe(objective, spec, torch.ones(20), seeds, config), first)
-        assert torch.equal(estimate(spec, seeds, first, config), gradient)
+        assert torch.equal(estimate(spec, seeds, first, config, device="cpu"), gradient)
 
 
 @given(
@@ -113,7 +113,9 @@ def test_estimate_and_perturbation_hold_little_beside_what_they_return(direction
     part = 1 / 8
     extra = 4 if "sphere" in direction else 0
     with unshared_directions():  # as on a device that serves one client
-        rebuilt = peak_tensor_bytes(lambda: estimate(spec, (1, 2, 3), v, config)) / (4 * d)
+        rebuilt = peak_tensor_bytes(lambda: estimate(spec, (1, 2, 3), v, config, device="cpu")) / (
+            4 * d
+        )
         moved = peak_tensor_bytes(lambda: perturbed(theta, 1e-3, 1, config)) / (4 * d)
     assert rebuilt <= 1 + 2 * part + extra
     assert moved <= 2 + 2 * part + extra
@@ -131,6 +133,9 @@ def test_parts_change_no_bit_of_an_estimate_or_a_probe():
             with pytest.MonkeyPatch.context() as patch, unshared_directions():
                 patch.setattr(directions, "_PART_ELEMENTS", part_elements)
                 found.append(
-                    (estimate(spec, seeds, v, config), perturbed(theta, 1e-2, seeds[0], config))
+                    (
+                        estimate(spec, seeds, v, config, device="cpu"),
+                        perturbed(theta, 1e-2, seeds[0], config),
+                    )
                 )
         assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -124,7 +124,7 @@ def estimate(
     differences: Tensor,
     config: ZerothOrderConfig,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str,
 ) -> Tensor:
     """Rebuild the gradient estimate from seeds and scalars.
 
@@ -140,7 +140,7 @@ def estimate(
         seeds: P perturbation seeds.
         differences: P un-normalised differences v_p.
         config: the configuration that the differences were probed with.
-        device: where the estimate is wanted.
+        device: where the estimate is wanted: that of the parameters that take it.
 
     Returns:
         float32 tensor of shape [d].
