@@ -25,7 +25,8 @@ from leansplit.server_app.telemetry import (
     telemetry_table,
 )
 from leansplit.strategies.in_process_grid import InProcessGrid
-from leansplit.zeroth_order import EstimateReport
+from leansplit.strategies.running import RoundReport
+from leansplit.zeroth_order import EstimateReport, ZerothOrderConfig
 
 REPORTING = [name for name, spec in METHODS.items() if spec.reports_estimates]
 # Every client has a zeroth-order segment, and both kinds of HO-FL's objective are seen.
@@ -263,6 +264,14 @@ def test_a_client_without_zeroth_order_layers_has_no_row(configure, run_in_proce
     assert len(run_in_process(config).telemetry) == 4
     config = configure("ho-fl", rounds=1, boundaries='["none"]', telemetry_every=1)
     assert run_in_process(config).telemetry == []
+
+
+def test_a_part_without_trained_parameters_has_no_row(configure):
+    watcher = EstimateWatcher(configure("ho-sfl").method_config(), lambda m: None, every=1)
+    nothing = EstimateReport.of_client(1, 0, {}, (1,), None, lambda *_: None, ZerothOrderConfig())
+    watcher.on_estimate(nothing)
+    watcher.on_round(RoundReport(1, 8, None, 1, {}))
+    assert watcher.rows == []
 
 
 @pytest.mark.parametrize("method", REPORTING)
