@@ -19,8 +19,13 @@ Eq. 7).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from leansplit.federated import HeronSFLConfig
+from leansplit.parameters import trainable_parameters
 from leansplit.strategies.auxiliary import AuxiliaryStrategy
+from leansplit.wire import LocalTrainReply
+from leansplit.zeroth_order import local_loss_objective
 
 
 class HeronSFL(AuxiliaryStrategy[HeronSFLConfig]):
@@ -28,3 +33,9 @@ class HeronSFL(AuxiliaryStrategy[HeronSFLConfig]):
 
     method = "heron-sfl"
     train_action = "heron_sfl_train"
+
+    def absorb(self, round: int, replies: Mapping[int, LocalTrainReply]) -> None:
+        """Learn nothing; let watchers see the estimates, at the weights that clients were sent."""
+        objective = local_loss_objective(self.local, self.loss)
+        weights = trainable_parameters(self.local)
+        self.report_private_probes(round, replies, weights, objective, self.config)
