@@ -19,8 +19,12 @@ Eq. 7).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from leansplit.federated import HeronSFLConfig
 from leansplit.strategies.local_loss import LocalLossStrategy
+from leansplit.wire import LocalTrainReply
+from leansplit.zeroth_order import local_loss_objective
 
 
 class HeronSFL(LocalLossStrategy[HeronSFLConfig]):
@@ -28,3 +32,9 @@ class HeronSFL(LocalLossStrategy[HeronSFLConfig]):
 
     method = "heron-sfl"
     train_action = "heron_sfl_train"
+
+    def absorb(self, round: int, replies: Mapping[int, LocalTrainReply]) -> None:
+        """Let watchers see the estimates too, at the weights that clients were sent."""
+        super().absorb(round, replies)
+        objective = local_loss_objective(self.local, self.loss)
+        self.report_private_probes(round, replies, self.trained_weights(), objective, self.config)

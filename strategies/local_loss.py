@@ -13,7 +13,7 @@ from flwr.app import ArrayRecord
 from torch import nn
 
 from leansplit.federated import LocalLossConfig
-from leansplit.parameters import ParameterDict
+from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.strategies.auxiliary import AuxiliaryStrategy
 from leansplit.wire import LocalTrainReply
 
@@ -30,11 +30,17 @@ class LocalLossStrategy(AuxiliaryStrategy[C], Generic[C]):
 
     def weights_for(self, client_id: int, round: int) -> ParameterDict:
         """Return theta_c and theta_a, or theta_a alone if the client holds a frozen theta_c."""
-        weights = super().weights_for(client_id, round)
-        if self.config.frozen_client and client_id in self._holders:
-            weights = {k: value for k, value in weights.items() if k.startswith("auxiliary.")}
+        is_new = client_id not in self._holders
+        weights = super().weights_for(client_id, round) if is_new else self.trained_weights()
         self._holders.discard(client_id)  # until it answers: it may have lost its memory
         return weights
+
+    def trained_weights(self) -> ParameterDict:
+        """Return what clients train: theta_c and theta_a, or theta_a alone."""
+        weights = trainable_parameters(self.local)
+        if not self.config.frozen_client:
+            return weights
+        return {name: value for name, value in weights.items() if name.startswith("auxiliary.")}
 
     def absorb(self, round: int, replies: Mapping[int, LocalTrainReply]) -> None:
         """Who answered holds what it was sent."""

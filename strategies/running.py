@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -20,10 +20,10 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig, require_cohort, sample_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
+from leansplit.strategies.estimates import EstimateReporting
 from leansplit.strategies.federation import Federation, connected_nodes
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
-from leansplit.zeroth_order import EstimateReport
 
 log = logging.getLogger("leansplit")
 
@@ -87,18 +87,6 @@ class Observer(Protocol):
         ...
 
 
-@runtime_checkable
-class EstimateObserver(Protocol):
-    """An observer that also watches gradient estimates; nothing it does may change the run."""
-
-    def wants_estimates(self, round: int) -> bool:
-        """Say whether estimates of ``round`` are wanted; what is not is never put together."""
-        ...
-
-    def on_estimate(self, report: EstimateReport) -> None:
-        """An estimate of the round is about to be applied."""
-
-
 class StopRunning(Exception):
     """An observer asked for the end of the run."""
 
@@ -106,7 +94,7 @@ class StopRunning(Exception):
 _MAX_EMPTY_ROUNDS = 3
 
 
-class RunningStrategy(Strategy):
+class RunningStrategy(EstimateReporting, Strategy):
     """Mixed into every strategy: ``start`` with set-up, observers and scheduled evaluation.
 
     Attributes:
@@ -324,23 +312,6 @@ class RunningStrategy(Strategy):
         if train_loss is not None:
             record["train-loss"] = train_loss
         return (self.arrays() if self.is_evaluated(round) else None), record
-
-    def report_estimate(self, round: int, build: Callable[[], EstimateReport]) -> None:
-        """Tell whoever watches what was estimated; to be called before the update is applied.
-
-        Args:
-            round: the current round.
-            build: puts the report together; called only if someone wants it.
-        """
-        watching = [
-            observer
-            for observer in self.observers
-            if isinstance(observer, EstimateObserver) and observer.wants_estimates(round)
-        ]
-        if watching:
-            report = build()
-            for observer in watching:
-                observer.on_estimate(report)
 
     def count(self, event: str, times: int = 1) -> None:
         """Count something that went wrong and was dealt with."""

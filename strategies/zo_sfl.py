@@ -52,6 +52,8 @@ class ZOSFL(ZOSplitStrategy[ZOSFLConfig]):
             pairs = self._losses(replica, objective, seeds, upload)
             losses[m] = float(pairs.double().mean())
             answers[m] = differences = pairs[:, 0] - pairs[:, 1]
+            self.report_half("client", round, local_step, m, differences, objective)
+            self.report_half("server", round, local_step, m, differences, objective, seeds)
             replica.step_(
                 estimate(replica.spec, seeds, differences, zo, device=replica.vector.device)
             )

@@ -93,6 +93,7 @@ HERON_SFL = replace(
     description="zeroth-order clients with an auxiliary head and a local loss",
     source="arXiv 2601.09076",
     client_order="zeroth",
+    reports_estimates=True,
     config_type=HeronSFLConfig,
     strategy=HeronSFL,
     reference=reference.heron_sfl,

@@ -76,6 +76,7 @@ HO_FL = MethodSpec(
     source="HO-FL, from the laboratory of HO-SFL",
     client_order="hybrid",
     averages_weights=True,
+    reports_estimates=True,
     config_type=HOFLConfig,
     strategy=HOFL,
     reference=reference.ho_fl,

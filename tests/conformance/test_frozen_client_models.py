@@ -131,6 +131,15 @@ def test_what_clients_can_do_alone_is_measured(frozen, configure, run_in_process
     assert run_in_process(configure("fsl-sage", rounds=1)).local_accuracy is None
 
 
+def test_telemetry_is_of_the_head(frozen, run_in_process, expected):
+    plain, watched = (
+        run_in_process(frozen("heron-sfl", rounds=3, telemetry_every=every)) for every in (0, 1)
+    )
+    assert watched.final_model_checksum == plain.final_model_checksum
+    head = expected(watched.config).shape.auxiliary_elements
+    assert {row["num_elements"] for row in watched.telemetry} == {head}
+
+
 class Forbidden(torch.autograd.Function):
     """Passes values on; nobody may differentiate it."""
 
