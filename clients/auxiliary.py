@@ -48,6 +48,26 @@ def local_model(session: Session, request: LocalTrainRequest) -> LocalModel:
     return worker.local_model
 
 
+def kept_weights(session: Session, weights: ParameterDict, part: str) -> ParameterDict:
+    """Return the weights of ``part`` that serve until others are sent.
+
+    Args:
+        session: this client's.
+        weights: those of the request, with or without the part's.
+        part: ``client`` or ``auxiliary``, the beginning of their names.
+
+    Raises:
+        ValueError: if this client was never sent any, or has lost them.
+    """
+    sent = {name: value for name, value in weights.items() if name.startswith(f"{part}.")}
+    if sent:
+        session.memory.save(part, sent)
+    kept = session.memory.load(part)
+    if kept is None:
+        raise ValueError(f"this client holds no {part} weights and was sent none")
+    return kept
+
+
 def round_optimizer(session: Session, parameters: Sequence[Tensor]) -> torch.optim.Optimizer | None:
     """Return the client's optimizer, with the moments it kept if they live for the run."""
     config = session.config(AuxiliaryMethodConfig).client_optimizer

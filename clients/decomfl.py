@@ -31,7 +31,7 @@ def probe_locally(session: Session, request: DeComFLRequest) -> DeComFLReply | B
         scalars.append(v)
         num_samples += size
         if h + 1 < len(steps):
-            local.step_(estimate(local.spec, seeds, v, config))
+            local.step_(estimate(local.spec, seeds, v, config, device=local.vector.device))
     remember_seeds(session, request.round, request.seeds.reshape(-1))
     return DeComFLReply(
         scalars=torch.stack(scalars), num_samples=num_samples, checksum=replica.checksum

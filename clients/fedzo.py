@@ -35,7 +35,7 @@ def train(session: Session, request: FedZORequest) -> FedZOReply:
             local_step=h,
         )
         v, size = probe_loss(session, local, request.round, h, seeds, config.zeroth_order)
-        local.step_(estimate(local.spec, seeds, v, config.zeroth_order))
+        local.step_(estimate(local.spec, seeds, v, config.zeroth_order, device=local.vector.device))
         num_samples += size
     if keeps_moments:
         session.memory.save(_MOMENTS, local.moments)

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from leansplit.clients.auxiliary import Uploads, keep_moments, local_model, round_optimizer
+from leansplit.clients.auxiliary import (
+    Uploads,
+    keep_moments,
+    kept_weights,
+    local_model,
+    round_optimizer,
+)
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
 from leansplit.federated import FSLSAGEConfig
@@ -10,8 +16,6 @@ from leansplit.first_order import imitated_step
 from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, trainable_parameters
 from leansplit.wire import LocalTrainReply, LocalTrainRequest
-
-_HEAD = "auxiliary"
 
 
 def train(session: Session, request: LocalTrainRequest) -> LocalTrainReply:
@@ -22,13 +26,8 @@ def train(session: Session, request: LocalTrainRequest) -> LocalTrainReply:
     """
     config = session.config(FSLSAGEConfig)
     local = local_model(session, request)
-    head = {name: value for name, value in request.weights.items() if name.startswith("auxiliary.")}
-    if head:
-        session.memory.save(_HEAD, head)  # it serves until the server aligns it anew
-    kept = session.memory.load(_HEAD)
-    if kept is None:
-        raise ValueError("this client holds no auxiliary head and was sent none")
-    load_parameters_(local, request.weights | kept)
+    # A head serves until the server aligns it anew.
+    load_parameters_(local, request.weights | kept_weights(session, request.weights, "auxiliary"))
     optimizer = round_optimizer(session, list(local.client.parameters()))
     uploads = Uploads(session)
     for h in range(config.local_steps):

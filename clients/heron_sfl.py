@@ -6,12 +6,13 @@ all probes of a step see the same function.
 
 from __future__ import annotations
 
-from leansplit.clients.auxiliary import Uploads, keep_moments, local_model, round_optimizer
+from leansplit.clients.auxiliary import Uploads, keep_moments, round_optimizer
 from leansplit.clients.handlers import HandlerTable
+from leansplit.clients.local_loss import open_round
 from leansplit.clients.session import Session
 from leansplit.federated import HeronSFLConfig
 from leansplit.noise import local_perturbation_seeds
-from leansplit.parameters import ParameterSpec
+from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.wire import LocalTrainReply, LocalTrainRequest
 from leansplit.zeroth_order import LocalLossObjective, estimate, probe
 
@@ -20,13 +21,15 @@ def train(session: Session, request: LocalTrainRequest) -> LocalTrainReply:
     """Take all local steps of a round on client model and head; upload every k-th batch."""
     config = session.config(HeronSFLConfig)
     zo = config.zeroth_order
-    model = local_model(session, request).eval()
-    spec = ParameterSpec.of(request.weights)
-    theta = spec.flatten(request.weights)  # one vector, so one direction spans client and head
+    opened = open_round(session, request)
+    model = opened.model.eval()
+    start = trainable_parameters(model)
+    spec = ParameterSpec.of(start)
+    theta = spec.flatten(start)  # one vector, so one direction spans client and head
     optimizer = round_optimizer(session, [theta])
     uploads = Uploads(session)
     for h in range(config.local_steps):
-        inputs, labels = session.batch(request.round, h)
+        inputs, labels = opened.batch(h)
         objective = LocalLossObjective(model, session.loss, inputs, labels)
         seeds = local_perturbation_seeds(
             config.root_seed,

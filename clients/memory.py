@@ -7,12 +7,15 @@ message. Stored as safetensors, so reading it never executes code.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TypeVar
 
 import safetensors.torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
 from leansplit.wire import ClientPlan
+
+R = TypeVar("R", ArrayRecord, ConfigRecord)
 
 _PLAN = "leansplit-plan"
 _NOTES = "leansplit-notes"
@@ -26,9 +29,18 @@ def save_plan(context: Context, plan_json: str) -> None:
 
 def load_plan(context: Context) -> ClientPlan | None:
     """Return the plan, or None if this node has not been set up (or was restarted)."""
-    if _PLAN not in context.state.config_records:
-        return None
-    return ClientPlan.from_json(str(context.state.config_records[_PLAN]["json"]))
+    record = _record(context.state, _PLAN, ConfigRecord)
+    return None if record is None else ClientPlan.from_json(str(record["json"]))
+
+
+def _record(state: RecordDict, key: str, kind: type[R]) -> R | None:
+    """Return one record of the state.
+
+    Flower's views by type, such as ``state.config_records``, copy every record at every access:
+    on a node that hosts many clients that costs more than the clients' work.
+    """
+    record = state.get(key)
+    return record if isinstance(record, kind) else None
 
 
 class ClientMemory:
@@ -46,10 +58,8 @@ class ClientMemory:
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors under ``name``, or None."""
-        records = self._state.array_records
-        if self._prefix + name not in records:
-            return None
-        return safetensors.torch.load(records[self._prefix + name]["tensors"].data)
+        record = _record(self._state, self._prefix + name, ArrayRecord)
+        return None if record is None else safetensors.torch.load(record["tensors"].data)
 
     def forget(self, name: str) -> None:
         """Drop the tensors under ``name`` if they are there."""
@@ -59,13 +69,13 @@ class ClientMemory:
     def note(self, name: str, value: int) -> None:
         """Store a number."""
         key = self._prefix + _NOTES
-        record = self._state.config_records.get(key, ConfigRecord())
+        record = _record(self._state, key, ConfigRecord) or ConfigRecord()
         record[name] = value
         self._state[key] = record
 
     def noted(self, name: str, default: int) -> int:
         """Return a number, or ``default``."""
-        record = self._state.config_records.get(self._prefix + _NOTES)
+        record = _record(self._state, self._prefix + _NOTES, ConfigRecord)
         if record is None or name not in record:
             return default
         return int(str(record[name]))

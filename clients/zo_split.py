@@ -46,7 +46,11 @@ def step(session: Session, request: DifferencesRequest) -> ProbedSmashedDataRepl
         raise ValueError(f"scalars of round {request.round} came without a forward request")
     theta = TrainedVector(weights, config.client_optimizer, session.memory.load(_MOMENTS))
     seeds = _seeds(session, request.round, request.local_step)
-    theta.step_(estimate(theta.spec, seeds, request.scalars, config.zeroth_order))
+    theta.step_(
+        estimate(
+            theta.spec, seeds, request.scalars, config.zeroth_order, device=theta.vector.device
+        )
+    )
     optimizer = config.client_optimizer
     if optimizer.outlives_round if request.is_last else optimizer.outlives_batch:
         session.memory.save(_MOMENTS, theta.moments)

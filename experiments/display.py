@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from leansplit.experiments.summary import boundaries_text
 from leansplit.server_app import execution
 from leansplit.server_app.results import RunResult
 
@@ -73,6 +74,10 @@ def result_table(result: RunResult) -> Table:
         "wall time": f"{result.wall_time_s:,.1f} s",
         "model checksum": result.final_model_checksum or "–",
     }
+    if result.local_accuracy is not None:
+        rows["client and head alone"] = percent(result.local_accuracy)
+    if result.order_boundaries:
+        rows["order boundaries"] = boundaries_text(result)
     for event, times in result.events.items():
         rows[event.replace("_", " ")] = f"{times:,}"
     for name, value in rows.items():

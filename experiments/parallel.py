@@ -6,12 +6,13 @@ busy best by working on several at a time. Results do not depend on it: same bit
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
@@ -87,7 +88,21 @@ def _run_until(
 
 def _pool(num_processes: int) -> ProcessPoolExecutor:
     # Spawned, not forked: a fork of a process with threads may hang, and would share its state.
-    return ProcessPoolExecutor(num_processes, mp_context=get_context("spawn"))
+    return ProcessPoolExecutor(
+        num_processes, mp_context=get_context("spawn"), initializer=_end_with_parent
+    )
+
+
+def _end_with_parent() -> None:
+    """End this process once its parent is gone, killed perhaps: nobody waits for the run."""
+    parent = parent_process()
+    assert parent is not None
+
+    def watch() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _run(job: Job) -> RunResult:

@@ -19,7 +19,7 @@ from leansplit.experiments.controls import SFL_METHODS, Controls, find_controls
 from leansplit.experiments.fairness import ended_at_target, fairness_warnings
 from leansplit.experiments.significance import PairedDifference, paired_difference
 from leansplit.server_app.budget import MB
-from leansplit.server_app.results import Run
+from leansplit.server_app.results import Run, RunResult
 
 PERCENT = 0.01
 DEFAULT_TARGET_SHARE = 0.9
@@ -39,6 +39,8 @@ class MethodSummary:
     accuracy_std_percent: float | None  # sample standard deviation over seeds
     best_accuracy_mean_percent: float | None
     best_accuracy_std_percent: float | None
+    local_accuracy_mean_percent: float | None  # client model and auxiliary head, no server
+    local_accuracy_std_percent: float | None
     gain_recovered_mean_percent: float | None
     gain_recovered_std_percent: float | None
     num_gain_seeds: int
@@ -61,6 +63,7 @@ class MethodSummary:
     client_backwards_per_sample: float | None
     client_step_gflops: float | None
     client_peak_memory_mb: float | None
+    order_boundaries: str  # clients at each, as "none × 50, cut × 50"; empty: they do not differ
     wall_time_s: float | None
 
 
@@ -199,6 +202,11 @@ def _mean(values: Iterable[float | None], unit: float = 1) -> float | None:
     return _mean_std(values, unit)[0]
 
 
+def boundaries_text(result: RunResult) -> str:
+    """Return how many clients of a run have which order boundary; empty if it has none."""
+    return ", ".join(f"{b.boundary} × {len(b.clients)}" for b in result.order_boundaries)
+
+
 def _summarise_method(
     group: Sequence[Run],
     completed: Sequence[Run],
@@ -210,6 +218,7 @@ def _summarise_method(
     statuses = [run.result.status for run in group]
     accuracy = _mean_std((r.final_accuracy for r in results), PERCENT)
     best = _mean_std((r.best_accuracy for r in results), PERCENT)
+    local = _mean_std((r.local_accuracy for r in results), PERCENT)
     gains = [gain for gain in map(controls.gain_recovered, results) if gain is not None]
     gain = _mean_std(gains, PERCENT)
     # No accuracy is above infinity: without a target nothing is reached.
@@ -229,6 +238,8 @@ def _summarise_method(
         accuracy_std_percent=accuracy[1],
         best_accuracy_mean_percent=best[0],
         best_accuracy_std_percent=best[1],
+        local_accuracy_mean_percent=local[0],
+        local_accuracy_std_percent=local[1],
         gain_recovered_mean_percent=gain[0],
         gain_recovered_std_percent=gain[1],
         num_gain_seeds=len(gains),
@@ -251,5 +262,6 @@ def _summarise_method(
         client_backwards_per_sample=_mean(r.client_backwards / r.samples_seen for r in trained),
         client_step_gflops=_mean((r.client_step_flops for r in results), 1e9),
         client_peak_memory_mb=_mean((r.client_peak_memory_bytes for r in results), MB),
+        order_boundaries="; ".join(dict.fromkeys(filter(None, map(boundaries_text, results)))),
         wall_time_s=_mean(r.wall_time_s for r in results),
     )

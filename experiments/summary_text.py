@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from leansplit.experiments.summary import MethodSummary, Summary, summarise
 from leansplit.server_app.results import Run, RunResult, write_files
 
 _NONE = "–"
+_DIGITS = 4
 
 
 def write_summary(
@@ -71,7 +73,8 @@ def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = 
     elif ends == {"bytes"}:
         compared_at = _AT_EQUAL_BYTES
     parts += ["", "## How to read this", ""]
-    parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ)]
+    explained = [text for header, text in _EXPLAINED.items() if _is_known(summary, header)]
+    parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ, *explained)]
     sfl = f"First-order SFL here is {summary.sfl_label}." if summary.sfl_label else ""
     ended_by = f"Runs were ended by: {', '.join(sorted(ends))}." if ends else ""
     note = f"Learning rates: {rates}" if rates else ""
@@ -154,10 +157,21 @@ _HOW_TO_READ_SIGNIFICANCE = (
 )
 
 
-def _plus_minus(mean: float | None, std: float | None) -> str:
+def plus_minus(mean: float | None, std: float | None, decimals: int | None = 1) -> str:
+    """Return a mean with its spread, both to the same place, as all tables show them.
+
+    Args:
+        mean: None where there is none.
+        std: None for a single seed.
+        decimals: digits after the point; None for amounts, which show four digits of the mean.
+    """
     if mean is None:
         return _NONE
-    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+    if decimals is None:
+        if not std or not mean:
+            return quantity(mean) if std is None else f"{quantity(mean)} ± {quantity(std)}"
+        decimals = max(0, _DIGITS - 1 - math.floor(math.log10(abs(mean))))
+    return f"{mean:,.{decimals}f}" if std is None else f"{mean:,.{decimals}f} ± {std:,.{decimals}f}"
 
 
 def _quantity(value: float | None) -> str:
@@ -190,9 +204,12 @@ def _to_target(row: MethodSummary, value: float | None) -> str:
 _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Method": lambda r: r.label,
     "Seeds": _seeds,
-    "Accuracy (%)": lambda r: _plus_minus(r.accuracy_mean_percent, r.accuracy_std_percent),
-    "Best (%)": lambda r: _plus_minus(r.best_accuracy_mean_percent, r.best_accuracy_std_percent),
-    "Client gain recovered (%)": lambda r: _plus_minus(
+    "Accuracy (%)": lambda r: plus_minus(r.accuracy_mean_percent, r.accuracy_std_percent),
+    "Best (%)": lambda r: plus_minus(r.best_accuracy_mean_percent, r.best_accuracy_std_percent),
+    "Client and head alone (%)": lambda r: plus_minus(
+        r.local_accuracy_mean_percent, r.local_accuracy_std_percent
+    ),
+    "Client gain recovered (%)": lambda r: plus_minus(
         r.gain_recovered_mean_percent, r.gain_recovered_std_percent
     ),
     "Samples seen": lambda r: _quantity(r.samples_seen),
@@ -206,6 +223,7 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Backwards per sample": lambda r: _quantity(r.client_backwards_per_sample),
     "Client step (GFLOPs)": lambda r: _quantity(r.client_step_gflops),
     "Client peak memory (MB)": lambda r: _quantity(r.client_peak_memory_mb),
+    "Order boundaries": lambda r: r.order_boundaries or _NONE,
     "Wall time (s)": lambda r: _quantity(r.wall_time_s),
     "Common seeds": lambda r: str(r.num_seeds_with_sfl or 0),
     "Difference (points)": lambda r: (
@@ -216,19 +234,35 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "p (sign flips)": lambda r: _p(r.sign_flip_p_value),
 }
 _HEADERS = tuple(_CELLS)
-_ACCURACY = _HEADERS[:8]
-_COST = ("Method", *_HEADERS[8:17])
-_SIGNIFICANCE = ("Method", *_HEADERS[17:])
-_TERMINAL = (*_HEADERS[:3], *_HEADERS[4:5], "p", *_HEADERS[7:8], *_HEADERS[10:12])
+_ACCURACY = _HEADERS[:9]
+_COST = ("Method", *_HEADERS[9:19])
+_SIGNIFICANCE = ("Method", *_HEADERS[19:])
+_TERMINAL = (
+    *("Method", "Seeds", "Accuracy (%)", "Client gain recovered (%)", "p"),
+    *("MB to target", "Total (MB)", "Round trips"),
+)
+_EXPLAINED = {
+    "Client and head alone (%)": "Client and head alone: final test accuracy of the averaged "
+    "client model with the averaged auxiliary head, without the server.",
+    "Order boundaries": "Order boundaries: the last layer that is trained by zeroth-order steps, "
+    "and how many clients have it there; none: backpropagation throughout, cut: the cut layer, "
+    "all: zeroth order throughout.",
+}
+"""Columns that few methods have, shown where any row has a number; what they mean."""
 
 
 def _markdown_table(
     summary: Summary, headers: Sequence[str], only: Sequence[MethodSummary] | None = None
 ) -> list[str]:
-    rows = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
     shown = summary.rows if only is None else only
+    headers = [h for h in headers if h not in _EXPLAINED or _is_known(summary, h)]
+    rows = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
     rows += [[_CELLS[h](row).replace("|", "\\|") for h in headers] for row in shown]
     return ["| " + " | ".join(row) + " |" for row in rows]
+
+
+def _is_known(summary: Summary, header: str) -> bool:
+    return any(_CELLS[header](row) != _NONE for row in summary.rows)
 
 
 def _target_sentence(summary: Summary) -> str:

@@ -16,11 +16,12 @@ from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.figure_style import render
 from leansplit.experiments.inline_svg import LINE_THEME
 from leansplit.experiments.interruption import stop_on_interrupt
-from leansplit.experiments.provenance import ABSENT, value_text
+from leansplit.experiments.provenance import value_text
 from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import check_all, run_all
+from leansplit.experiments.summary_text import plus_minus
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
@@ -202,13 +203,4 @@ def _value(value: Any) -> str:
 
 
 def _number(point: Point, metric: Metric) -> str:
-    mean, std = point.means[metric.name], point.stds[metric.name]
-    if mean is None:
-        return ABSENT
-
-    def text(value: float) -> str:
-        if metric.decimals is not None:
-            return f"{value:.{metric.decimals}f}"
-        return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"
-
-    return text(mean) if std is None else f"{text(mean)} ± {text(std)}"
+    return plus_minus(point.means[metric.name], point.stds[metric.name], metric.decimals)

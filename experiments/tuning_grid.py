@@ -12,7 +12,8 @@ The rule. Every method gets exactly ``max_settings`` settings, spread over what 
 
 If the best setting lacks a neighbour, one step down or up on one of its rates, it lies at the edge:
 its missing neighbours are tried, and so on up to ``max_extensions`` times. Beyond the ends one step
-is the mean step of the list as it is written, so that a finer grid does not reach less far.
+is the mean step of the list as it is written, so that a finer grid does not reach less far, but at
+most a factor of 10: the ends of a long range say nothing of how far its best may be.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from leansplit.experiments.tuning_config import ClientChoice, Tuning
 from leansplit.server_app.methods import is_used
 
 CLIENT_RATE, SERVER_RATE = "client.lr", "server.lr"
+_LONGEST_STEP = 10.0
 
 
 @dataclass(frozen=True)
@@ -125,10 +127,15 @@ def _block(method: str, choice: ClientChoice, tuning: Tuning, share: int) -> Blo
     fixed = {key: values[0] for key, values in lists.items() if len(values) == 1}
     tuned = {key: values for key, values in lists.items() if len(values) > 1}
     axes = tuple(
-        Axis(key, _resampled(values, count), (values[-1] / values[0]) ** (1 / (len(values) - 1)))
+        Axis(key, _resampled(values, count), _step_beyond(values))
         for (key, values), count in zip(tuned.items(), _counts(share, len(tuned)), strict=True)
     )
     return Block({**choice.keys, **fixed}, axes)
+
+
+def _step_beyond(values: tuple[float, ...]) -> float:
+    mean_step: float = (values[-1] / values[0]) ** (1 / (len(values) - 1))
+    return min(mean_step, _LONGEST_STEP)
 
 
 def _counts(share: int, num_axes: int) -> tuple[int, ...]:

@@ -12,6 +12,7 @@ from leansplit.federated import (
     CSEFSLConfig,
     FSLSAGEConfig,
     HeronSFLConfig,
+    LocalLossConfig,
     build_optimizer,
 )
 from leansplit.first_order import Loss, imitated_step, local_loss_step
@@ -34,13 +35,29 @@ def _built(config: AuxiliaryMethodConfig, model: SplitModel, inputs: Tensor) -> 
     return with_head(config, model, smashed)
 
 
+def _trained(
+    config: LocalLossConfig, model: SplitModel, inputs: Tensor
+) -> tuple[LocalModel, Callable[[], Tensor]]:
+    """Return what is trained, and what makes its inputs: a pass of the client model if frozen."""
+    local = _built(config, model, inputs)
+    if not config.frozen_client:
+        return local, lambda: inputs
+
+    def smashed_data() -> Tensor:
+        with torch.no_grad():
+            smashed: Tensor = local.client.eval()(inputs)
+        return smashed
+
+    return local.head_alone(), smashed_data
+
+
 def local_loss_client_step(
     config: CSEFSLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
 ) -> Callable[[], object]:
     """CSE-FSL: forward and backward through client model and head, optimizer step."""
-    local = _built(config, model, inputs)
+    local, make_inputs = _trained(config, model, inputs)
     optimizer = build_optimizer(config.client_optimizer, local.parameters())
-    return lambda: local_loss_step(local, loss, optimizer, inputs, labels, dropout_seed=0)
+    return lambda: local_loss_step(local, loss, optimizer, make_inputs(), labels, dropout_seed=0)
 
 
 def imitated_client_step(
@@ -57,18 +74,19 @@ def local_zeroth_order_client_step(
 ) -> Callable[[], object]:
     """HERON-SFL: unperturbed pass with upload, P probes, estimate, optimizer step."""
     zo = config.zeroth_order
-    local = _built(config, model, inputs).eval()
+    local, make_inputs = _trained(config, model, inputs)
+    local.eval()
     spec = ParameterSpec.of(trainable_parameters(local))
     theta = spec.flatten(trainable_parameters(local))
     optimizer = build_optimizer(config.client_optimizer, [theta])
-    objective = LocalLossObjective(local, loss, inputs, labels)
     seeds = local_perturbation_seeds(0, zo.num_perturbations, round=1, client_id=0, local_step=0)
 
     def step() -> object:
+        objective = LocalLossObjective(local, loss, make_inputs(), labels)
         smashed, anchor = objective.evaluate_with_smashed_data(spec.views(theta))
         differences = probe(objective, spec, theta, seeds, zo, anchor=anchor)
         assert optimizer is not None
-        theta.grad = estimate(spec, seeds, differences, zo)
+        theta.grad = estimate(spec, seeds, differences, zo, device=theta.device)
         optimizer.step()
         return smashed
 

@@ -110,7 +110,7 @@ def loss_probe_step(
     def step() -> None:
         objective = LossObjective(full_model, loss, inputs, labels)
         v = probe(objective, theta.spec, theta.vector, seeds, config)
-        theta.step_(estimate(theta.spec, seeds, v, config))
+        theta.step_(estimate(theta.spec, seeds, v, config, device=theta.vector.device))
 
     return step
 
@@ -135,7 +135,7 @@ def zeroth_order_local_step(
             zo,
             with_anchor=config.sends_anchor,
         )
-        theta.step_(estimate(theta.spec, seeds, scalars, zo))
+        theta.step_(estimate(theta.spec, seeds, scalars, zo, device=theta.vector.device))
 
     return step
 

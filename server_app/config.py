@@ -23,7 +23,7 @@ from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
 from leansplit.server_app.methods import METHODS, is_used
-from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS
+from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS, why_unused
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
@@ -83,15 +83,15 @@ class RunConfig:
     server: OptimizerConfig = OptimizerConfig()
     """Optimizer of the server model: ``server.name``, ``server.lr``, …"""
     probe: ZerothOrderConfig = ZerothOrderConfig()
-    """Zeroth-order estimate (ho-sfl): ``probe.num_perturbations``, …"""
+    """Zeroth-order estimate: ``probe.num_perturbations``, …"""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own settings by name, such as ``local_steps``; `leansplit keys METHOD` lists
     them. In files and with ``--set`` they are keys like all others."""
     evaluate_every: int = 0
     """Rounds between evaluations; 0 = about twenty in the run."""
     telemetry_every: int = 0
-    """Rounds between measurements of the zeroth-order estimate against the true client gradient
-    (simulations only; docs/telemetry.md); 0 = none."""
+    """Rounds between measurements of zeroth-order estimates against the true gradient of what
+    was probed (simulations only; docs/telemetry.md); 0 = none."""
     evaluate_on: EvaluateOn = "test"
     """``validation``: hold out a fifth of the training data and evaluate on that (for tuning)."""
     evaluation_batch_size: int = 500
@@ -227,7 +227,7 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         if name == "method" and value == method:
             continue
         if not is_used(method, key):
-            raise UserError(f"{method} does not use {key!r}; remove it")
+            raise UserError(why_unused(method, key))
         if name in FREE_SECTIONS and rest:
             values.setdefault(name, {})[rest] = _literal(value)
         elif key not in keys:

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from leansplit.clients.task_workload import task_client_data
 from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
+from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum
 from leansplit.server_app.budget import Budget, EndedBy
@@ -74,11 +75,16 @@ class Outcome:
     num_exchanges: int = 0
     client_costs: ClientCosts | None = None
     """Of one client step on a full batch."""
+    boundaries: tuple[BoundaryGroup, ...] = ()
+    """Which clients train how much of the model by zeroth order (HO-FL)."""
     client_replays: float = 0.0
     """Forward passes for each sample that a client repeats to save memory."""
     samples_forwarded: int = 0
     """Samples that clients' passes are counted for; all that were seen, but for one-off uploads."""
     wall_time_s: float = 0.0
+    local_accuracy: float | None = None
+    """Of what clients could use without the server, at the end; see
+    :meth:`RunningStrategy.clients_alone`."""
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -227,6 +233,7 @@ def execute(
         config,
         settings,
         client_costs=_measure_client(config, settings, task, model),
+        boundaries=method.boundaries(settings, model, config.clients),
         client_replays=method.client_replays(settings, model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,
@@ -275,6 +282,9 @@ def execute(
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
         strategy.arrays()  # brings mirror or averages into the model
+        alone = strategy.clients_alone()
+        if alone is not None:
+            outcome.local_accuracy = evaluate(alone, task, config.evaluation_batch_size)[0]
     outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
     return outcome

@@ -12,6 +12,7 @@ from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import Outcome
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import (
+    OrderBoundary,
     RunResult,
     config_hash,
     ledger_table,
@@ -55,6 +56,7 @@ def run_result(
         samples_seen=outcome.samples_seen,
         final_accuracy=accuracies[-1] if accuracies else None,
         best_accuracy=max(accuracies, default=None),
+        local_accuracy=outcome.local_accuracy,
         final_loss=outcome.rounds[-1]["loss"] if outcome.rounds else None,
         num_exchanges=outcome.num_exchanges,
         traffic=outcome.ledger.by_kind(),
@@ -64,6 +66,14 @@ def run_result(
         client_backwards=round(backwards * outcome.samples_forwarded),
         client_step_flops=costs.flops if costs else None,
         client_peak_memory_bytes=costs.peak_memory_bytes if costs else None,
+        order_boundaries=[
+            OrderBoundary(
+                boundary=group.boundary,
+                zeroth_order_parameters=group.num_zeroth_elements,
+                clients=list(group.clients),
+            )
+            for group in outcome.boundaries
+        ],
         final_model_checksum=outcome.final_model_checksum or None,
         events=outcome.events,
         partition=_partition(outcome),

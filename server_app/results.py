@@ -95,6 +95,15 @@ PlainDict = Annotated[dict[str, Any], BeforeValidator(to_plain)]
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class OrderBoundary:
+    """The clients that pass from zeroth to first order at the same place of the model."""
+
+    boundary: str  # name of a layer, "none", "cut" or "all"
+    zeroth_order_parameters: Count  # trained by zeroth-order steps below it
+    clients: list[Count]  # their ids
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RunResult:
     """The content of `result.json`: what was run, on what, and how it ended."""
 
@@ -119,6 +128,7 @@ class RunResult:
     final_accuracy: Fraction | None = None
     best_accuracy: Fraction | None = None
     final_loss: Number | None = None
+    local_accuracy: Fraction | None = None  # client model and auxiliary head, without the server
     num_exchanges: Count = 0  # round trips on the critical path
     # kind of record -> {"uplink_bytes": ..., "downlink_bytes": ...}; see Ledger.by_kind
     traffic: dict[str, dict[str, Count]] = Field(default_factory=dict)
@@ -128,6 +138,8 @@ class RunResult:
     client_backwards: Count = 0  # counted per sample, as above
     client_step_flops: Count | None = None  # one client, one step
     client_peak_memory_bytes: Count | None = None
+    # HO-FL, smallest zeroth-order segment first; see OrderBoundary
+    order_boundaries: list[OrderBoundary] = Field(default_factory=list)
     final_model_checksum: str | None = None
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...

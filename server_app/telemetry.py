@@ -49,6 +49,9 @@ _AVERAGED = ("cosine", "norm_ratio", "projection", "relative_variance", "true_no
 class EstimateWatcher:
     """An observer that measures the estimates of rounds 1, 1 + k, 1 + 2 k, ...
 
+    It measures whatever the strategy reports: one estimate of a cohort that shares directions, one
+    of each client that has its own; see docs/telemetry.md for what each method's estimates.
+
     Args:
         config: the method's settings; batches derive from them.
         client_data: client id -> exactly the samples that the client holds.
@@ -90,7 +93,9 @@ class EstimateWatcher:
         )
 
     def on_estimate(self, report: EstimateReport) -> None:
-        """Differentiate what was probed, and compare."""
+        """Differentiate what was probed, and compare; nothing, if there is nothing to train."""
+        if not report.spec.num_elements:
+            return
         quality = report.quality(self.batches(report.round))
         self._unfinished.append(
             {

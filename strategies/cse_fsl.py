@@ -11,10 +11,10 @@ Differs from HERON-SFL in the client's gradient alone: exact here, estimated the
 from __future__ import annotations
 
 from leansplit.federated import CSEFSLConfig
-from leansplit.strategies.auxiliary import AuxiliaryStrategy
+from leansplit.strategies.local_loss import LocalLossStrategy
 
 
-class CSEFSL(AuxiliaryStrategy[CSEFSLConfig]):
+class CSEFSL(LocalLossStrategy[CSEFSLConfig]):
     """First-order clients with a local loss, one exchange a round."""
 
     method = "cse-fsl"

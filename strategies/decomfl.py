@@ -27,6 +27,7 @@ from leansplit.noise import perturbation_seeds
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import DeComFLReply, DeComFLRequest, Form, TensorForm
+from leansplit.zeroth_order import loss_objective
 
 
 class DeComFL(ReplicatedStrategy[DeComFLConfig]):
@@ -74,6 +75,7 @@ class DeComFL(ReplicatedStrategy[DeComFLConfig]):
                 [seed for step in self.round_seeds(server_round) for seed in step],
                 {m: reply.scalars.reshape(-1) for m, reply in answered.records.items()},
                 num_samples,
+                loss_objective(self.model.full_model, self.loss),
             )
         return self.finish_round(
             server_round,

@@ -20,6 +20,7 @@ from leansplit.parameters import load_parameters_
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import FedZOReply, FedZORequest, Form, forms_of
+from leansplit.zeroth_order import loss_objective
 
 
 class FedZO(SplitStrategy[FedZOConfig]):
@@ -57,6 +58,10 @@ class FedZO(SplitStrategy[FedZOConfig]):
                 for m, reply in trained.records.items()
             }
             require_finite("sum of weights", server_round, magnitudes)
+            objective = loss_objective(self.model.full_model, self.loss)
+            self.report_private_probes(
+                server_round, trained.records, self.client_weights(), objective, self.config
+            )
             states = [reply.weights for reply in trained.records.values()]
             mean = weighted_mean(states, sample_weights(num_samples))
             load_parameters_(self.model.full_model, mean)

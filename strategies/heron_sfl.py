@@ -19,12 +19,22 @@ Eq. 7).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from leansplit.federated import HeronSFLConfig
-from leansplit.strategies.auxiliary import AuxiliaryStrategy
+from leansplit.strategies.local_loss import LocalLossStrategy
+from leansplit.wire import LocalTrainReply
+from leansplit.zeroth_order import local_loss_objective
 
 
-class HeronSFL(AuxiliaryStrategy[HeronSFLConfig]):
+class HeronSFL(LocalLossStrategy[HeronSFLConfig]):
     """Zeroth-order clients with a local loss, one exchange a round."""
 
     method = "heron-sfl"
     train_action = "heron_sfl_train"
+
+    def absorb(self, round: int, replies: Mapping[int, LocalTrainReply]) -> None:
+        """Let watchers see the estimates too, at the weights that clients were sent."""
+        super().absorb(round, replies)
+        objective = local_loss_objective(self.local, self.loss)
+        self.report_private_probes(round, replies, self.trained_weights(), objective, self.config)

@@ -35,18 +35,13 @@ from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, replay, segments_at
 from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
-from leansplit.noise import perturbation_seeds
-from leansplit.parameters import ParameterDict, load_parameters_
+from leansplit.noise import client_dropout_seed, perturbation_seeds
+from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
 from leansplit.strategies.running import RunningStrategy, log
 from leansplit.strategies.split import mean_loss, require_finite
 from leansplit.strategies.wanted import Wanted
-from leansplit.wire import (
-    Form,
-    HybridTrainReply,
-    HybridTrainRequest,
-    TensorForm,
-    forms_of,
-)
+from leansplit.wire import Form, HybridTrainReply, HybridTrainRequest, TensorForm, forms_of
+from leansplit.zeroth_order import EstimateReport, cut_objective, loss_objective
 
 
 class HOFL(RunningStrategy):
@@ -169,6 +164,7 @@ class HOFL(RunningStrategy):
                 failures |= self.federation.failures([m], {m: reason}, {})
                 self.count("checksum_mismatches")
                 continue
+            self._report_lower(server_round, m, reply)
             trained[m] = {**reply.weights, **(lower.parameters if lower is not None else {})}
             if self.config.client_optimizer.outlives_round:
                 self._moments[m] = server_round, lower.moments() if lower is not None else {}
@@ -194,3 +190,25 @@ class HOFL(RunningStrategy):
         held_round, held = self._moments.get(client_id, (-1, {}))
         moments = held if reply.moments_round == held_round else {}
         return replay(lower, self._seeds[client_id], reply.scalars, self.config, moments)
+
+    def _report_lower(self, round: int, client_id: int, reply: HybridTrainReply) -> None:
+        """Let watchers see the estimate of a client's first step, at the weights of the round."""
+        zeroth, first = self.segments(client_id).zeroth, self.segments(client_id).first
+        if zeroth is None:
+            return
+
+        def build() -> EstimateReport:
+            mask = client_dropout_seed(self.config.root_seed, round, client_id, local_step=0)
+            return EstimateReport.of_client(
+                round,
+                client_id,
+                trainable_parameters(zeroth),
+                self._seeds[client_id][0].tolist(),
+                reply.scalars[0],
+                loss_objective(zeroth, self.loss)
+                if first is None
+                else cut_objective(zeroth, first, self.loss, dropout_seed=mask),
+                self.config.zeroth_order,
+            )
+
+        self.report_estimate(round, build)

@@ -30,6 +30,7 @@ from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, probed_form, require_finite, split_replies
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import Form, HOSLRequest, ProbedSmashedDataReply
+from leansplit.zeroth_order import cut_objective
 
 
 class HOSL(ReplicatedStrategy[HOSLConfig]):
@@ -69,6 +70,8 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
 
         # Phase 1. The differences of the end-to-end loss, at the server model of the last round.
         differences = {m: self.probed(reply) for m, reply in forward.records.items()}
+        server_model = self.as_watched(server_round, self.model.server_model)
+        objective = cut_objective(self.model.client_model, server_model, self.loss)
 
         # Phase 2. One server step on the cohort's mean loss at the clean smashed data.
         step = server_step(
@@ -89,6 +92,7 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
             self.round_seeds(server_round),
             differences,
             dict(zip(forward.records, sizes, strict=True)),
+            objective,
         )
         return self.finish_round(
             server_round,

@@ -58,6 +58,7 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
             )  # [P, 2]
             losses[m] = float(pairs.double().mean())
             answers[m] = pairs[:, 0] - pairs[:, 1]
+            self.report_half("client", round, local_step, m, answers[m], objective)
         return Served(losses, answers)
 
     def _server_step(
@@ -84,7 +85,9 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
             zo,
         )
         require_finite("scalar", round, {m: float(differences.abs().sum())})
-        replica.step_(estimate(replica.spec, seeds, differences, zo))
+        if server_step == 0:
+            self.report_half("server", round, local_step, m, differences, objective, seeds)
+        replica.step_(estimate(replica.spec, seeds, differences, zo, device=replica.vector.device))
 
     # 6. theta <- theta + eta_g mean_m(theta_m - theta), both halves.
 

@@ -151,6 +151,9 @@ class ReplicatedStrategy(SplitStrategy[C]):
     ) -> None:
         """Report the estimate that ``update`` stands for, before the mirror takes it.
 
+        Of several local steps (DeComFL) the first: later ones are measured where each client has
+        gone by itself.
+
         Args:
             update: directions that all clients share, and the mean of their scalars.
             weights: client id -> share of the mean.
@@ -159,6 +162,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
         config = self.config
         assert isinstance(config, ReplicatedConfig)
         zeroth_order = config.zeroth_order
+        first = slice(zeroth_order.num_perturbations)
         self.report_estimate(
             update.round,
             lambda: EstimateReport(
@@ -166,7 +170,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
                 spec=self.mirror.spec,
                 vector=self.mirror.vector.detach().clone(),
                 config=zeroth_order,
-                probed=[ProbedDirections(update.seeds, update.scalars)],
+                probed=[ProbedDirections(update.seeds[first], update.scalars[first])],
                 weights=weights,
                 objective=objective,
             ),

@@ -9,7 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
@@ -20,11 +20,11 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig, require_cohort, sample_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
+from leansplit.strategies.estimates import EstimateReporting
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.roster import connected_nodes
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
-from leansplit.zeroth_order import EstimateReport
 
 log = logging.getLogger("leansplit")
 
@@ -88,18 +88,6 @@ class Observer(Protocol):
         ...
 
 
-@runtime_checkable
-class EstimateObserver(Protocol):
-    """An observer that also watches gradient estimates; nothing it does may change the run."""
-
-    def wants_estimates(self, round: int) -> bool:
-        """Say whether estimates of ``round`` are wanted; what is not is never put together."""
-        ...
-
-    def on_estimate(self, report: EstimateReport) -> None:
-        """An estimate of the round is about to be applied."""
-
-
 class StopRunning(Exception):
     """An observer asked for the end of the run."""
 
@@ -107,7 +95,7 @@ class StopRunning(Exception):
 _MAX_EMPTY_ROUNDS = 3
 
 
-class RunningStrategy(Strategy):
+class RunningStrategy(EstimateReporting, Strategy):
     """Mixed into every strategy: ``start`` with set-up, observers and scheduled evaluation.
 
     Attributes:
@@ -192,6 +180,13 @@ class RunningStrategy(Strategy):
         return sample_cohort(
             self.config.root_seed, round, self.federation.population, self.config.cohort_size
         )
+
+    def clients_alone(self) -> nn.Module | None:
+        """Return what clients could use without the server, with outputs like the whole model's.
+
+        None where they hold nothing of the kind.
+        """
+        return None
 
     def end(self) -> None:
         """Do what is left to do after the last round."""
@@ -318,23 +313,6 @@ class RunningStrategy(Strategy):
         if train_loss is not None:
             record["train-loss"] = train_loss
         return (self.arrays() if self.is_evaluated(round) else None), record
-
-    def report_estimate(self, round: int, build: Callable[[], EstimateReport]) -> None:
-        """Tell whoever watches what was estimated; to be called before the update is applied.
-
-        Args:
-            round: the current round.
-            build: puts the report together; called only if someone wants it.
-        """
-        watching = [
-            observer
-            for observer in self.observers
-            if isinstance(observer, EstimateObserver) and observer.wants_estimates(round)
-        ]
-        if watching:
-            report = build()
-            for observer in watching:
-                observer.on_estimate(report)
 
     def count(self, event: str, times: int = 1) -> None:
         """Count something that went wrong and was dealt with."""

@@ -52,7 +52,11 @@ class ZOSFL(ZOSplitStrategy[ZOSFLConfig]):
             pairs = self._losses(replica, objective, seeds, upload)
             losses[m] = float(pairs.double().mean())
             answers[m] = differences = pairs[:, 0] - pairs[:, 1]
-            replica.step_(estimate(replica.spec, seeds, differences, zo))
+            self.report_half("client", round, local_step, m, differences, objective)
+            self.report_half("server", round, local_step, m, differences, objective, seeds)
+            replica.step_(
+                estimate(replica.spec, seeds, differences, zo, device=replica.vector.device)
+            )
         return Served(losses, answers)
 
     def _losses(

@@ -7,7 +7,7 @@ steps, and what it compares, is the method's. Neither side ever differentiates.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message
@@ -15,12 +15,19 @@ from flwr.serverapp import Grid
 from torch import Tensor
 
 from leansplit.federated import ZOSplitConfig
+from leansplit.noise import perturbation_seeds
 from leansplit.parameters import load_parameters_, trainable_parameters
 from leansplit.strategies.alternating import AlternatingStrategy
 from leansplit.strategies.server_replicas import ServerReplicas
 from leansplit.strategies.split import probed_form
 from leansplit.wire import DifferencesRequest, Form, ProbedSmashedDataReply
-from leansplit.zeroth_order import ProbedSmashedData, ServerObjective
+from leansplit.zeroth_order import (
+    EstimateReport,
+    Half,
+    ProbedSmashedData,
+    ServerObjective,
+    cut_objective,
+)
 
 Z = TypeVar("Z", bound=ZOSplitConfig)
 
@@ -78,6 +85,52 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
         """Return F(theta_s, z) for one batch, in training mode whatever ran before."""
         server_model = self.model.server_model.train()
         return ServerObjective(server_model, self.loss, labels, dropout_seed)
+
+    def report_half(
+        self,
+        part: Half,
+        round: int,
+        local_step: int,
+        client_id: int,
+        scalars: Tensor,
+        objective: ServerObjective,
+        server_seeds: Sequence[int] = (),
+    ) -> None:
+        """Let watchers see a client's estimate, or its replica's, where both halves stand now.
+
+        The round's first step only: later the server does not know the client's half.
+
+        Args:
+            part: whose estimate it is.
+            round: the current round.
+            local_step: the clients' step.
+            client_id: whose smashed data were probed.
+            scalars: P loss differences.
+            objective: what was probed, for its dropout mask.
+            server_seeds: of the server's directions; a client's are rebuilt.
+        """
+
+        def build() -> EstimateReport:
+            root, zo = self.config.root_seed, self.config.zeroth_order
+            halves = self.round_weights, self.replicas.of(client_id).parameters
+            probed, held = halves if part == "client" else halves[::-1]
+            seeds = server_seeds or perturbation_seeds(
+                root, zo.num_perturbations, round=round, client_id=client_id, local_step=local_step
+            )
+            loss_at = cut_objective(
+                self.model.client_model,
+                objective.server_model,
+                self.loss,
+                part=part,
+                held=held,
+                dropout_seed=objective.dropout_seed,
+            )
+            return EstimateReport.of_client(
+                round, client_id, probed, seeds, scalars, loss_at, zo, part=part
+            )
+
+        if local_step == 0:
+            self.report_estimate(round, build)
 
 
 def probed(upload: ProbedSmashedDataReply) -> ProbedSmashedData:

@@ -14,6 +14,7 @@ from leansplit.federated import (
     CSEFSLConfig,
     FSLSAGEConfig,
     HeronSFLConfig,
+    LocalLossConfig,
 )
 from leansplit.models import SplitModel
 from leansplit.server_app.auxiliary_costs import (
@@ -33,14 +34,19 @@ def auxiliary_elements(config: AuxiliaryMethodConfig, model: SplitModel, smashed
 
 
 def heron_passes(config: HeronSFLConfig) -> tuple[float, float]:
-    """The central difference needs an unperturbed pass for uploads only."""
+    """The central difference needs an unperturbed pass for uploads only.
+
+    Passes are the client model's: probes of the head alone are none.
+    """
+    if config.frozen_client:
+        return 1, 0
     zo = config.zeroth_order
     share = 0 if zo.estimator == "forward" else len(config.upload_steps) / config.local_steps
     return zo.num_forwards + share, 0
 
 
 def _local_loss_traffic(
-    config: AuxiliaryMethodConfig, shape: SplitShape, attendance: Any, samples: int
+    config: LocalLossConfig, shape: SplitShape, attendance: Any, samples: int
 ) -> Traffic:
     return local_loss_traffic(
         shape,
@@ -48,6 +54,7 @@ def _local_loss_traffic(
         samples,
         local_steps=config.local_steps,
         upload_period=config.upload_period,
+        frozen_client=config.frozen_client,
     )
 
 
@@ -74,7 +81,7 @@ CSE_FSL = MethodSpec(
     config_type=CSEFSLConfig,
     strategy=CSEFSL,
     reference=reference.cse_fsl,
-    client_passes=lambda config: (1, 1),
+    client_passes=lambda config: (1, 0 if config.frozen_client else 1),
     traffic=_local_loss_traffic,
     auxiliary_elements=auxiliary_elements,
     client_step=local_loss_client_step,
@@ -86,6 +93,7 @@ HERON_SFL = replace(
     description="zeroth-order clients with an auxiliary head and a local loss",
     source="arXiv 2601.09076",
     client_order="zeroth",
+    reports_estimates=True,
     config_type=HeronSFLConfig,
     strategy=HeronSFL,
     reference=reference.heron_sfl,
@@ -99,6 +107,7 @@ FSL_SAGE = replace(
     description="first-order clients; a head aligned by the server imitates its gradient",
     source="arXiv 2505.23182 (ICML 2025)",
     config_type=FSLSAGEConfig,
+    client_passes=lambda config: (1, 1),
     strategy=FSLSAGE,
     reference=reference.fsl_sage,
     traffic=_fsl_sage_traffic,

@@ -14,6 +14,7 @@ from leansplit.first_order import Loss
 from leansplit.hybrid_order import (
     ALL,
     NONE,
+    boundary_groups,
     fit_boundaries,
     measurable_step,
     segments_at,
@@ -26,9 +27,9 @@ from leansplit.strategies import HOFL
 
 def zeroth_elements(config: HOFLConfig, model: SplitModel, num_clients: int) -> tuple[int, ...]:
     """Return d_i of clients 0, 1, ..."""
-    boundaries = config.boundaries_of(range(num_clients))
-    sizes = {b: segments_at(model, b).num_zeroth_elements for b in set(boundaries.values())}
-    return tuple(sizes[b] for b in boundaries.values())
+    groups = boundary_groups(config, model, num_clients)
+    sizes = {m: group.num_zeroth_elements for group in groups for m in group.clients}
+    return tuple(sizes[m] for m in range(num_clients))
 
 
 def cohort(
@@ -75,6 +76,7 @@ HO_FL = MethodSpec(
     source="HO-FL, from the laboratory of HO-SFL",
     client_order="hybrid",
     averages_weights=True,
+    reports_estimates=True,
     config_type=HOFLConfig,
     strategy=HOFL,
     reference=reference.ho_fl,
@@ -85,5 +87,6 @@ HO_FL = MethodSpec(
     client_step=client_step,
     settle=fit_boundaries,
     zeroth_elements=zeroth_elements,
+    boundaries=boundary_groups,
     cohort=cohort,
 )

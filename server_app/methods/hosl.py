@@ -16,6 +16,7 @@ HOSL = MethodSpec(
     source="arXiv 2601.10940 (WiOpt 2026)",
     client_order="zeroth",
     averages_weights=False,
+    reports_estimates=True,
     config_type=HOSLConfig,
     strategy=strategies.HOSL,
     reference=reference.hosl,

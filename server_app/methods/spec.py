@@ -14,6 +14,7 @@ from leansplit.costs import SplitShape, Traffic
 from leansplit.errors import UserError
 from leansplit.federated import MethodConfig, sample_cohort
 from leansplit.first_order import Loss
+from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
 from leansplit.strategies.running import RunningStrategy
 
@@ -67,7 +68,8 @@ class MethodSpec:
     one_client_per_node: bool = False
     """Whether a SuperNode may host one client only."""
     reports_estimates: bool = False
-    """Whether the strategy reports its gradient estimates, which is what telemetry measures."""
+    """Whether the strategy reports its gradient estimates, which is what telemetry measures; those
+    of all zeroth-order methods here do."""
     config_type: type[MethodConfig]
     """The method's settings; the keys that it takes and their defaults are read off this class."""
     strategy: Callable[..., RunningStrategy]
@@ -90,6 +92,9 @@ class MethodSpec:
     of full size where it asks for that. Everything else takes settled configurations."""
     zeroth_elements: Callable[[Any, SplitModel, int], tuple[int, ...]] = _all_alike
     """(config, model, clients) -> ``SplitShape.zeroth_elements``."""
+    boundaries: Callable[[Any, SplitModel, int], tuple[BoundaryGroup, ...]] = lambda *_: ()
+    """(config, model, clients) -> who trains how much of the model by zeroth order, for methods
+    whose clients differ in that."""
     cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
     """(config, sizes, population, round) -> the clients that take part, ascending."""
 
@@ -143,3 +148,14 @@ def is_used(method: str, key: str) -> bool:
         return spec.reports_estimates
     is_option = any(name in other.options for other in METHODS.values())
     return name in spec.options or not is_option
+
+
+def why_unused(method: str, key: str) -> str:
+    """Say why ``method`` does not read ``key``, and what to do about it."""
+    if key == "telemetry_every":
+        reporting = ", ".join(name for name, spec in METHODS.items() if spec.reports_estimates)
+        return (
+            f"{method} reports no gradient estimates, so {key!r} has nothing to measure; remove "
+            f"it, or take one of {reporting}"
+        )
+    return f"{method} does not use {key!r}; remove it"

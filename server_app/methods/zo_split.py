@@ -34,6 +34,7 @@ MU_SPLITFED = MethodSpec(
     source="arXiv 2510.21155 (NeurIPS 2025)",
     client_order="zeroth",
     averages_weights=True,
+    reports_estimates=True,
     config_type=MUSplitFedConfig,
     strategy=MUSplitFed,
     reference=reference.mu_splitfed,

@@ -62,6 +62,8 @@ def configure() -> Callable[..., RunConfig]:
         }
         if "local_steps" in METHODS[method].options:
             settings["local_steps"] = 2
+        if "upload_period" in METHODS[method].options:
+            settings["upload_period"] = min(2, int(overrides.get("local_steps", 2)))
         used = {key: value for key, value in settings.items() if is_used(method, key)}
         return run_config(method, used | overrides)
 

@@ -185,13 +185,12 @@ def test_a_client_that_failed_is_sent_its_head_again():
 
 
 def test_a_client_without_a_head_says_so_and_is_dropped():
-    from leansplit.clients import fsl_sage
     from leansplit.clients.memory import ClientMemory
 
     original, forgotten = ClientMemory.load, []
 
     def load(self, name):
-        is_lost = name == fsl_sage._HEAD and self._prefix == "client-1-" and not forgotten
+        is_lost = name == "auxiliary" and self._prefix == "client-1-" and not forgotten
         if is_lost:
             forgotten.append(name)
         return None if is_lost else original(self, name)
@@ -262,6 +261,17 @@ def test_a_client_that_returns_weights_beyond_all_numbers_is_named(method):
     ("method", "changes", "message"),
     [
         ("cse-fsl", {"upload_period": 0}, "upload_period must be at least 1"),
+        (
+            "cse-fsl",
+            {"upload_period": 2},
+            "upload_period 2 is above local_steps 1",
+        ),
+        ("fsl-sage", {"upload_period": 6, "local_steps": 5}, "at most 5, or more local"),
+        (
+            "heron-sfl",
+            {"upload_period": 5, "local_steps": 4},
+            "starts anew in every round",
+        ),
         ("heron-sfl", {"server_mode": "sumed"}, "did you mean 'summed'"),
         ("fsl-sage", {"client_order": "random"}, "unknown client order"),
         ("heron-sfl", {"local_steps": 0}, "local_steps must be at least 1"),

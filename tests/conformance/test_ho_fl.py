@@ -8,10 +8,13 @@ import torch
 from leansplit.clients import ho_fl as client_half
 from leansplit.costs import SplitShape
 from leansplit.errors import UserError
+from leansplit.experiments.display import result_table
 from leansplit.experiments.preflight import check_run
+from leansplit.experiments.summary import boundaries_text
 from leansplit.federated import HOFLConfig
 from leansplit.server_app.execution import settled_config
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.outputs import run_result
 from leansplit.wire import HybridTrainReply
 
 OPTIONS = {
@@ -55,6 +58,28 @@ def test_memory_budgets_become_boundaries(configure):
     settings = settled_config(config, task, config.workload().build_model(task))
     assert settings.boundaries[1] == "none" != settings.boundaries[0]
     assert isinstance(settings, HOFLConfig) and not settings.memory_budgets_mb
+
+
+@pytest.mark.parametrize("assignment", ["cycle", "shuffled"])
+@pytest.mark.parametrize(
+    "options", [{"boundaries": ["conv1", "none", "all"]}, {"memory_budgets_mb": [0.05, 1.0]}]
+)
+def test_the_result_says_who_got_which_boundary(
+    options, assignment, configure, run_in_process, expected
+):
+    config = configure("ho-fl", rounds=1, boundary_assignment=assignment, **options)
+    outcome, run = run_in_process(config), expected(config)
+    result = run_result(outcome, command=[], started_at="2026-01-01T00:00:00+00:00")
+    held = {m: b.boundary for b in result.order_boundaries for m in b.clients}
+    assert held == run.settings.boundaries_of(range(config.clients))
+    sizes = [b.zeroth_order_parameters for b in result.order_boundaries]
+    assert sizes == sorted(sizes) and sizes[0] == 0 < sizes[-1]
+    for b in result.order_boundaries:
+        assert {run.shape.zeroth_elements[m] for m in b.clients} == {b.zeroth_order_parameters}
+    text = ", ".join(f"{b.boundary} × {len(b.clients)}" for b in result.order_boundaries)
+    assert boundaries_text(result) == text
+    cells = [list(column.cells) for column in result_table(result).columns]
+    assert text == cells[1][cells[0].index("order boundaries")]
 
 
 @pytest.mark.parametrize(

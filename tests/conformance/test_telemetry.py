@@ -1,6 +1,7 @@
 """Telemetry: the same run with and without it, and the gradient it measures is the true one."""
 
 import math
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -24,12 +25,32 @@ from leansplit.server_app.telemetry import (
     telemetry_table,
 )
 from leansplit.strategies.in_process_grid import InProcessGrid
+from leansplit.strategies.running import RoundReport
+from leansplit.zeroth_order import EstimateReport, ZerothOrderConfig
 
 REPORTING = [name for name, spec in METHODS.items() if spec.reports_estimates]
+# Every client has a zeroth-order segment, and both kinds of HO-FL's objective are seen.
+OPTIONS = {"ho-fl": {"boundaries": '["cut", "all"]'}}
+WITH_SERVER_PART = {"mu-splitfed", "zo-sfl"}
+SHARED_DIRECTIONS = {"ho-sfl", "hosl", "decomfl"}
+MANY = {  # directions, for the 20 parameters of a client or the 70 of the whole model
+    "model_options": {"channels": [1, 1], "pool_after": [1, 2], "hidden": 0},
+    "cut_layer": "pool2",
+    "probe.num_perturbations": 500,
+}
 
 
-def test_ho_sfl_reports_its_estimates():
-    assert "ho-sfl" in REPORTING
+@pytest.fixture
+def configure(configure):
+    """The suite's small federation, with what a method needs to have estimates every round."""
+    return lambda method, *args, **overrides: configure(
+        method, *args, **OPTIONS.get(method, {}) | overrides
+    )
+
+
+def test_every_method_of_ours_that_probes_reports_its_estimates():
+    ours = {name for name, spec in METHODS.items() if "zeroth_order" in spec.fields}
+    assert ours == set(REPORTING)
 
 
 @pytest.mark.parametrize("optimizer", ["momentum", "adamw"])
@@ -55,7 +76,13 @@ def test_rows_are_complete_and_of_sane_sizes(method, configure, run_in_process):
     outcome = run_in_process(configure(method, rounds=4, telemetry_every=2))
     table = telemetry_table(outcome.telemetry)
     assert list(table.columns) == list(TELEMETRY_COLUMNS)
-    assert not table.isna().any().any()
+    # DeComFL and FedZO know no training loss.
+    assert not table.drop(columns="train_loss").isna().any().any()
+    assert set(table["part"]) == {"client"} | ({"server"} if method in WITH_SERVER_PART else set())
+    assert set(table["num_clients"]) == {3 if method in SHARED_DIRECTIONS else 1}
+    assert set(table["num_directions"]) == {3} and set(table["local_step"]) == {0}
+    per_round = len(set(table["part"])) * (1 if method in SHARED_DIRECTIONS else 3)
+    assert table["round"].value_counts().to_dict() == {1: per_round, 3: per_round}
     assert table["cosine"].abs().max() <= 1
     assert (table[["norm_ratio", "true_norm", "relative_variance"]] > 0).all().all()
     assert (table["samples_seen"] <= outcome.samples_seen).all()
@@ -119,7 +146,7 @@ def test_ho_sfls_true_gradient_is_the_first_order_clients(num_rounds, configure,
             super().on_estimate(report)
             seen.append((report, report.true_gradient(self.batches(report.round))))
 
-    watch = run_watched(config, task, Keeping)
+    watch, _ = run_watched(config, task, Keeping)
     report, gradient = seen[-1]
     assert report.round == num_rounds
     torch.testing.assert_close(
@@ -132,8 +159,8 @@ def test_ho_sfls_true_gradient_is_the_first_order_clients(num_rounds, configure,
     assert torch.equal(report.vector, report.spec.flatten(theta))
 
 
-def run_watched(config, task, watcher_type):
-    """Run HO-SFL with a watcher of the caller's choice, as a user's own app would."""
+def run_watched(config, task, watcher_type=EstimateWatcher):
+    """Run with a watcher of the caller's choice, as a user's own app would."""
     from leansplit.clients.app import app
     from leansplit.clients.task_workload import task_client_data
     from leansplit.strategies import Deployment
@@ -152,23 +179,113 @@ def run_watched(config, task, watcher_type):
         initial_arrays=strategy.initial_arrays(),
         num_rounds=config.rounds,
     )
-    return watcher
+    strategy.arrays()
+    return watcher, strategy
 
 
-def test_many_directions_measure_a_cosine_near_one(configure, run_in_process):
-    config = configure(
-        "ho-sfl",
-        rounds=1,
-        telemetry_every=1,
-        model_options={"channels": [2], "pool_after": [1], "hidden": 0},
-        cut_layer="pool1",
-        **{"probe.num_perturbations": 3000},
-    )
-    [row] = run_in_process(config).telemetry
-    assert row["num_elements"] == 20
-    assert row["cosine"] > 0.98
-    assert row["norm_ratio"] == pytest.approx(1, abs=0.05)
-    assert row["projection"] == pytest.approx(1, abs=0.05)
+@pytest.mark.parametrize("method", REPORTING)
+def test_the_reported_estimate_is_the_one_that_was_stepped_on(method, configure):
+    """One client, one step of plain SGD: it ends at theta - lr g."""
+    steps = ("local_steps", "tau", "global_lr")
+    single = {name: 1 for name in steps if name in METHODS[method].options}
+    config = configure(method, "sgd", cohort=1, rounds=1, **single)
+    task = config.workload().load_task()
+    seen = []
+
+    class Keeping(EstimateWatcher):
+        def on_estimate(self, report):
+            estimate, _ = report.estimate(self.batches(report.round))
+            seen.append((report, estimate))
+
+    _, strategy = run_watched(config, task, Keeping)
+    after = strategy.model.full_state_dict()
+    rates = {"client": config.client.lr, "server": config.server.lr}
+    assert [report.part for report, _ in seen].count("client") == 1
+    for report, estimate in seen:
+        started = report.spec.views(report.vector)
+        moved = report.spec.views((report.vector - rates[report.part] * estimate).float())
+        for name in report.spec.names:
+            if name.startswith("auxiliary."):
+                continue  # HERON-SFL's head is no part of the model
+            ended = after[name.removeprefix("client.")]
+            assert not torch.equal(started[name], ended)
+            torch.testing.assert_close(ended, moved[name], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", REPORTING)
+def test_many_directions_measure_a_cosine_near_one(method, configure):
+    """The estimate is seen to be the method's own (above), so the gradient is the true one."""
+    single = {name: 1 for name in ("local_steps", "tau") if name in METHODS[method].options}
+    config = configure(method, rounds=1, cohort=2, **single, **MANY)
+    watcher, _ = run_watched(config, config.workload().load_task())
+    assert watcher.rows
+    for row in watcher.rows:
+        assert row["num_elements"] <= 70 and row["num_directions"] == 500
+        # The other side's slope is noise to a side of ZO-SFL.
+        assert (0.8 if method == "zo-sfl" else 0.9) < row["cosine"] < 1
+        assert row["norm_ratio"] == pytest.approx(1, abs=0.25)
+        assert row["projection"] == pytest.approx(1, abs=0.25)  # its deviation is 0.06
+
+
+SPLIT_MODES = [
+    (method, mode)
+    for method in REPORTING
+    for mode in (("averaged", "sequential") if method in WITH_SERVER_PART else ("",))
+]
+
+
+@pytest.mark.parametrize(("method", "mode"), SPLIT_MODES)
+def test_every_scalar_is_the_true_gradients_slope(method, mode, configure):
+    """With P = 1 and |u|^2 = d: |g_hat| = |s| sqrt(d) and <g_hat, g> = s <g, u>, where s = <g, u>.
+
+    In later rounds, with several local steps and server steps, and one server for all clients.
+    """
+    options = {"server_mode": mode} if mode else {}
+    probe = {
+        "probe.num_perturbations": 1,
+        "probe.direction": "sphere",
+        "probe.estimator": "central",
+    }
+    config = configure(method, "sgd", rounds=3, **options, **probe)
+    rows = run_watched(config, config.workload().load_task())[0].rows
+    assert {row["round"] for row in rows} == {1, 2, 3}
+    # ZO-SFL's one scalar is the slope of both sides together.
+    is_joint = method == "zo-sfl"
+    for group in zip(rows[::2], rows[1::2], strict=True) if is_joint else zip(rows, strict=True):
+        assert len({row["part"] for row in group}) == len(group)
+        size = math.sqrt(group[0]["num_elements"])
+        s = group[0]["norm_ratio"] * group[0]["true_norm"] / size
+        true = sum(row["projection"] * row["true_norm"] ** 2 for row in group) / s
+        assert true == pytest.approx(s, abs=0.01 * max(row["true_norm"] for row in group))
+
+
+def test_a_client_without_zeroth_order_layers_has_no_row(configure, run_in_process):
+    config = configure("ho-fl", rounds=1, cohort=8, boundaries='["none", "cut"]', telemetry_every=1)
+    assert len(run_in_process(config).telemetry) == 4
+    config = configure("ho-fl", rounds=1, boundaries='["none"]', telemetry_every=1)
+    assert run_in_process(config).telemetry == []
+
+
+def test_a_part_without_trained_parameters_has_no_row(configure):
+    watcher = EstimateWatcher(configure("ho-sfl").method_config(), lambda m: None, every=1)
+    nothing = EstimateReport.of_client(1, 0, {}, (1,), None, lambda *_: None, ZerothOrderConfig())
+    watcher.on_estimate(nothing)
+    watcher.on_round(RoundReport(1, 8, None, 1, {}))
+    assert watcher.rows == []
+
+
+@pytest.mark.parametrize("method", REPORTING)
+def test_nothing_is_put_together_when_nobody_watches(
+    method, configure, run_in_process, monkeypatch
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("a report was built")
+
+    monkeypatch.setattr(EstimateReport, "__init__", refuse)
+    monkeypatch.setattr("leansplit.strategies.estimates.copy", SimpleNamespace(deepcopy=refuse))
+    assert run_in_process(configure(method, rounds=1)).status == "completed"
+    # Round 1 is watched.
+    assert run_in_process(configure(method, rounds=1, telemetry_every=5)).status == "failed"
 
 
 def test_the_mean_cosine_is_what_theory_expects(configure, run_in_process):
@@ -237,7 +354,10 @@ def test_mistakes_are_the_users(configure):
         configure("ho-sfl", telemetry_every=-1)
     with pytest.raises(UserError, match="telemetry_every cannot be 'often'"):
         configure("ho-sfl", telemetry_every="often")
-    with pytest.raises(UserError, match="sflv2 does not use 'telemetry_every'"):
+    refusal = (
+        "sflv2 reports no gradient estimates, so 'telemetry_every' .* one of ho-sfl, heron-sfl"
+    )
+    with pytest.raises(UserError, match=refusal):
         run_config("sflv2", {"telemetry_every": 5})
     config = configure("ho-sfl")
     with pytest.raises(UserError, match="every 1 or more rounds, got 0"):

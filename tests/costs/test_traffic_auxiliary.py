@@ -28,6 +28,14 @@ def test_local_loss_by_hand(steps, period, uploads):
     }
 
 
+def test_a_frozen_client_model_crosses_once_for_each_client():
+    traffic = local_loss_traffic(
+        SHAPE, ATTENDANCE, 5 * 8, local_steps=1, upload_period=1, frozen_client=True
+    )
+    assert traffic[DOWN, "weights"] == (3 * 100 + 5 * 30) * 4
+    assert traffic[UP, "weights"] == 5 * 30 * 4
+
+
 @pytest.mark.parametrize(
     ("attendance", "period", "num_heads"),
     [
@@ -74,5 +82,8 @@ def test_herons_published_flops():
     )
     assert count_flops(heron) == 2 * 2 * 2 * macs
     assert round(256 * 2 * macs / 1e9, 2) == 39.90
+    frozen = HeronSFLConfig(cohort_size=1, frozen_client=True)
+    step = METHODS["heron-sfl"].client_step(frozen, cut, cross_entropy, x, y)
+    assert count_flops(step) == 2 * 2 * (macs + 655_360)  # one pass, and a probe of the head
     cse = METHODS["cse-fsl"].client_step(CSEFSLConfig(cohort_size=1), cut, cross_entropy, x, y)
     assert count_flops(cse) == 2 * 2 * (3 * macs - 1_769_472)  # no gradient of the images

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 
+import psutil
 import pytest
 
 from leansplit.errors import RunFailedError, UserError
@@ -142,6 +143,25 @@ def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
     assert "interrupted: 0 of 6 runs are complete; the same command goes on from here" in said
     results = (tmp_path / "out").glob("*/*/result.json")
     assert {json.loads(path.read_text())["status"] for path in results} == {"interrupted"}
+
+
+def test_processes_end_with_a_comparison_that_is_killed(tmp_path):
+    file = planned(tmp_path, rounds=100_000)
+    command = "from leansplit.experiments.cli import main; main()"
+    options = f"--jobs 2 --out {tmp_path / 'out'}"
+    parent = psutil.Popen(
+        [sys.executable, "-c", command, "compare", str(file), *options.split()],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    while len(children := parent.children(recursive=True)) < 3:  # two runs, a resource tracker
+        assert parent.poll() is None
+        time.sleep(0.05)
+    time.sleep(5)
+    parent.kill()
+    parent.wait()
+    _, alive = psutil.wait_procs(children, timeout=30)
+    assert not alive
 
 
 def test_runs_come_in_the_order_they_were_planned(tmp_path, monkeypatch):

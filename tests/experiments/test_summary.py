@@ -12,7 +12,12 @@ from rich.console import Console
 
 from leansplit.errors import UserError
 from leansplit.experiments.summary import MethodSummary, Summary, summarise
-from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
+from leansplit.experiments.summary_text import (
+    plus_minus,
+    summary_markdown,
+    summary_table,
+    write_summary,
+)
 from leansplit.server_app.results import (
     Run,
     RunResult,
@@ -153,6 +158,30 @@ def test_one_seed_has_no_spread() -> None:
 
 
 # --- target -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "decimals", "text"),
+    [
+        (87.46, 2.06, 1, "87.5 ± 2.1"),
+        (87.46, None, 1, "87.5"),
+        (None, None, 1, "–"),
+        (0.0304, 0.00049, 3, "0.030 ± 0.000"),
+        (12345.6, 0.4, None, "12,346 ± 0"),
+        (3000, 123.4, None, "3,000 ± 123"),
+        (1000.2, 1234.5, None, "1,000 ± 1,234"),  # halves go to the even neighbour
+        (12.3456, 0.5, None, "12.35 ± 0.50"),
+        (16, 0.4, None, "16.00 ± 0.40"),  # not "16 ± 0"
+        (16, 0, None, "16 ± 0"),
+        (16, None, None, "16"),
+        (0.00123456, 0.0000049, None, "0.001235 ± 0.000005"),
+        (0, 0, None, "0 ± 0"),
+    ],
+)
+def test_a_spread_is_rounded_to_the_place_of_its_mean(
+    mean: float | None, std: float | None, decimals: int | None, text: str
+) -> None:
+    assert plus_minus(mean, std, decimals) == text
 
 
 def test_the_target_is_reached_at_the_first_evaluation_at_or_above_it() -> None:
@@ -430,6 +459,34 @@ def test_write_summary(tmp_path: Path) -> None:
     assert text.count("- Command:") == 1
     assert "## Warnings" not in text
     assert sorted(path.name for path in out_dir.iterdir()) == ["summary.csv", "summary.md"]
+
+
+def test_what_clients_reach_alone_has_a_column_where_it_is_known() -> None:
+    runs = [
+        *comparison(),
+        *(make_run("cse-fsl", seed, [0.9], local_accuracy=0.6 + seed / 10) for seed in (0, 1)),
+    ]
+    summary = summarise(runs)
+    alone = [row.local_accuracy_mean_percent for row in summary.rows]
+    assert alone == [None, None, None, pytest.approx(65)]
+    text = summary_markdown(summary, runs)
+    assert "| Best (%) | Client and head alone (%) | Client gain recovered (%) |" in text
+    assert "| cse-fsl | 2/2 | 90.0 ± 0.0 | 90.0 ± 0.0 | 65.0 ± 7.1 |" in text
+    assert "without the server" in text
+    plain = summary_markdown(summarise(comparison()), comparison())
+    assert "head alone" not in plain and "without the server" not in plain
+
+
+def test_order_boundaries_have_a_column_where_clients_differ_in_them() -> None:
+    boundaries = [
+        {"boundary": "none", "zeroth_order_parameters": 0, "clients": [0, 2]},
+        {"boundary": "pool1", "zeroth_order_parameters": 160, "clients": [1]},
+    ]
+    runs = [*comparison(), make_run("ho-fl", 0, [0.9], order_boundaries=boundaries)]
+    text = summary_markdown(summarise(runs), runs)
+    assert "| Order boundaries | Wall time (s) |" in text
+    assert "| none × 2, pool1 × 1 |" in text and "| – | 2 |" in text
+    assert "Order boundaries" not in summary_markdown(summarise(comparison()), comparison())
 
 
 def test_an_unwritable_folder_is_a_user_error(tmp_path: Path) -> None:

@@ -63,8 +63,16 @@ def test_lists_that_fit_are_used_as_they_are_and_others_keep_their_ends():
     assert (axis.values[0], axis.values[-1]) == (0.01, 1.0)
     ratios = [b / a for a, b in zip(axis.values, axis.values[1:], strict=False)]
     assert ratios == pytest.approx([100 ** (1 / 11)] * 11, rel=0.02)
-    # A finer grid reaches as far in one extension as the list as it is written.
+    # Beyond its ends a list goes on as it is written, in steps of a factor of 10 at most.
     assert axis.step == pytest.approx(10) and axis.value(12) == 10 and axis.value(-2) == 0.0001
+    [far] = grid_of("frozen", Tuning(server_lr=(0.01, 10.0))).blocks[0].axes
+    assert far.step == 10 and far.value(12) == 100
+
+
+def test_a_finer_grid_reaches_as_far_in_one_extension_as_the_list_as_written():
+    [axis] = grid_of("frozen", Tuning(server_lr=(0.1, 0.2, 0.4))).blocks[0].axes
+    assert axis.step == pytest.approx(2) and len(axis.values) == 12
+    assert axis.value(12) == 0.8 and axis.value(-1) == 0.05
 
 
 def test_a_list_of_one_value_fixes_a_rate():

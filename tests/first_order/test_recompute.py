@@ -17,6 +17,7 @@ from leansplit.first_order import (
     train_forward,
 )
 from leansplit.models import build_model, chain, split_at
+from leansplit.noise import torch_seeded
 from leansplit.parameters import trainable_parameters
 from leansplit.zeroth_order import forward_only
 
@@ -222,3 +223,34 @@ def test_replays_by_hand():
     # 1 link needs none; 2 replay the first; 4: 2 + 1 + 1; 7: 3 + (1) + (2 + 1 + 1) + ...
     assert [replayed_forwards(n) for n in (0, 1, 2, 4, 8)] == [0, 0, 1 / 2, 1, 3 / 2]
     assert replayed_forwards(7) == (3 + 2 + 4) / 7  # three links: 1 + 1; four: 2 + 1 + 1
+
+
+def test_masks_drawn_by_a_devices_own_generator_are_replayed_too(monkeypatch):
+    """On an accelerator dropout draws from that device's generator and not from the CPU's."""
+    generator = torch.Generator().manual_seed(99)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.cuda, "default_generators", (generator,))
+
+    class DeviceDropout(nn.Module):
+        def forward(self, x):
+            return x * (torch.rand(x.shape, generator=generator) > 0.4)
+
+    def links():
+        with torch_seeded(0):
+            pairs = [(nn.Linear(5, 5), DeviceDropout()) for _ in range(3)]
+        return [layer for pair in pairs for layer in pair]
+
+    x, gradient = torch.ones(4, 5), torch.linspace(-1, 1, 20).reshape(4, 5)
+    kept, replayed = links(), links()
+    before = generator.get_state()
+    with torch_seeded(7):
+        z = nn.Sequential(*kept)(x)
+    z.backward(gradient)
+    assert torch.equal(recompute_forward(replayed, x, dropout_seed=7), z)
+    recompute_gradients(replayed, x, gradient, dropout_seed=7)
+    assert torch.equal(generator.get_state(), before)
+    for layer, again in zip(kept, replayed, strict=True):
+        for parameter, other in zip(layer.parameters(), again.parameters(), strict=True):
+            assert torch.equal(parameter.grad, other.grad)
+    with pytest.raises(UserError, match="draws random numbers"):
+        recompute_forward(replayed, x, dropout_seed=7, micro_batch=2)

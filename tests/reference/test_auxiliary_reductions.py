@@ -8,6 +8,7 @@ from torch.nn import functional as F
 from leansplit.federated import (
     AlignmentConfig,
     CSEFSLConfig,
+    FrozenConfig,
     FSLSAGEConfig,
     HeronSFLConfig,
     OptimizerConfig,
@@ -16,7 +17,7 @@ from leansplit.federated import (
 from leansplit.models import AuxiliaryConfig, split_at
 from leansplit.noise import DIRECTIONS
 from leansplit.parameters import ParameterSpec, trainable_parameters
-from leansplit.reference import cse_fsl, fsl_sage, heron_sfl, splitfed_v1, splitfed_v2
+from leansplit.reference import cse_fsl, frozen, fsl_sage, heron_sfl, splitfed_v1, splitfed_v2
 from leansplit.reference.auxiliary import with_head
 from leansplit.tasks import Examples
 from leansplit.zeroth_order import ESTIMATORS, ZerothOrderConfig
@@ -208,9 +209,57 @@ def test_the_summed_server_is_the_clients_steps_added_up():
     torch.testing.assert_close(moved_by, total, rtol=1e-4, atol=1e-6)
 
 
+FROZEN = {"frozen_client": True, "local_steps": 3, "upload_period": 2}
+
+
+@pytest.mark.parametrize(("method", "kind"), [(cse_fsl, CSEFSLConfig), (heron_sfl, HeronSFLConfig)])
+def test_a_frozen_client_model_never_moves_and_its_head_does(method, kind):
+    data, model, start = clients(30, 12), split(), split()
+    settings = config(kind, cohort_size=2, **FROZEN)
+    before = trainable_parameters(with_head(split(), data, settings).auxiliary)
+    end = method(model, F.cross_entropy, data, settings, 3)
+    assert_same_bits(model.client_model.state_dict(), start.client_model.state_dict())
+    for name, value in before.items():
+        assert not torch.equal(value, end[f"auxiliary.{name}"])
+
+
+@pytest.mark.parametrize(("method", "kind"), [(cse_fsl, CSEFSLConfig), (heron_sfl, HeronSFLConfig)])
+def test_with_one_client_and_step_a_frozen_clients_server_is_that_of_the_frozen_method(
+    method, kind
+):
+    data, model, other = clients(30), split(), split()
+    method(model, F.cross_entropy, data, config(kind, frozen_client=True), 5)
+    settings = FrozenConfig(
+        cohort_size=1, batch_size=8, root_seed=11, server_optimizer=OptimizerConfig(lr=0.1)
+    )
+    frozen(other, F.cross_entropy, data, settings, 5)
+    assert_same_bits(model.full_state_dict(), other.full_state_dict())
+
+
+def test_with_a_frozen_client_the_server_does_not_depend_on_the_order_of_the_head():
+    """The head is the client's alone: whoever trains it, the server sees the same z."""
+    data = clients(30, 12)
+    models = []
+    for method, kind in ((cse_fsl, CSEFSLConfig), (heron_sfl, HeronSFLConfig)):
+        model = split()
+        method(model, F.cross_entropy, data, config(kind, cohort_size=2, **FROZEN), 3)
+        models.append(model.full_state_dict())
+    assert_same_bits(*models)
+
+
+def test_heron_with_a_frozen_client_and_many_directions_takes_cse_fsls_step():
+    data = clients(30)
+    exact, _ = moved(cse_fsl, config(CSEFSLConfig, frozen_client=True), data)
+    zo = ZerothOrderConfig(num_perturbations=1500)
+    frozen_heron = config(HeronSFLConfig, frozen_client=True, zeroth_order=zo)
+    estimated, _ = moved(heron_sfl, frozen_heron, data)
+    noise = (len(exact) / 1500) ** 0.5
+    assert torch.nn.functional.cosine_similarity(exact, estimated, dim=0) > 1 - noise**2
+
+
 @pytest.mark.parametrize(
     ("steps", "period", "expected"),
-    [(1, 5, [0]), (3, 1, [0, 1, 2]), (5, 2, [0, 2, 4]), (6, 3, [0, 3]), (5, 5, [0])],
+    [(1, 1, [0]), (3, 1, [0, 1, 2]), (5, 2, [0, 2, 4]), (6, 3, [0, 3]), (5, 5, [0])],
 )
 def test_every_kth_step_is_uploaded(steps, period, expected):
     settings = config(CSEFSLConfig, local_steps=steps, upload_period=period)

@@ -96,7 +96,7 @@ def zeroth_order_training(data, optimizer_config, seeds_of, steps_a_batch=1, fro
             for s in range(steps_a_batch):
                 seeds = seeds_of(t, h, s)
                 differences = probe(objective, spec, theta, seeds, PROBE)
-                theta.grad = estimate(spec, seeds, differences, PROBE)
+                theta.grad = estimate(spec, seeds, differences, PROBE, device="cpu")
                 optimizer.step()
     return theta
 

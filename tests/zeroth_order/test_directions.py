@@ -3,6 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leansplit.costs import peak_tensor_bytes
 from leansplit.noise import DIRECTIONS, draw_perturbation
 from leansplit.parameters import ParameterSpec
 from leansplit.zeroth_order import (
@@ -13,7 +14,8 @@ from leansplit.zeroth_order import (
     probe,
     unshared_directions,
 )
-from leansplit.zeroth_order.directions import DirectionCache, draw_direction
+from leansplit.zeroth_order.directions import DirectionCache, direction_parts, draw_direction
+from leansplit.zeroth_order.estimators import perturbed
 
 
 @given(
@@ -71,11 +73,69 @@ def test_estimators_never_write_to_a_shared_direction(estimator):
     seeds = (901, 902, 903)
     objective = SumObjective(lambda p: p["w"] ** 2)
     first = probe(objective, spec, torch.ones(20), seeds, config)
-    gradient = estimate(spec, seeds, first, config)
+    gradient = estimate(spec, seeds, first, config, device="cpu")
     cache = directions._caches[-1]
     for seed in seeds:
         kept = cache._kept[seed, 20, "gaussian", "cpu"]
         assert torch.equal(kept, draw_perturbation(seed, 20))
     with unshared_directions():
         assert torch.equal(probe(objective, spec, torch.ones(20), seeds, config), first)
-        assert torch.equal(estimate(spec, seeds, first, config), gradient)
+        assert torch.equal(estimate(spec, seeds, first, config, device="cpu"), gradient)
+
+
+@given(
+    st.integers(0, 40),
+    st.sampled_from(DIRECTIONS),
+    st.integers(1, 12),
+    st.booleans(),
+)
+def test_parts_are_the_whole_direction_in_order(size, direction, part_elements, is_kept):
+    cache = DirectionCache(10_000 if is_kept else 0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(directions, "_PART_ELEMENTS", part_elements)
+        patch.setattr(directions, "_caches", [cache])
+        parts = list(direction_parts(7, size, direction, "cpu"))
+    assert [part.indices(size) for part, _ in parts] == [
+        (start, min(start + part_elements, size), 1) for start in range(0, size, part_elements)
+    ]
+    whole = torch.cat([torch.empty(0), *(values for _, values in parts)])
+    assert torch.equal(whole, draw_perturbation(7, size, direction=direction))
+    assert bool(len(cache)) == (is_kept and size > 0)
+
+
+@pytest.mark.parametrize("direction", DIRECTIONS)
+def test_estimate_and_perturbation_hold_little_beside_what_they_return(direction):
+    """What the docstrings say, in multiples of d; a part of 512 KiB is 1/8 of 4 d bytes here."""
+    d = 1024 * 1024
+    spec, theta = ParameterSpec.of({"w": torch.zeros(d)}), torch.zeros(d)
+    config = ZerothOrderConfig(num_perturbations=3, direction=direction)
+    v = torch.ones(3, dtype=torch.float64)
+    part = 1 / 8
+    extra = 4 if "sphere" in direction else 0
+    with unshared_directions():  # as on a device that serves one client
+        rebuilt = peak_tensor_bytes(lambda: estimate(spec, (1, 2, 3), v, config, device="cpu")) / (
+            4 * d
+        )
+        moved = peak_tensor_bytes(lambda: perturbed(theta, 1e-3, 1, config)) / (4 * d)
+    assert rebuilt <= 1 + 2 * part + extra
+    assert moved <= 2 + 2 * part + extra
+
+
+def test_parts_change_no_bit_of_an_estimate_or_a_probe():
+    d, seeds = 300, (4, 5)
+    spec = ParameterSpec.of({"w": torch.zeros(d)})
+    theta = draw_perturbation(1, d)
+    for direction in DIRECTIONS:
+        config = ZerothOrderConfig(num_perturbations=2, direction=direction)
+        v = torch.tensor([0.3, -1.7], dtype=torch.float64)
+        found = []
+        for part_elements in (7, 1000):
+            with pytest.MonkeyPatch.context() as patch, unshared_directions():
+                patch.setattr(directions, "_PART_ELEMENTS", part_elements)
+                found.append(
+                    (
+                        estimate(spec, seeds, v, config, device="cpu"),
+                        perturbed(theta, 1e-2, seeds[0], config),
+                    )
+                )
+        assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))

@@ -43,7 +43,7 @@ def estimate_at(objective, parameters, config, *, root=0, anchor=None):
     spec = ParameterSpec.of(parameters)
     drawn = seeds(config.num_perturbations, root)
     v = probe(objective, spec, spec.flatten(parameters), drawn, config, anchor=anchor)
-    return estimate(spec, drawn, v, config), v
+    return estimate(spec, drawn, v, config, device="cpu"), v
 
 
 # --- linear objectives: exact and unbiased ------------------------------------------------------
@@ -276,7 +276,7 @@ def test_probing_changes_no_bit(estimator):
     config = zo(estimator=estimator, perturbation_scale=0.3)
     objective = SurrogateObjective(model, x, smashed_gradient)
     v = probe(objective, spec, vector, seeds(8), config, anchor=anchor)
-    estimate(spec, seeds(8), v, config)
+    estimate(spec, seeds(8), v, config, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(before, watched, strict=True))
     # Not even "perturbed and restored": nothing was written at all.
     assert versions == [t._version for t in watched if not t.is_inference()]
@@ -325,18 +325,18 @@ def test_estimate_is_the_plain_ordered_sum():
     for seed, value in zip(seeds(4), v.tolist(), strict=True):
         coefficient = value / (2 * 4 * 1e-3)
         total = total + draw_perturbation(seed, 40) * coefficient
-    first = estimate(spec, seeds(4), v, config)
+    first = estimate(spec, seeds(4), v, config, device="cpu")
     assert torch.equal(first, total)
-    assert torch.equal(first, estimate(spec, seeds(4), v.clone(), config))
+    assert torch.equal(first, estimate(spec, seeds(4), v.clone(), config, device="cpu"))
     # Float sums depend on their order, which is why the order is part of the definition.
-    assert not torch.equal(first, estimate(spec, seeds(4)[::-1], v.flip(0), config))
+    assert not torch.equal(first, estimate(spec, seeds(4)[::-1], v.flip(0), config, device="cpu"))
 
 
 def test_estimate_divides_by_the_number_of_directions():
     spec = ParameterSpec.of({"w": torch.zeros(5)})
     v = torch.tensor([0.5], dtype=torch.float64)
-    once = estimate(spec, seeds(1), v, zo())
-    twice = estimate(spec, seeds(1) * 2, v.repeat(2), zo())
+    once = estimate(spec, seeds(1), v, zo(), device="cpu")
+    twice = estimate(spec, seeds(1) * 2, v.repeat(2), zo(), device="cpu")
     torch.testing.assert_close(once, twice, rtol=1e-6, atol=0)
     torch.testing.assert_close(once, draw_perturbation(seeds(1)[0], 5) * 500, rtol=1e-6, atol=0)
 
@@ -344,7 +344,7 @@ def test_estimate_divides_by_the_number_of_directions():
 def test_seeds_and_scalars_must_pair_up():
     spec = ParameterSpec.of({"w": torch.zeros(5)})
     with pytest.raises(ValueError, match="shorter"):
-        estimate(spec, seeds(3), torch.ones(2), zo())
+        estimate(spec, seeds(3), torch.ones(2), zo(), device="cpu")
 
 
 def test_no_parameters_at_all():

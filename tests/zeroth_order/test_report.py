@@ -105,7 +105,7 @@ def test_the_estimate_is_the_one_that_updates_are_made_of(probed, estimator, dir
     scalars = sum(w * probed.slopes(m, config) for m, w in probed.weights.items())
     report = probed.report(config=config, probed=[ProbedDirections(SEEDS, scalars.tolist())])
     expected = quality_of(
-        estimate(probed.spec, SEEDS, scalars, config),
+        estimate(probed.spec, SEEDS, scalars, config, device="cpu"),
         report.true_gradient(probed.batches),
         variance=0.0,
         num_directions=len(SEEDS),

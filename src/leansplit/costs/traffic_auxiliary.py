@@ -20,6 +20,7 @@ def local_loss_traffic(
     *,
     local_steps: int,
     upload_period: int,
+    frozen_client: bool = False,
 ) -> Traffic:
     """CSE-FSL (arXiv 2507.15816) and HERON-SFL (arXiv 2601.09076).
 
@@ -32,12 +33,19 @@ def local_loss_traffic(
         num_samples: samples that clients processed in all.
         local_steps: h.
         upload_period: k.
+        frozen_client: theta_c crosses once for each client that took part, and never goes up.
     """
     participations = sum(len(cohort) for cohort in attendance)
-    weights = participations * (shape.client_elements + shape.auxiliary_elements) * FLOAT_BYTES
+    heads = participations * shape.auxiliary_elements
+    bodies_up = bodies_down = participations * shape.client_elements
+    if frozen_client:
+        bodies_up, bodies_down = 0, len(set().union(*attendance)) * shape.client_elements
     return without_zeros(
         _uploads(shape, num_samples, local_steps, upload_period)
-        | {("downlink", "weights"): weights, ("uplink", "weights"): weights}
+        | {
+            ("downlink", "weights"): (bodies_down + heads) * FLOAT_BYTES,
+            ("uplink", "weights"): (bodies_up + heads) * FLOAT_BYTES,
+        }
     )
 
 

@@ -34,6 +34,7 @@ from leansplit.federated.config_auxiliary import (
     CSEFSLConfig,
     FSLSAGEConfig,
     HeronSFLConfig,
+    LocalLossConfig,
 )
 from leansplit.federated.dependent_rounding import dependent_rounding
 from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
@@ -80,6 +81,7 @@ __all__ = [
     "HOSLConfig",
     "HeronSFLConfig",
     "Lifetime",
+    "LocalLossConfig",
     "LocalStepsConfig",
     "MUSplitFedConfig",
     "MethodConfig",

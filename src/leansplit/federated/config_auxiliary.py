@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Final, Literal, get_args
 
-from leansplit.errors import require_choice
+from leansplit.errors import UserError, require_choice
 from leansplit.federated.config import (
     CLIENT_ORDERS,
     ClientOrder,
@@ -30,7 +30,7 @@ class AuxiliaryMethodConfig(LocalStepsConfig):
     """The head that stands in for the server at the client."""
     upload_period: int = 1
     """k: the client uploads smashed data and labels at its local steps 1, k + 1, 2 k + 1, ... of
-    every round."""
+    every round; 1 to ``local_steps``. The count starts anew in every round."""
     client_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
     """Each client's own optimizer. ``round``: fresh every round; ``run``: a client keeps its
     moments from one participation to the next."""
@@ -49,6 +49,12 @@ class AuxiliaryMethodConfig(LocalStepsConfig):
         """Refuse values that no round can be run with."""
         super().__post_init__()
         require_at_least_one(self, "upload_period")
+        if self.upload_period > self.local_steps:
+            raise UserError(
+                f"upload_period {self.upload_period} is above local_steps {self.local_steps}: the "
+                "count starts anew in every round, so a longer period changes nothing; choose at "
+                f"most {self.local_steps}, or more local steps"
+            )
         require_choice("server mode", self.server_mode, SERVER_MODES)
         require_choice("client order", self.client_order, CLIENT_ORDERS)
 
@@ -59,16 +65,21 @@ class AuxiliaryMethodConfig(LocalStepsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CSEFSLConfig(AuxiliaryMethodConfig):
-    """CSE-FSL (arXiv 2507.15816): first-order clients with a local loss."""
+class LocalLossConfig(AuxiliaryMethodConfig):
+    """Methods whose clients train against their own loss, and whose heads are averaged."""
 
-    upload_period: int = 5
-    """k: the client uploads smashed data and labels at its local steps 1, k + 1, 2 k + 1, ... of
-    every round."""
+    frozen_client: bool = False
+    """The control: the client model keeps its initial weights and runs in evaluation mode, only
+    the auxiliary head is trained. Clients are sent the client model once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeronSFLConfig(AuxiliaryMethodConfig):
+class CSEFSLConfig(LocalLossConfig):
+    """CSE-FSL (arXiv 2507.15816): first-order clients with a local loss."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeronSFLConfig(LocalLossConfig):
     """HERON-SFL (arXiv 2601.09076): zeroth-order clients with a local loss."""
 
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=1)
@@ -99,9 +110,6 @@ class AlignmentConfig:
 class FSLSAGEConfig(AuxiliaryMethodConfig):
     """FSL-SAGE (arXiv 2505.23182, ICML 2025): an auxiliary head that imitates the cut gradient."""
 
-    upload_period: int = 5
-    """k: the client uploads smashed data and labels at its local steps 1, k + 1, 2 k + 1, ... of
-    every round."""
     alignment: AlignmentConfig = AlignmentConfig()
     """When and on what auxiliary heads are aligned."""
     alignment_optimizer: OptimizerConfig = OptimizerConfig(name="adamw", lr=1e-3, lifetime="round")

@@ -28,7 +28,7 @@ beside parameters, their gradients, x, z and lambda. The first forward makes z, 
 link with its graph, the others are replays. One batch gives the same bits as a kept graph; several
 micro-batches differ by the order in which float32 gradients are added.
 
-Random layers: each link is replayed from the generator's state in the first pass, so dropout drops
+Random layers: each link is replayed from the generators' states in the first pass, so dropout drops
 the same elements. Masks of a batch cannot be split, so ``micro_batch`` is refused with them.
 """
 
@@ -40,7 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from leansplit.errors import UserError
-from leansplit.noise.torch_rng import torch_seeded
+from leansplit.noise.torch_rng import generator_states, restore_generators, torch_seeded
 
 
 def recompute_forward(
@@ -61,7 +61,7 @@ def recompute_forward(
     smashed: Tensor | None = None
     size = micro_batch or len(inputs)
     with torch_seeded(dropout_seed):
-        seeded = torch.get_rng_state()
+        seeded = generator_states()
         for first in range(0, len(inputs), size):
             part = _run(links, inputs[first : first + size])
             if size >= len(inputs):
@@ -139,13 +139,13 @@ def _backward(
 
     The one tensor in ``gradients``, that at the chain's end, is replaced by that at ``value``: no
     frame of the recursion holds on to a gradient that was used. With ``is_first`` nobody needs it.
-    The generator must be in the state in which the forward pass entered the first link.
+    The generators must be in the states in which the forward pass entered the first link.
     """
     while len(links) > 1:
         half = len(links) // 2
-        entered = torch.get_rng_state()
+        entered = generator_states()
         _backward(links[half:], _run(links[:half], value), gradients)
-        torch.set_rng_state(entered)
+        restore_generators(entered)
         links = links[:half]
     for link in links:
         leaf = value.detach().requires_grad_(not is_first)
@@ -172,8 +172,8 @@ def _is_trained(link: nn.Module) -> bool:
     return any(parameter.requires_grad for parameter in link.parameters())
 
 
-def _require_no_draws(state: Tensor) -> None:
-    if not torch.equal(state, torch.get_rng_state()):
+def _require_no_draws(states: Sequence[Tensor]) -> None:
+    if not all(map(torch.equal, states, generator_states())):
         raise UserError(
             "a layer of the client model draws random numbers (dropout), which cannot be split "
             "into micro-batches; set micro_batch to 0"

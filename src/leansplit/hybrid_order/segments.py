@@ -7,6 +7,7 @@ from typing import Final
 
 from torch import nn
 
+from leansplit.federated import HOFLConfig
 from leansplit.models import SplitModel, split_at
 from leansplit.parameters import ParameterDict, ParameterSpec, trainable_parameters
 
@@ -45,6 +46,48 @@ class Segments:
     def num_zeroth_elements(self) -> int:
         """Trainable parameters below the boundary, in elements."""
         return ParameterSpec.of(self.zeroth_parameters).num_elements
+
+
+@dataclass(frozen=True, kw_only=True)
+class BoundaryGroup:
+    """The clients that share an order boundary.
+
+    Attributes:
+        boundary: its name, as given or chosen.
+        num_zeroth_elements: d_i of these clients.
+        clients: their ids, ascending.
+    """
+
+    boundary: str
+    num_zeroth_elements: int
+    clients: tuple[int, ...]
+
+
+def boundary_groups(
+    config: HOFLConfig, model: SplitModel, num_clients: int
+) -> tuple[BoundaryGroup, ...]:
+    """Return who got which boundary, the smallest zeroth-order segment first.
+
+    Args:
+        config: ``memory_budgets_mb`` must have been turned into boundaries.
+        model: the model that is trained.
+        num_clients: N.
+
+    Raises:
+        UserError: for a boundary that the model does not allow.
+    """
+    held: dict[str, list[int]] = {}
+    for client_id, boundary in config.boundaries_of(range(num_clients)).items():
+        held.setdefault(boundary, []).append(client_id)
+    groups = [
+        BoundaryGroup(
+            boundary=boundary,
+            num_zeroth_elements=segments_at(model, boundary).num_zeroth_elements,
+            clients=tuple(sorted(clients)),
+        )
+        for boundary, clients in held.items()
+    ]
+    return tuple(sorted(groups, key=lambda group: (group.num_zeroth_elements, group.boundary)))
 
 
 def segments_at(model: SplitModel, boundary: str) -> Segments:

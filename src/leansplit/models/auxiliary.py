@@ -69,6 +69,13 @@ class LocalModel(nn.Module):
         smashed = self.client(inputs)
         return smashed, self.auxiliary(smashed)
 
+    def head_alone(self) -> LocalModel:
+        """Return the head as a local model of its own, whose inputs are smashed data.
+
+        What is left to train where the client model is frozen; shares the head's parameters.
+        """
+        return LocalModel(nn.Identity(), self.auxiliary)
+
 
 class LinearHead(nn.Module):
     """One fully connected layer from flattened smashed data to outputs of any shape."""

@@ -104,7 +104,7 @@ def draw_perturbation(
             if (start, stop) == (0, num_elements)
             else draw_perturbation(seed, num_elements, device=device)
         )
-        norm = whole.double().square().sum().sqrt().item()
+        norm = whole.double().square_().sum().sqrt().item()
         length = float(np.sqrt(num_elements)) if direction == "sphere" else 1.0
         drawn = drawn * (length / norm) if norm > 0 else drawn
     return drawn

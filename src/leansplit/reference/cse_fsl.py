@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from leansplit.federated import (
@@ -41,6 +42,7 @@ def cse_fsl(
     """
     seed = config.root_seed
     local = with_head(model, clients, config)
+    trained_part = local.head_alone() if config.frozen_client else local
     server = Server(model, loss, config)
     client_moments: dict[int, dict[str, Tensor]] = {}
 
@@ -50,7 +52,7 @@ def cse_fsl(
         uploads: dict[int, list[Upload]] = {}
         for m in cohort:
             # 1. Download theta_c and theta_a.
-            mine = copy.deepcopy(local).train()
+            mine = copy.deepcopy(trained_part).train()
             optimizer = build_optimizer(config.client_optimizer, mine.parameters())
             assert optimizer is not None
             if config.client_optimizer.outlives_round:
@@ -59,6 +61,9 @@ def cse_fsl(
             for h in range(config.local_steps):
                 # 2. Forward through client model and head, backward through both, step.
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
+                if config.frozen_client:  # a constant: the head is trained on z
+                    with torch.no_grad():
+                        x = local.client.eval()(x)
                 with torch_seeded(client_dropout_seed(seed, t, m, h)):
                     z = mine.client(x)
                     value = loss(mine.auxiliary(z), y)

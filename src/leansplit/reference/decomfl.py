@@ -69,7 +69,7 @@ def decomfl(
         cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
         directions = [
             [
-                draw_perturbation(s, spec.num_elements, direction=zo.direction)
+                draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
                 for s in perturbation_seeds(seed, num_directions, round=t, local_step=h)
             ]
             for h in range(config.local_steps)

@@ -76,7 +76,7 @@ def fedavg(
 
 
 def _float32_sum(tensors: Sequence[Tensor], factors: Sequence[float]):  # type: ignore[no-untyped-def]
-    total = tensors[0].numpy() * factors[0]
+    total = tensors[0].cpu().numpy() * factors[0]
     for tensor, factor in zip(tensors[1:], factors[1:], strict=True):
-        total += tensor.numpy() * factor
+        total += tensor.cpu().numpy() * factor
     return total

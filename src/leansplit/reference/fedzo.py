@@ -61,7 +61,10 @@ def fedzo(
                     seed, zo.num_perturbations, round=t, client_id=m, local_step=h
                 )
                 directions = [
-                    draw_perturbation(s, spec.num_elements, direction=zo.direction) for s in seeds
+                    draw_perturbation(
+                        s, spec.num_elements, direction=zo.direction, device=theta.device
+                    )
+                    for s in seeds
                 ]
                 v = []
                 for u in directions:

@@ -43,13 +43,14 @@ def heron_sfl(
     seed, zo = config.root_seed, config.zeroth_order
     mu = zo.perturbation_scale
     local = with_head(model, clients, config).eval()
-    spec = ParameterSpec.of(trainable_parameters(local))
+    trained_part = local.head_alone() if config.frozen_client else local
+    spec = ParameterSpec.of(trainable_parameters(trained_part))
     server = Server(model, loss, config)
     client_moments: dict[int, dict[str, Tensor]] = {}
 
     def forward(theta: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         with torch.inference_mode():
-            z, outputs = functional_call(local, spec.views(theta), (x,))
+            z, outputs = functional_call(trained_part, spec.views(theta), (x,))
             return z, loss(outputs.double(), y)
 
     for t in range(1, num_rounds + 1):
@@ -58,7 +59,7 @@ def heron_sfl(
         uploads: dict[int, list[Upload]] = {}
         for m in cohort:
             # 1. Download theta_l = (theta_c, theta_a).
-            theta = spec.flatten(trainable_parameters(local))
+            theta = spec.flatten(trainable_parameters(trained_part))
             optimizer = build_optimizer(config.client_optimizer, [theta])
             assert optimizer is not None
             if config.client_optimizer.outlives_round:
@@ -67,6 +68,9 @@ def heron_sfl(
             for h in range(config.local_steps):
                 # 2. The local loss, unperturbed and at theta + mu u, for P private directions.
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
+                if config.frozen_client:  # a constant: the head is trained on z
+                    with torch.no_grad():
+                        x = local.client.eval()(x)
                 z, value = forward(theta, x, y)
                 seeds = local_perturbation_seeds(
                     seed, zo.num_perturbations, round=t, client_id=m, local_step=h

@@ -97,7 +97,9 @@ def ho_fl(
                 # is no top.
                 if bottom:
                     u = [
-                        draw_perturbation(s, spec.num_elements, direction=zo.direction)
+                        draw_perturbation(
+                            s, spec.num_elements, direction=zo.direction, device=theta.device
+                        )
                         for s in perturbation_seeds(seed, q, round=t, client_id=i, local_step=h)
                     ]
                     s_ij = []

@@ -63,7 +63,8 @@ def ho_sfl(
         cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
         seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
         directions = [
-            draw_perturbation(s, spec.num_elements, direction=zo.direction) for s in seeds
+            draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
+            for s in seeds
         ]
 
         # 3. Each client runs forward once and uploads its smashed data and labels.

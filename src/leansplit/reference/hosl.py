@@ -62,7 +62,8 @@ def hosl(
         cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
         seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
         directions = [
-            draw_perturbation(s, spec.num_elements, direction=zo.direction) for s in seeds
+            draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
+            for s in seeds
         ]
         data = [
             take_batch(clients[m], config.root_seed, t, m, batch_size=config.batch_size)

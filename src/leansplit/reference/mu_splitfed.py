@@ -61,11 +61,15 @@ def mu_splitfed(
         with torch_seeded(mask):
             return loss(functional_call(server_model, spec_s.views(theta), (z,)), y)
 
-    def draw(seeds: Sequence[int], size: int) -> list[Tensor]:
-        return [draw_perturbation(s, size, direction=zo.direction) for s in seeds]
+    def draw(seeds: Sequence[int], like: Tensor) -> list[Tensor]:
+        return [
+            draw_perturbation(s, len(like), direction=zo.direction, device=like.device)
+            for s in seeds
+        ]
 
-    def estimate(deltas: Sequence[Tensor], directions: Sequence[Tensor], size: int) -> Tensor:
-        gradient, factor = torch.zeros(size), second_moment_inverse(zo.direction, size)
+    def estimate(deltas: Sequence[Tensor], directions: Sequence[Tensor]) -> Tensor:
+        gradient = torch.zeros_like(directions[0])
+        factor = second_moment_inverse(zo.direction, len(gradient))
         for delta, u in zip(deltas, directions, strict=True):
             gradient += u * (factor * (float(delta) / ((2.0 if is_central else 1.0) * P * mu)))
         return gradient
@@ -100,7 +104,7 @@ def mu_splitfed(
                 # 2. The client uploads h, h+ and h-.
                 u = draw(
                     perturbation_seeds(seed, P, round=t, client_id=m, local_step=k),
-                    spec_c.num_elements,
+                    c.vector,
                 )
                 h = f_c(c.vector, x)
                 h_plus = [f_c(c.vector + u_p * mu, x) for u_p in u]
@@ -112,13 +116,13 @@ def mu_splitfed(
                         seed, P, round=t, client_id=m, local_step=k, server_step=i
                     )
                     mask = server_dropout_seed(seed, t, m, k, i)
-                    v = draw(seeds, spec_s.num_elements)
+                    v = draw(seeds, s.vector)
                     deltas = [
                         loss_at(s.vector + v_p * mu, h, y, mask)
                         - loss_at(s.vector - v_p * mu if is_central else s.vector, h, y, mask)
                         for v_p in v
                     ]
-                    s.step_(estimate(deltas, v, spec_s.num_elements))
+                    s.step_(estimate(deltas, v))
 
                 # 4. The updated replica compares h+ and h-; P scalars go down.
                 mask = server_dropout_seed(seed, t, m, k, config.tau)
@@ -128,7 +132,7 @@ def mu_splitfed(
                 ]
 
                 # 5. The client steps.
-                c.step_(estimate(deltas, u, spec_c.num_elements))
+                c.step_(estimate(deltas, u))
 
         # 6. Both halves move by eta_g towards the mean.
         weights = sample_weights([num_samples[m] for m in cohort])

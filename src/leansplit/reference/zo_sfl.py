@@ -86,15 +86,19 @@ def zo_sfl(
                 x, y = take_batch(clients[m], seed, t, m, h, batch_size=config.batch_size)
                 num_samples[m] += len(y)
                 mask = server_dropout_seed(seed, t, m, h)
-                g_c, g_s = torch.zeros(spec_c.num_elements), torch.zeros(spec_s.num_elements)
+                g_c, g_s = torch.zeros_like(c.vector), torch.zeros_like(s.vector)
                 for seed_c, seed_s in zip(
                     perturbation_seeds(seed, P, round=t, client_id=m, local_step=h),
                     server_perturbation_seeds(seed, P, round=t, client_id=m, local_step=h),
                     strict=True,
                 ):
                     # 2. Both sides move along a direction and back; z+ and z- go up.
-                    u_c = draw_perturbation(seed_c, spec_c.num_elements, direction=zo.direction)
-                    u_s = draw_perturbation(seed_s, spec_s.num_elements, direction=zo.direction)
+                    u_c, u_s = (
+                        draw_perturbation(
+                            one, len(at.vector), direction=zo.direction, device=at.vector.device
+                        )
+                        for one, at in ((seed_c, c), (seed_s, s))
+                    )
                     plus = end_to_end_loss(c.vector + u_c * mu, s.vector + u_s * mu, x, y, mask)
                     minus = (
                         end_to_end_loss(c.vector - u_c * mu, s.vector - u_s * mu, x, y, mask)

@@ -1,5 +1,14 @@
 """Zeroth-order gradient estimation: forward passes, seeds and scalars."""
 
+from leansplit.zeroth_order.differentiable import (
+    DifferentiableObjective,
+    Half,
+    cut_objective,
+    evaluation_mode,
+    local_loss_objective,
+    loss_objective,
+    surrogate_objective,
+)
 from leansplit.zeroth_order.directions import unshared_directions
 from leansplit.zeroth_order.estimators import (
     ESTIMATORS,
@@ -27,15 +36,7 @@ from leansplit.zeroth_order.quality import (
     expected_squared_cosine,
     quality_of,
 )
-from leansplit.zeroth_order.report import (
-    Batches,
-    DifferentiableObjective,
-    EstimateReport,
-    ProbedDirections,
-    evaluation_mode,
-    loss_objective,
-    surrogate_objective,
-)
+from leansplit.zeroth_order.report import Batches, EstimateReport, ProbedDirections
 from leansplit.zeroth_order.split_probes import (
     ProbedSmashedData,
     ServerObjective,
@@ -50,6 +51,7 @@ __all__ = [
     "EstimateReport",
     "EstimateSum",
     "Estimator",
+    "Half",
     "LocalLossObjective",
     "LossObjective",
     "Objective",
@@ -59,6 +61,7 @@ __all__ = [
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
+    "cut_objective",
     "estimate",
     "evaluation_mode",
     "expected_cosine",
@@ -67,6 +70,7 @@ __all__ = [
     "expected_squared_cosine",
     "float64_sum",
     "forward_only",
+    "local_loss_objective",
     "loss_objective",
     "perturbed",
     "probe",

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 from leansplit.noise import Direction, draw_perturbation
 
 _MAX_BYTES = 64 * 1024 * 1024
+_PART_ELEMENTS = 131_072
+_SPHERES: Final = ("sphere", "unit_sphere")
 
 _Key = tuple[int, int, str, str]
 
@@ -41,13 +44,17 @@ class DirectionCache:
             self._kept.move_to_end(key)
             return self._kept[key]
         drawn = draw_perturbation(seed, num_elements, direction=direction, device=device)
-        if 0 < drawn.nbytes <= self.max_bytes // 8:
+        if drawn.nbytes and self.keeps(num_elements):
             self._kept[key] = drawn
             self.num_bytes += drawn.nbytes
             while self.num_bytes > self.max_bytes:
                 _, oldest = self._kept.popitem(last=False)
                 self.num_bytes -= oldest.nbytes
         return drawn
+
+    def keeps(self, num_elements: int) -> bool:
+        """Say whether a direction is small enough to be kept."""
+        return 4 * num_elements <= self.max_bytes // 8
 
     def __len__(self) -> int:
         return len(self._kept)
@@ -65,6 +72,29 @@ def draw_direction(
     anew each time.
     """
     return _caches[-1].draw(seed, num_elements, direction, device)
+
+
+def direction_parts(
+    seed: int, num_elements: int, direction: Direction, device: torch.device | str
+) -> Iterator[tuple[slice, Tensor]]:
+    """Yield the perturbation of ``seed`` in consecutive parts: (which elements, their values).
+
+    The parts are slices of what :func:`draw_direction` returns, bit for bit. A direction that is
+    not kept never exists as a whole: each part of 131,072 elements (512 KiB) is drawn when it is
+    asked for. Spheres do, since their norm must be known first.
+    """
+    is_whole = direction in _SPHERES or _caches[-1].keeps(num_elements)
+    whole = draw_direction(seed, num_elements, direction, device) if is_whole else None
+    for start in range(0, num_elements, _PART_ELEMENTS):
+        stop = min(start + _PART_ELEMENTS, num_elements)
+        yield (
+            slice(start, stop),
+            draw_perturbation(
+                seed, num_elements, direction=direction, start=start, stop=stop, device=device
+            )
+            if whole is None
+            else whole[start:stop],
+        )
 
 
 @contextmanager

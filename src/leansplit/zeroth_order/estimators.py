@@ -21,7 +21,7 @@ from torch import Tensor
 from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.noise import DIRECTIONS, Direction, second_moment_inverse
 from leansplit.parameters import ParameterSpec
-from leansplit.zeroth_order.directions import draw_direction
+from leansplit.zeroth_order.directions import direction_parts
 from leansplit.zeroth_order.objective import Objective
 
 Estimator = Literal["forward", "central"]
@@ -108,9 +108,14 @@ def probe(
 
 
 def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
-    """Return theta + scale u in new memory, shape [d]; ``scale`` is mu or -mu."""
-    direction = draw_direction(seed, vector.numel(), config.direction, vector.device)
-    return (scale * direction).add_(vector)
+    """Return theta + scale u in new memory, shape [d]; ``scale`` is mu or -mu.
+
+    Beside theta and the result, 4 d bytes, it holds one part of u; see :func:`estimate`.
+    """
+    moved = torch.empty_like(vector)
+    for part, u in direction_parts(seed, vector.numel(), config.direction, vector.device):
+        torch.mul(u, scale, out=moved[part]).add_(vector[part])
+    return moved
 
 
 def estimate(
@@ -119,19 +124,23 @@ def estimate(
     differences: Tensor,
     config: ZerothOrderConfig,
     *,
-    device: torch.device | str = "cpu",
+    device: torch.device | str,
 ) -> Tensor:
     """Rebuild the gradient estimate from seeds and scalars.
 
     Anyone who holds the same seeds and the same scalars gets the same bits: directions are added
     in the order given, with one rounding for each product and each sum.
 
+    Memory: the estimate itself, 4 d bytes, and at most 1 MiB for a part of one direction and its
+    product, whatever d and P. Spheres, whose norm is summed first, hold up to 16 d bytes more.
+    Directions that a process keeps for its many clients (:func:`.draw_direction`) come on top.
+
     Args:
         spec: layout of the parameters.
         seeds: P perturbation seeds.
         differences: P un-normalised differences v_p.
         config: the configuration that the differences were probed with.
-        device: where the estimate is wanted.
+        device: where the estimate is wanted: that of the parameters that take it.
 
     Returns:
         float32 tensor of shape [d].
@@ -141,6 +150,6 @@ def estimate(
     for seed, difference in zip(seeds, differences.tolist(), strict=True):
         slope = difference / (config.width * len(seeds) * config.perturbation_scale)
         coefficient = factor * slope
-        direction = draw_direction(seed, spec.num_elements, config.direction, device)
-        gradient += coefficient * direction
+        for part, u in direction_parts(seed, spec.num_elements, config.direction, device):
+            gradient[part] += coefficient * u
     return gradient

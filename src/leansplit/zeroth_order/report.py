@@ -3,29 +3,27 @@
 A strategy says what it estimated: where (the parameters before the update), from what (seeds and
 scalars), and of what (an objective that can be differentiated, over the batches of clients). A
 watcher that has those batches, which only a simulation or a test has, computes the true gradient
-and compares. Nothing here is part of any method: no client and no server step uses it.
+and compares. Scalars that clients keep to themselves it probes again. Nothing here is part of any
+method: no client and no server step uses it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor, nn
-from torch.func import functional_call
+from torch import Tensor
 
 from leansplit.noise import second_moment_inverse
 from leansplit.noise.torch_rng import torch_seeded
 from leansplit.parameters import ParameterDict, ParameterSpec
+from leansplit.zeroth_order.differentiable import DifferentiableObjective
 from leansplit.zeroth_order.directions import draw_direction
-from leansplit.zeroth_order.estimators import ZerothOrderConfig
+from leansplit.zeroth_order.estimators import ZerothOrderConfig, probe
+from leansplit.zeroth_order.objective import SumObjective
 from leansplit.zeroth_order.quality import EstimateQuality, EstimateSum, quality_of
-
-DifferentiableObjective = Callable[[int, ParameterDict, Tensor, Tensor], Tensor]
-"""(client id, parameters, inputs, labels) -> that client's objective, a scalar with a graph. It
-reads the modules that it runs and leaves them as they were."""
 
 Batches = Callable[[int, int], tuple[Tensor, Tensor]]
 """(client id, local step) -> the (inputs, labels) that the client probed on."""
@@ -38,12 +36,13 @@ class ProbedDirections:
     Attributes:
         seeds: one for each direction.
         scalars: un-normalised differences v_p, as :func:`leansplit.zeroth_order.probe` returns
-            them, or their mean over the clients that share the directions.
+            them, or their mean over the clients that share the directions; None if they never left
+            the clients, so that whoever wants them probes again.
         weight: share of this part in the estimate.
     """
 
     seeds: Sequence[int]
-    scalars: Sequence[float]
+    scalars: Sequence[float] | None
     weight: float = 1.0
 
 
@@ -74,6 +73,44 @@ class EstimateReport:
     weights: Mapping[int, float]
     objective: DifferentiableObjective
 
+    @classmethod
+    def of_client(
+        cls,
+        round: int,
+        client_id: int,
+        parameters: Mapping[str, Tensor],
+        seeds: Sequence[int],
+        scalars: Tensor | None,
+        objective: DifferentiableObjective,
+        config: ZerothOrderConfig,
+        *,
+        part: str = "client",
+    ) -> EstimateReport:
+        """Report the estimate that one client alone made, or a server for it, in its first step.
+
+        Args:
+            round: 1-based.
+            client_id: whose batch it was.
+            parameters: those that were probed; copied.
+            seeds: one for each direction.
+            scalars: v, shape [P]; None = to be probed again.
+            objective: what was probed.
+            config: how it was probed.
+            part: whose parameters these are.
+        """
+        spec = ParameterSpec.of(parameters)
+        values = None if scalars is None else scalars.tolist()
+        return cls(
+            round=round,
+            part=part,
+            spec=spec,
+            vector=spec.flatten(parameters),
+            config=config,
+            probed=[ProbedDirections(seeds, values)],
+            weights={client_id: 1.0},
+            objective=objective,
+        )
+
     def true_gradient(self, batches: Batches) -> Tensor:
         """Return sum_m w_m dF_m/dtheta at the reported parameters, float64 of shape [d].
 
@@ -92,23 +129,31 @@ class EstimateReport:
                 total += weight * gradient.double()
         return total
 
-    def quality(self, batches: Batches) -> EstimateQuality:
-        """Rebuild the estimate in float64 and compare it with the true gradient.
+    def estimate(self, batches: Batches) -> tuple[Tensor, float]:
+        """Rebuild (the estimate, float64 of shape [d]; its variance over the directions).
 
-        The variance is that over directions, within each entry of ``probed``: differences between
-        clients are not part of it.
+        The variance is that within each entry of ``probed``: differences between clients are not
+        part of it.
         """
         size, device = self.spec.num_elements, self.vector.device
         estimate = torch.zeros(size, dtype=torch.float64, device=device)
         variance = 0.0
         factor = second_moment_inverse(self.config.direction, size)
         for part in self.probed:
+            scalars = part.scalars
+            if scalars is None:
+                scalars = self._probed_again(part.seeds, batches)
             summed = EstimateSum(size, device)
-            for seed, scalar in zip(part.seeds, part.scalars, strict=True):
+            for seed, scalar in zip(part.seeds, scalars, strict=True):
                 direction = draw_direction(seed, size, self.config.direction, device)
                 summed.add_(factor * self.config.slope(scalar), direction)
             estimate += part.weight * summed.mean
             variance += part.weight**2 * summed.variance_of_mean
+        return estimate, variance
+
+    def quality(self, batches: Batches) -> EstimateQuality:
+        """Compare the estimate with the true gradient, in float64."""
+        estimate, variance = self.estimate(batches)
         return quality_of(
             estimate,
             self.true_gradient(batches),
@@ -116,47 +161,19 @@ class EstimateReport:
             num_directions=sum(len(part.seeds) for part in self.probed),
         )
 
+    def _probed_again(self, seeds: Sequence[int], batches: Batches) -> list[float]:
+        """Return the mean differences that the clients of the report find, by forward passes."""
+        total = torch.zeros(len(seeds), dtype=torch.float64)
+        for client_id, weight in sorted(self.weights.items()):
+            inputs, labels = batches(client_id, self.local_step)
+            objective = SumObjective(
+                partial(self._value_at, client_id=client_id, inputs=inputs, labels=labels)
+            )
+            with torch_seeded(0):
+                total += weight * probe(objective, self.spec, self.vector, seeds, self.config)
+        return total.tolist()
 
-def surrogate_objective(
-    client_model: nn.Module, smashed_gradients: Mapping[int, Tensor]
-) -> DifferentiableObjective:
-    """Return F_m(theta) = <lambda_m, f_c(x_m; theta)> of HO-SFL's clients, in evaluation mode.
-
-    Its gradient is the one that a first-order client gets by back-propagating lambda_m.
-    """
-
-    def value(client_id: int, parameters: ParameterDict, inputs: Tensor, _: Tensor) -> Tensor:
-        with evaluation_mode(client_model):
-            smashed: Tensor = functional_call(client_model, parameters, (inputs,))
-        return (smashed * smashed_gradients[client_id]).sum()
-
-    return value
-
-
-def loss_objective(
-    model: nn.Module, loss: Callable[[Tensor, Tensor], Tensor]
-) -> DifferentiableObjective:
-    """Return F_m(theta) = loss(f(x_m; theta), y_m), in evaluation mode.
-
-    ``parameters`` may be some of the model's; the others stay at what the model holds. For a whole
-    model, a client model with its auxiliary head, or a client model seen through the server's.
-    """
-
-    def value(_: int, parameters: ParameterDict, inputs: Tensor, labels: Tensor) -> Tensor:
-        with evaluation_mode(model):
-            outputs: Tensor = functional_call(model, parameters, (inputs,))
-        return loss(outputs, labels)
-
-    return value
-
-
-@contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put ``model`` in evaluation mode inside the block; every module's mode is restored."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, is_training in modes.items():
-            module.training = is_training
+    def _value_at(
+        self, parameters: ParameterDict, *, client_id: int, inputs: Tensor, labels: Tensor
+    ) -> Tensor:
+        return self.objective(client_id, parameters, inputs, labels)
