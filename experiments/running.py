@@ -6,8 +6,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from leansplit.experiments.launch import launch
 from leansplit.experiments.preflight import check_run
+from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import Progress
 from leansplit.server_app.outputs import write_outcome
@@ -20,6 +20,7 @@ def run_and_write(
     *,
     label: str = "",
     command: list[str] | None = None,
+    runner: Runner = FLOWER,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Run ``config`` and write what it leaves behind, also if it failed or was interrupted.
@@ -32,7 +33,7 @@ def run_and_write(
     """
     check_run(config, out_dir)
     started_at = utc_now()
-    outcome = launch(config, on_progress=on_progress)
+    outcome = runner.run(config, on_progress=on_progress)
     return write_outcome(
         out_dir, outcome, command=command or command_line(), started_at=started_at, label=label
     )
