@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.console import Console
 
-from leansplit.errors import RunFailedError
+from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.command_line import (
     EXIT_INTERRUPTED,
     Jobs,
@@ -35,6 +35,13 @@ def compare(
     seeds: Seeds = None,
     methods: Methods = None,
     jobs: Jobs = 1,
+    plain: Annotated[
+        bool,
+        typer.Option("--plain", help="Run the methods' plain loops, without Flower or messages."),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="Device of the plain loops, such as cuda; needs --plain.")
+    ] = None,
     set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -42,9 +49,15 @@ def compare(
     from leansplit.experiments import compare as comparing
     from leansplit.experiments.display import progress_bar
     from leansplit.experiments.experiment import find_experiment, load_experiment
+    from leansplit.experiments.runner import FLOWER, plain_loops
     from leansplit.experiments.summary_text import summary_table
     from leansplit.server_app.results import to_plain
 
+    if device is not None and not plain:
+        raise UserError(
+            "--device is for plain loops: add --plain; a federation computes on the CPU"
+        )
+    runner = plain_loops(device or "cpu") if plain else FLOWER
     path = find_experiment(experiment)
     planned = load_experiment(
         path, seeds=parse_seeds(seeds), overrides=parse_settings(set_), methods=parse_names(methods)
@@ -52,7 +65,7 @@ def compare(
     out_dir = out or Path("runs") / path.stem
     stderr = Console(stderr=True)
     done = comparing.compare(
-        planned,
+        planned.made_by(runner),
         out_dir,
         source=path,
         jobs=jobs,

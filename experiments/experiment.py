@@ -12,6 +12,7 @@ from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
 from leansplit.experiments.controls import first_labels
+from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.tuning_config import Tuning, method_tuning, read_tuning
 from leansplit.plugins import load_plugin
 from leansplit.server_app.config import RunConfig, flatten, run_config
@@ -39,6 +40,8 @@ class PlannedRun:
     config: RunConfig
     setting: str = ""
     """What sets it apart from the row's other runs of one seed, while tuning."""
+    runner: Runner = FLOWER
+    """Who makes it."""
 
     @property
     def name(self) -> str:
@@ -100,6 +103,11 @@ class Experiment:
     def order(self) -> list[str]:
         """Methods in the order of the file."""
         return list(dict.fromkeys(row.method for row in self.rows))
+
+    def made_by(self, runner: Runner) -> Experiment:
+        """Return the experiment with all its runs made by ``runner``."""
+        runs = tuple(dataclasses.replace(run, runner=runner) for run in self.runs)
+        return dataclasses.replace(self, runs=runs)
 
 
 def slug(text: str) -> str:

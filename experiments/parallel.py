@@ -17,6 +17,7 @@ from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.interruption import hold_interrupts, stop_on_interrupt
+from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.running import run_and_write
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.results import RunResult
@@ -33,6 +34,8 @@ class Job:
     label: str
     command: list[str]
     """What is recorded as the command."""
+    runner: Runner = FLOWER
+    """Who makes it."""
 
 
 def run_jobs(
@@ -109,4 +112,6 @@ def _run(job: Job) -> RunResult:
     from leansplit.plugins import load_plugins
 
     load_plugins()
-    return run_and_write(job.config, job.out_dir, label=job.label, command=job.command)
+    return run_and_write(
+        job.config, job.out_dir, label=job.label, command=job.command, runner=job.runner
+    )

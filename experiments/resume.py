@@ -13,6 +13,7 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.launch import IN_PROCESS
 from leansplit.experiments.parallel import Job, run_jobs
+from leansplit.experiments.runner import Runner
 from leansplit.experiments.running import command_line, run_and_write
 from leansplit.server_app.config import flatten
 from leansplit.server_app.execution import Progress
@@ -77,7 +78,8 @@ def attempt_all(
             continue
         if why_again:
             say(f"{title}: {why_again}; runs again")
-        job = Job(position, planned.config, run_dir, planned.name, command_line())
+        command = command_line()
+        job = Job(position, planned.config, run_dir, planned.name, command, planned.runner)
         if jobs > 1:
             waiting.append(job)
             continue
@@ -100,7 +102,8 @@ def require_jobs(jobs: int, planned_runs: Sequence[PlannedRun]) -> None:
     """Raise ``UserError`` if the runs cannot be made ``jobs`` at a time."""
     if jobs < 1:
         raise UserError(f"--jobs must be at least 1, got {jobs}")
-    if jobs > 1 and any(planned.config.workers != IN_PROCESS for planned in planned_runs):
+    federated = [planned.config for planned in planned_runs if planned.runner.engine == "flower"]
+    if jobs > 1 and any(config.workers != IN_PROCESS for config in federated):
         raise UserError(
             "--jobs above 1 needs runs without Ray, which uses all cores by itself; add "
             "--set workers=-1"
@@ -110,7 +113,12 @@ def require_jobs(jobs: int, planned_runs: Sequence[PlannedRun]) -> None:
 def _attempt(job: Job, stop: threading.Event, on_progress: Callable[[Progress], None]) -> Attempt:
     try:
         result = run_and_write(
-            job.config, job.out_dir, label=job.label, stop=stop, on_progress=on_progress
+            job.config,
+            job.out_dir,
+            label=job.label,
+            runner=job.runner,
+            stop=stop,
+            on_progress=on_progress,
         )
     except RunFailedError as error:
         return Attempt(None, "failed", str(error))
@@ -127,6 +135,9 @@ def _standing(planned: PlannedRun, run_dir: Path) -> tuple[Run | None, str | Non
         return None, str(error)
     if run.result.config_hash != config_hash(planned.config.to_dict()):
         return None, f"its configuration changed ({_changes(run.result.config, planned)})"
+    if not planned.runner.made(run.result):
+        made_by = Runner(run.result.engine, run.result.device)
+        return None, f"it was made by {made_by}, not by {planned.runner}"
     if run.result.status != "completed":
         return None, f"it {'was ' if run.result.status == 'interrupted' else ''}{run.result.status}"
     return run, None

@@ -11,6 +11,7 @@ from leansplit.errors import RunFailedError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import Say, ShowProgress, attempt_all, require_jobs
+from leansplit.server_app.plain_execution import require_watchable
 from leansplit.server_app.results import Run
 
 Describe = Callable[[Run, list[Run]], str]
@@ -36,6 +37,8 @@ def check_all(planned_runs: Sequence[PlannedRun], jobs: int = 1) -> None:
     require_jobs(jobs, planned_runs)
     for planned in planned_runs:
         check_run(planned.config)
+        if planned.runner.engine == "plain":
+            require_watchable(planned.config.method)
 
 
 def run_all(

@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from leansplit.experiments.interruption import finish_first, stop_on_interrupt
-from leansplit.experiments.launch import launch
 from leansplit.experiments.preflight import check_run
+from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import Progress
 from leansplit.server_app.outputs import write_outcome
@@ -23,6 +23,7 @@ def run_and_write(
     label: str = "",
     command: list[str] | None = None,
     stop: threading.Event | None = None,
+    runner: Runner = FLOWER,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Run ``config`` and write what it leaves behind, also if it failed or was interrupted.
@@ -40,7 +41,7 @@ def run_and_write(
         check_run(config)
         started_at = utc_now()
         with stop_on_interrupt(stop):
-            outcome = launch(config, stop=stop, on_progress=on_progress)
+            outcome = runner.run(config, stop=stop, on_progress=on_progress)
             with finish_first():
                 return write_outcome(
                     out_dir,

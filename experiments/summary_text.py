@@ -89,6 +89,12 @@ def provenance(results: Sequence[RunResult]) -> list[str]:
     facts = {
         "Versions": [", ".join(f"{k} {v}" for k, v in r.versions.items()) for r in results],
         "Commit": [r.commit or "not a git checkout" for r in results],
+        "Run by": [
+            f"the methods' plain loops on {r.device}: nothing crossed, traffic is that of closed "
+            "formulas without envelopes, and round trips are not counted"
+            for r in results
+            if r.engine == "plain"
+        ],
         "Hardware": [", ".join(f"{k}: {v}" for k, v in r.hardware.items()) for r in results],
         "Command": [f"`{shlex.join(r.command)}`" if r.command else "" for r in results],
         "Seeds": [", ".join(map(str, sorted({r.root_seed for r in results})))],

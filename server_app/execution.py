@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -27,13 +27,14 @@ from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.telemetry import EstimateWatcher
 from leansplit.strategies.federation import Federation
-from leansplit.strategies.running import Deployment, RoundReport, RunningStrategy, StopRunning
+from leansplit.strategies.running import Deployment, RoundReport, StopRunning
 from leansplit.tasks.task import Task
 from leansplit.wire import Ledger
 
 log = logging.getLogger("leansplit")
 
 Status = Literal["completed", "interrupted", "failed"]
+Engine = Literal["flower", "plain"]
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,10 @@ class Outcome:
     local_accuracy: float | None = None
     """Of what clients could use without the server, at the end; see
     :meth:`RunningStrategy.clients_alone`."""
+    engine: Engine = "flower"
+    """Who ran it: Flower, or the method's plain loop."""
+    device: str = "cpu"
+    """Where it was computed."""
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -99,21 +104,41 @@ class Outcome:
     """Where the data come from, if that matters to a reader."""
 
 
+class Watched(Protocol):
+    """What a recorder reads of whatever trains the model: a strategy, or a plain loop."""
+
+    samples_seen: int
+
+    @property
+    def ledger(self) -> Ledger:
+        """What crossed so far."""
+        ...
+
+    @property
+    def num_exchanges(self) -> int:
+        """Round trips so far."""
+        ...
+
+    def arrays(self) -> ArrayRecord:
+        """Return the current global model under the full model's names."""
+        ...
+
+
 class Recorder:
-    """Watches a strategy: evaluates, keeps rows, ends the run at its budget or on request."""
+    """Watches a run: evaluates, keeps rows, ends the run at its budget or on request."""
 
     def __init__(
         self,
         outcome: Outcome,
         task: Task,
-        strategy: RunningStrategy,
+        watched: Watched,
         model: torch.nn.Module,
         stop: threading.Event,
         on_progress: Callable[[Progress], None] | None,
     ) -> None:
         self._outcome = outcome
         self._task = task
-        self._strategy = strategy
+        self._watched = watched
         self._model = model
         self._stop = stop
         self._on_progress = on_progress
@@ -132,7 +157,7 @@ class Recorder:
         outcome.samples_seen, outcome.rounds_completed = report.samples_seen, report.round
         self._train_loss = report.train_loss
         self._show_progress()
-        spent = self._budget.spent_by(report.samples_seen, self._strategy.ledger.total_bytes())
+        spent = self._budget.spent_by(report.samples_seen, self._watched.ledger.total_bytes())
         if spent:
             outcome.ended_by = spent
         elif self._is_interrupted(report.round):
@@ -140,7 +165,7 @@ class Recorder:
         else:
             return True
         # The loop ends here and will not evaluate.
-        metrics = self._add_row(report.round, self._strategy.arrays())
+        metrics = self._add_row(report.round, self._watched.arrays())
         if spent and self._budget.is_reached(metrics["accuracy"]):
             outcome.ended_by = "accuracy"  # both at once: that the target was reached says more
         return False
@@ -170,17 +195,17 @@ class Recorder:
         accuracy, loss = evaluate(
             self._model, self._task, self._outcome.config.evaluation_batch_size
         )
-        ledger = self._strategy.ledger
+        ledger = self._watched.ledger
         self._outcome.rounds.append(
             {
                 "round": round,
-                "samples_seen": self._strategy.samples_seen,
+                "samples_seen": self._watched.samples_seen,
                 "accuracy": accuracy,
                 "loss": loss,
                 "train_loss": self._train_loss,
                 "uplink_bytes": ledger.total_bytes("uplink"),
                 "downlink_bytes": ledger.total_bytes("downlink"),
-                "num_exchanges": self._strategy.num_exchanges,
+                "num_exchanges": self._watched.num_exchanges,
                 "wall_time_s": time.monotonic() - self._started,
             }
         )
@@ -195,7 +220,7 @@ class Recorder:
             Progress(
                 round=self._outcome.rounds_completed,
                 samples_seen=self._outcome.samples_seen,
-                num_bytes=self._strategy.ledger.total_bytes(),
+                num_bytes=self._watched.ledger.total_bytes(),
                 accuracy=rows[-1]["accuracy"] if rows else None,
                 budget=self._budget,
             )
@@ -227,18 +252,9 @@ def execute(
     workload = config.workload()
     task = workload.load_task()
     model = workload.build_model(task)
-    method = METHODS[config.method]
     settings = settled_config(config, task, model)
-    outcome = Outcome(
-        config,
-        settings,
-        client_costs=_measure_client(config, settings, task, model),
-        boundaries=method.boundaries(settings, model, config.clients),
-        client_replays=method.client_replays(settings, model.client_model),
-        num_train_samples=len(task.train),
-        task_notes=task.notes,
-    )
-    strategy = method.strategy(
+    outcome = new_outcome(config, settings, task, model)
+    strategy = METHODS[config.method].strategy(
         model,
         task.loss,
         settings,
@@ -268,11 +284,8 @@ def execute(
         )
     except UserError:
         raise
-    except RunFailedError as error:
-        _fail(outcome, str(error))
-    except Exception as error:  # what was measured must not be lost to whatever went wrong
-        log.exception("the run stopped")
-        _fail(outcome, f"{type(error).__name__}: {error}")
+    except Exception as error:
+        record_failure(outcome, error)
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
@@ -282,17 +295,46 @@ def execute(
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
         strategy.arrays()  # brings mirror or averages into the model
-        alone = strategy.clients_alone()
-        if alone is not None:
-            outcome.local_accuracy = evaluate(alone, task, config.evaluation_batch_size)[0]
-    outcome.final_state = {k: v.clone() for k, v in model.full_state_dict().items()}
-    outcome.final_model_checksum = checksum(outcome.final_state)
+        record_end(outcome, task, model, strategy.clients_alone())
+    else:
+        record_end(outcome, task, model, None)
     return outcome
 
 
-def _fail(outcome: Outcome, error: str) -> None:
+def new_outcome(
+    config: RunConfig, settings: MethodConfig, task: Task, model: SplitModel
+) -> Outcome:
+    """Return an outcome with what is known before the run starts."""
+    method = METHODS[config.method]
+    return Outcome(
+        config,
+        settings,
+        client_costs=_measure_client(config, settings, task, model),
+        boundaries=method.boundaries(settings, model, config.clients),
+        client_replays=method.client_replays(settings, model.client_model),
+        num_train_samples=len(task.train),
+        task_notes=task.notes,
+    )
+
+
+def record_end(
+    outcome: Outcome, task: Task, model: SplitModel, clients_alone: torch.nn.Module | None
+) -> None:
+    """Add the final model, and what clients reach without the server."""
+    if clients_alone is not None:
+        size = outcome.config.evaluation_batch_size
+        outcome.local_accuracy = evaluate(clients_alone, task, size)[0]
+    outcome.final_state = {k: v.cpu().clone() for k, v in model.full_state_dict().items()}
+    outcome.final_model_checksum = checksum(outcome.final_state)
+
+
+def record_failure(outcome: Outcome, error: Exception) -> None:
+    """Note what ended the run; what was measured must not be lost to whatever went wrong."""
     outcome.status = outcome.ended_by = "failed"
-    outcome.error = error
+    is_explained = isinstance(error, RunFailedError)
+    outcome.error = str(error) if is_explained else f"{type(error).__name__}: {error}"
+    if not is_explained:
+        log.error("the run stopped", exc_info=error)
 
 
 def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodConfig:

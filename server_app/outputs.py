@@ -9,7 +9,7 @@ import safetensors.torch
 
 from leansplit.clients.partition import PartitionReport
 from leansplit.server_app.environment import collect_environment
-from leansplit.server_app.execution import Outcome
+from leansplit.server_app.execution import Engine, Outcome
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import (
     OrderBoundary,
@@ -24,6 +24,13 @@ from leansplit.server_app.results import (
 from leansplit.server_app.telemetry import TELEMETRY_FILE, telemetry_summary, telemetry_table
 
 MODEL_FILE = "model.safetensors"
+
+
+_ENGINE_NOTES: dict[Engine, str] = {
+    "flower": "",
+    "plain": "Run by the method's plain loop: nothing crossed. Traffic is that of the closed "
+    "formula, without envelopes, and round trips are not counted.",
+}
 
 
 def run_result(
@@ -43,6 +50,8 @@ def run_result(
         status=outcome.status,
         ended_by=outcome.ended_by,
         error=outcome.error,
+        engine=outcome.engine,
+        device=outcome.device,
         config=config.to_dict(),
         config_hash=config_hash(config.to_dict()),
         root_seed=config.seed,
@@ -78,7 +87,7 @@ def run_result(
         events=outcome.events,
         partition=_partition(outcome),
         telemetry=telemetry_summary(outcome.telemetry),
-        notes=[outcome.task_notes] if outcome.task_notes else [],
+        notes=[note for note in (outcome.task_notes, _ENGINE_NOTES[outcome.engine]) if note],
     )
 
 

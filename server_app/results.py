@@ -114,6 +114,8 @@ class RunResult:
     status: Literal["completed", "interrupted", "failed"]
     ended_by: EndedBy | None = None  # None: written before budgets were recorded
     error: str | None = None
+    engine: Literal["flower", "plain"] = "flower"  # plain: the method's plain loop, no messages
+    device: str = "cpu"  # where it was computed
     config: PlainDict
     config_hash: str  # config_hash(config)
     root_seed: Count

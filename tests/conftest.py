@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import signal
 from pathlib import Path
 
 import hypothesis
@@ -16,6 +17,11 @@ hypothesis.settings.load_profile("leansplit")
 _TESTS = Path(__file__).parent
 # Folders whose subjects must take randomness as an argument.
 _GUARDED = {"noise", "federated", "zeroth_order", "strategies", "clients", "hybrid_order"}
+
+
+# A shell that starts the tests in the background has them, and all they start, ignore Ctrl-C.
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(autouse=True, scope="session")

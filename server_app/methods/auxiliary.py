@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from leansplit import reference
 from leansplit.costs import SplitShape, Traffic, fsl_sage_traffic, local_loss_traffic
 from leansplit.federated import (
     AuxiliaryMethodConfig,
+    ClientData,
     CSEFSLConfig,
     FSLSAGEConfig,
     HeronSFLConfig,
     LocalLossConfig,
 )
 from leansplit.models import SplitModel
+from leansplit.parameters import load_parameters_
+from leansplit.reference.auxiliary import with_head as reference_head
 from leansplit.server_app.auxiliary_costs import (
     imitated_client_step,
     local_loss_client_step,
@@ -43,6 +47,15 @@ def heron_passes(config: HeronSFLConfig) -> tuple[float, float]:
     zo = config.zeroth_order
     share = 0 if zo.estimator == "forward" else len(config.upload_steps) / config.local_steps
     return zo.num_forwards + share, 0
+
+
+def clients_alone(
+    config: LocalLossConfig, model: SplitModel, clients: Sequence[ClientData], trained: Any
+) -> nn.Module:
+    """Return client model and head as the plain loop leaves them."""
+    local = reference_head(model, clients, config)
+    load_parameters_(local, trained)
+    return nn.Sequential(local.client, local.auxiliary)
 
 
 def _local_loss_traffic(
@@ -85,6 +98,7 @@ CSE_FSL = MethodSpec(
     traffic=_local_loss_traffic,
     auxiliary_elements=auxiliary_elements,
     client_step=local_loss_client_step,
+    clients_alone=clients_alone,
 )
 HERON_SFL = replace(
     CSE_FSL,
@@ -112,4 +126,5 @@ FSL_SAGE = replace(
     reference=reference.fsl_sage,
     traffic=_fsl_sage_traffic,
     client_step=imitated_client_step,
+    clients_alone=lambda *_: None,
 )

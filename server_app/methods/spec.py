@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leansplit.costs import SplitShape, Traffic
 from leansplit.errors import UserError
-from leansplit.federated import MethodConfig, sample_cohort
+from leansplit.federated import ClientData, MethodConfig, sample_cohort
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
@@ -75,7 +75,7 @@ class MethodSpec:
     strategy: Callable[..., RunningStrategy]
     """(model, loss, config, **options) -> strategy."""
     reference: Callable[..., object]
-    """The plain loop: (model, loss, clients, config, num_rounds)."""
+    """The plain loop: (model, loss, clients, config, num_rounds, after_round)."""
     client_passes: Callable[[Any], tuple[float, float]]
     """config -> (forward, backward) passes of a client for each sample it processes."""
     client_replays: Callable[[Any, nn.Module], float] = lambda config, client_model: 0.0
@@ -95,6 +95,11 @@ class MethodSpec:
     boundaries: Callable[[Any, SplitModel, int], tuple[BoundaryGroup, ...]] = lambda *_: ()
     """(config, model, clients) -> who trains how much of the model by zeroth order, for methods
     whose clients differ in that."""
+    clients_alone: Callable[[Any, SplitModel, Sequence[ClientData], Any], nn.Module | None] = (
+        lambda *_: None
+    )
+    """(config, model, clients, what the plain loop returned) -> what clients could use without the
+    server, as :meth:`RunningStrategy.clients_alone`."""
     cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
     """(config, sizes, population, round) -> the clients that take part, ascending."""
 

@@ -25,7 +25,9 @@ from leansplit.hybrid_order import HybridTraining, replay, segments_at
 from leansplit.models import split_at
 from leansplit.noise import DIRECTIONS
 from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.plain_execution import execute_plain
 from leansplit.tasks import Examples
 from leansplit.zeroth_order import (
     LocalLossObjective,
@@ -339,3 +341,28 @@ def test_the_parts_of_strategies_and_clients_do_too(part):
         assert found.keys() == expected.keys()
         for name, value in expected.items():
             assert torch.equal(found[name].cpu(), value), name
+
+
+@pytest.mark.filterwarnings("ignore:for .* copying from a non-meta parameter")  # not so here
+@pytest.mark.parametrize("method", ["heron-sfl", "ho-sfl", "sflv1"])
+def test_a_whole_run_by_the_plain_loop_does_too(method):
+    """Data and model are moved, evaluated where they are, and come back with the results."""
+    settings = {
+        "task_options.max_train": 60,
+        "task_options.max_test": 20,
+        "clients": 4,
+        "cohort": 2,
+        "rounds": 2,
+    }
+    config = run_config(method, settings)
+    here = execute_plain(config, device=CPU)
+    with PretendedDevice(), unshared_directions():
+        there = execute_plain(config, device=ELSEWHERE)
+    assert here.status == there.status == "completed"
+    assert there.final_model_checksum == here.final_model_checksum
+    assert there.local_accuracy == here.local_accuracy
+    columns = ("round", "accuracy", "loss", "uplink_bytes")
+    assert [[row[c] for c in columns] for row in there.rounds] == [
+        [row[c] for c in columns] for row in here.rounds
+    ]
+    assert there.device == str(ELSEWHERE)

@@ -93,10 +93,18 @@ def test_a_target_reached_where_another_budget_ends_is_said():
 
 def test_an_interruption_and_a_failure_are_endings_too():
     stop = threading.Event()
-    stop.set()
-    outcome = run("sflv1", stop=stop)
+
+    def stop_after_the_first_round(progress):
+        if progress.round == 1:
+            stop.set()
+
+    outcome = run("sflv1", stop=stop, on_progress=stop_after_the_first_round)
     assert outcome.status == outcome.ended_by == "interrupted" and outcome.rounds_completed == 1
-    outcome = run("sflv1", stop=stop, samples=10)  # at its budget's end anyway
+    outcome = run("sflv1", stop=stop)  # already stopped
+    assert outcome.status == outcome.ended_by == "interrupted" and outcome.rounds_completed == 0
+    stop.clear()
+    at_its_end = {"stop": stop, "on_progress": stop_after_the_first_round, "samples": 10}
+    outcome = run("sflv1", **at_its_end)
     assert (outcome.status, outcome.ended_by) == ("completed", "samples")
     outcome = run("ho-sfl", **{"server.lr": 3e38, "client.lr": 3e38})
     assert outcome.status == outcome.ended_by == "failed"

@@ -26,6 +26,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import client_dropout_seed, torch_seeded
 from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def cse_fsl(
@@ -34,6 +35,7 @@ def cse_fsl(
     clients: Sequence[ClientData],
     config: CSEFSLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> ParameterDict:
     """Train ``model`` in place; arguments as in :func:`ho_sfl`.
 
@@ -79,4 +81,6 @@ def cse_fsl(
         num_samples = samples_of(clients, cohort, config, t)
         server.train(t, uploads, num_samples)
         average_(local, trained, num_samples)
+        if not after_round(t):
+            break
     return trainable_parameters(local)

@@ -24,6 +24,7 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation, perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def decomfl(
@@ -32,6 +33,7 @@ def decomfl(
     clients: Sequence[ClientData],
     config: DeComFLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     zo, seed = config.zeroth_order, config.root_seed
@@ -107,5 +109,6 @@ def decomfl(
                 optimizer = optimizer_of(theta)
             theta.grad = rebuilt(directions[h], v_h)
             optimizer.step()
-
-    load_parameters_(full_model, spec.views(theta))
+        load_parameters_(full_model, spec.views(theta))
+        if not after_round(t):
+            break

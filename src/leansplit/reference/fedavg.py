@@ -25,6 +25,7 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import client_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def fedavg(
@@ -33,6 +34,7 @@ def fedavg(
     clients: Sequence[ClientData],
     config: FedAvgConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed = config.root_seed
@@ -73,6 +75,8 @@ def fedavg(
             for name in states[0]
         }
         load_parameters_(full_model, mean)
+        if not after_round(t):
+            break
 
 
 def _float32_sum(tensors: Sequence[Tensor], factors: Sequence[float]):  # type: ignore[no-untyped-def]

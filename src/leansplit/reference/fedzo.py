@@ -23,6 +23,7 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation, local_perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def fedzo(
@@ -31,6 +32,7 @@ def fedzo(
     clients: Sequence[ClientData],
     config: FedZOConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     zo, seed = config.zeroth_order, config.root_seed
@@ -88,3 +90,5 @@ def fedzo(
             num_samples.append(samples)
         # 4. The sample-weighted mean: theta plus the mean difference of the paper.
         load_parameters_(full_model, weighted_mean(states, sample_weights(num_samples)))
+        if not after_round(t):
+            break

@@ -22,6 +22,7 @@ from leansplit.federated import (
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import server_dropout_seed, torch_seeded
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def frozen(
@@ -30,6 +31,7 @@ def frozen(
     clients: Sequence[ClientData],
     config: FrozenConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model.server_model`` in place; arguments as in :func:`ho_sfl`."""
     seed = config.root_seed
@@ -53,3 +55,5 @@ def frozen(
         optimizer.zero_grad(set_to_none=True)
         mean_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        if not after_round(t):
+            break

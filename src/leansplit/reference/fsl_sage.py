@@ -26,6 +26,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import alignment_seed, client_dropout_seed, numpy_generator, torch_seeded
 from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def fsl_sage(
@@ -34,6 +35,7 @@ def fsl_sage(
     clients: Sequence[ClientData],
     config: FSLSAGEConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> dict[int, nn.Module]:
     """Train ``model`` in place; arguments as in :func:`ho_sfl`.
 
@@ -116,4 +118,6 @@ def fsl_sage(
             newest = config.alignment.max_samples
             buffers[m] = z_all[-newest:], y_all[-newest:]
         average_(local, trained, num_samples)
+        if not after_round(t):
+            break
     return heads

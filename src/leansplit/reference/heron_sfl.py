@@ -26,6 +26,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation, local_perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterDict, ParameterSpec, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def heron_sfl(
@@ -34,6 +35,7 @@ def heron_sfl(
     clients: Sequence[ClientData],
     config: HeronSFLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> ParameterDict:
     """Train ``model`` in place; arguments as in :func:`ho_sfl`.
 
@@ -99,4 +101,6 @@ def heron_sfl(
         server.train(t, uploads, num_samples)
         average_(local, trained, num_samples)
         local.eval()
+        if not after_round(t):
+            break
     return trainable_parameters(local)

@@ -36,6 +36,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_
+from leansplit.reference.rounds import AfterRound, go_on
 from leansplit.zeroth_order import float64_sum
 
 
@@ -45,6 +46,7 @@ def ho_fl(
     clients: Sequence[ClientData],
     config: HOFLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed, zo = config.root_seed, config.zeroth_order
@@ -129,3 +131,5 @@ def ho_fl(
             states.append(segments.first_parameters | spec.views(theta))
             num_samples.append(samples)
         load_parameters_(model.full_model, weighted_mean(states, sample_weights(num_samples)))
+        if not after_round(t):
+            break

@@ -28,6 +28,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 from leansplit.zeroth_order import float64_sum
 
 
@@ -37,6 +38,7 @@ def ho_sfl(
     clients: Sequence[ClientData],
     config: HOSFLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds.
 
@@ -46,6 +48,7 @@ def ho_sfl(
         clients: the data of client 0, 1, ...
         config: the method's settings.
         num_rounds: T.
+        after_round: called with t after every round; False ends the loop there.
     """
     zo = config.zeroth_order
     mu = zo.perturbation_scale
@@ -126,5 +129,6 @@ def ho_sfl(
             assert client_optimizer is not None
         theta.grad = gradient
         client_optimizer.step()
-
-    load_parameters_(client_model, spec.views(theta))
+        load_parameters_(client_model, spec.views(theta))
+        if not after_round(t):
+            break

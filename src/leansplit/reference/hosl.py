@@ -29,6 +29,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def hosl(
@@ -37,6 +38,7 @@ def hosl(
     clients: Sequence[ClientData],
     config: HOSLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     zo = config.zeroth_order
@@ -109,5 +111,6 @@ def hosl(
             assert client_optimizer is not None
         theta.grad = gradient
         client_optimizer.step()
-
-    load_parameters_(client_model, spec.views(theta))
+        load_parameters_(client_model, spec.views(theta))
+        if not after_round(t):
+            break

@@ -34,6 +34,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 @torch.no_grad()
@@ -43,6 +44,7 @@ def mu_splitfed(
     clients: Sequence[ClientData],
     config: MUSplitFedConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed, zo = config.root_seed, config.zeroth_order
@@ -148,3 +150,5 @@ def mu_splitfed(
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:
             server_moments = weighted_mean([replica.moments for replica in replicas], shares)
+        if not after_round(t):
+            break

@@ -27,6 +27,7 @@ from leansplit.first_order import Loss, recompute_forward, recompute_gradients
 from leansplit.models import SplitModel, chain
 from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def splitfed_v1(
@@ -35,6 +36,7 @@ def splitfed_v1(
     clients: Sequence[ClientData],
     config: SplitFedConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed = config.root_seed
@@ -109,3 +111,5 @@ def splitfed_v1(
         load_parameters_(model.client_model, weighted_mean(client_states, weights))
         load_parameters_(model.server_model, weighted_mean(server_states, weights))
         server_moments = weighted_mean(moments, weights)
+        if not after_round(t):
+            break

@@ -27,6 +27,7 @@ from leansplit.first_order import Loss, recompute_forward, recompute_gradients
 from leansplit.models import SplitModel, chain
 from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 def splitfed_v2(
@@ -35,6 +36,7 @@ def splitfed_v2(
     clients: Sequence[ClientData],
     config: SplitFedConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed = config.root_seed
@@ -107,3 +109,5 @@ def splitfed_v2(
         weights = sample_weights([num_samples[m] for m in cohort])
         states = [trainable_parameters(models[m]) for m in cohort]
         load_parameters_(model.client_model, weighted_mean(states, weights))
+        if not after_round(t):
+            break

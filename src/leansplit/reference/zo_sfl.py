@@ -33,6 +33,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
+from leansplit.reference.rounds import AfterRound, go_on
 
 
 @torch.no_grad()
@@ -42,6 +43,7 @@ def zo_sfl(
     clients: Sequence[ClientData],
     config: ZOSFLConfig,
     num_rounds: int,
+    after_round: AfterRound = go_on,
 ) -> None:
     """Train ``model`` in place for ``num_rounds`` rounds; arguments as in :func:`ho_sfl`."""
     seed, zo = config.root_seed, config.zeroth_order
@@ -124,3 +126,5 @@ def zo_sfl(
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:
             server_moments = weighted_mean([replica.moments for replica in replicas], shares)
+        if not after_round(t):
+            break

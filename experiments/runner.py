@@ -1,0 +1,59 @@
+"""How runs are made: as a federation on Flower, or by the methods' plain loops on one device."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from leansplit.experiments.interruption import stop_on_interrupt
+from leansplit.experiments.launch import launch
+from leansplit.server_app.config import RunConfig
+from leansplit.server_app.execution import Engine, Outcome, Progress
+from leansplit.server_app.plain_execution import execute_plain, usable_device
+from leansplit.server_app.results import RunResult
+
+
+@dataclass(frozen=True)
+class Runner:
+    """Who makes a run, and where."""
+
+    engine: Engine = "flower"
+    device: str = "cpu"
+    """Of the plain loops; Flower's clients and server compute on the CPU."""
+
+    def run(
+        self,
+        config: RunConfig,
+        *,
+        stop: threading.Event | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> Outcome:
+        """Run ``config``; Ctrl-C as in :func:`leansplit.experiments.launch.launch`."""
+        if self.engine == "flower":
+            return launch(config, stop=stop, on_progress=on_progress)
+        stop = stop or threading.Event()
+        with stop_on_interrupt(stop):
+            return execute_plain(
+                config, device=usable_device(self.device), stop=stop, on_progress=on_progress
+            )
+
+    def made(self, result: RunResult) -> bool:
+        """Say whether a result is one of this runner's."""
+        return (result.engine, result.device) == (self.engine, self.device)
+
+    def __str__(self) -> str:
+        """Return what a reader calls it."""
+        return "Flower" if self.engine == "flower" else f"plain loops on {self.device}"
+
+
+FLOWER = Runner()
+
+
+def plain_loops(device: str) -> Runner:
+    """Return the runner of plain loops on ``device``.
+
+    Raises:
+        UserError: if there is no such device here.
+    """
+    return Runner("plain", str(usable_device(device)))
