@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -71,7 +70,7 @@ def client_app(provider: Provider) -> ClientApp:
         trained = model.full_model if plan.is_whole_model else model.client_model
         fixed = checksum(fixed_state(trained))
         replies = {
-            client_id: encode(_report(worker, client_id, fixed, plan.config.needs_smashed_shape))
+            client_id: encode(_report(plan, worker, client_id, fixed))
             for client_id in plan.hosted_clients(_partition_id(context))
         }
         return Message(pack(replies), reply_to=message)
@@ -141,23 +140,17 @@ def _partition_id(context: Context) -> int:
     return int(str(context.node_config["partition-id"]))
 
 
-def _report(
-    worker: Worker, client_id: int, fixed_checksum: str, needs_smashed_shape: bool
-) -> SetupReply:
+def _report(plan: ClientPlan, worker: Worker, client_id: int, fixed_checksum: str) -> SetupReply:
     data = worker.workload.client_data(client_id)  # not kept: it may never take part
     labels = data.labels
-    shape: list[int] = []
-    if needs_smashed_shape and len(labels):
-        client_model = worker.workload.model.client_model.eval()
-        with torch.inference_mode():
-            shape = list(client_model(data.inputs[:1]).shape[1:])
+    samples = {}
+    if not plan.is_whole_model and len(labels):
+        smashed = worker.smashed_data_of_none(data.inputs[: plan.config.batch_size])
+        samples = {"smashed_data": smashed, "labels": labels[:0]}
     num_classes = worker.workload.num_classes
     counts = labels.bincount(minlength=num_classes).tolist() if num_classes else []
     return SetupReply(
-        num_samples=len(labels),
-        label_counts=counts,
-        fixed_checksum=fixed_checksum,
-        smashed_shape=shape,
+        num_samples=len(labels), label_counts=counts, fixed_checksum=fixed_checksum, **samples
     )
 
 

@@ -26,7 +26,7 @@ _MOMENTS = "moments"
 def local_model(session: Session, request: LocalTrainRequest) -> LocalModel:
     """Return client model and head of this process; their trained weights come with requests.
 
-    The head's structure follows from the plan, the workload's model and one sample.
+    The head's structure follows from the plan, the workload's model and one batch.
 
     Raises:
         ValueError: if what is never trained of the head differs from the server's.
@@ -35,8 +35,8 @@ def local_model(session: Session, request: LocalTrainRequest) -> LocalModel:
     if worker.local_model is None:
         config = session.config(AuxiliaryMethodConfig)
         model = worker.workload.model
-        with torch.inference_mode():
-            shape = tuple(model.client_model.eval()(session.data.inputs[:1]).shape[1:])
+        batch = session.data.inputs[: config.batch_size]
+        shape = tuple(worker.smashed_data_of_none(batch).shape[1:])
         seed = auxiliary_seed(config.root_seed)
         head = build_auxiliary(config.auxiliary, model, shape, seed=seed)
         worker.local_model = LocalModel(model.client_model, head)

@@ -14,6 +14,7 @@ from leansplit.federated import (
 from leansplit.first_order import local_step
 from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 
 _MOMENTS = "moments"
 
@@ -47,8 +48,6 @@ def train(session: Session, content: RecordDict) -> RecordDict:
     return RecordDict(
         {
             "arrays": ArrayRecord(dict(trainable_parameters(model))),
-            "metrics": MetricRecord(
-                {"num-examples": num_samples, "train-loss": loss_sum / num_samples}
-            ),
+            METRICS: MetricRecord({NUM_SAMPLES: num_samples, TRAIN_LOSS: loss_sum / num_samples}),
         }
     )

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from leansplit.federated import ClientData, Replica
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
@@ -43,12 +46,27 @@ class Worker:
     segments: dict[str, Segments] = field(default_factory=dict)
     local_model: LocalModel | None = None
     """Client model and auxiliary head, for the methods that have one; built at the first need."""
+    no_smashed_data: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
+    """Shape of an input -> z of no samples; see :meth:`smashed_data_of_none`."""
 
     def client_data(self, client_id: int) -> ClientData:
         """Return a client's samples, loading them at the first call."""
         if client_id not in self.data:
             self.data[client_id] = self.workload.client_data(client_id)
         return self.data[client_id]
+
+    def smashed_data_of_none(self, batch: Tensor) -> Tensor:
+        """Return z of no samples, shape [0, ...], as it follows from the inputs of a batch.
+
+        The batch is run forward, once for each shape of an input. It is a whole one because there
+        are layers that cannot take a single sample.
+        """
+        shape = tuple(batch.shape[1:])
+        if shape not in self.no_smashed_data:
+            with torch.inference_mode():
+                smashed = self.workload.model.client_model.eval()(batch)
+            self.no_smashed_data[shape] = smashed[:0].clone()
+        return self.no_smashed_data[shape]
 
     def segments_at(self, boundary: str) -> Segments:
         """Return the model's segments at an order boundary, cutting it at the first call."""
@@ -64,8 +82,6 @@ def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
     """Return this process's worker for ``plan``, building it at the first call."""
     if plan.digest not in _workers:
         if plan.num_threads:
-            import torch
-
             torch.set_num_threads(plan.num_threads)
         worker = Worker(provider(plan))
         _workers.clear()  # an earlier run's data and model are not needed any more

@@ -15,10 +15,11 @@ from rich.table import Table
 
 from leansplit.errors import RunFailedError, require_choice
 from leansplit.experiments.cli_comparisons import compare, report, sweep, tune
-from leansplit.experiments.command_line import EXIT_INTERRUPTED, exit_on_errors, parse_settings
+from leansplit.experiments.command_line import EXIT_INTERRUPTED, Commands, parse_settings
 
 cli = typer.Typer(
     name="leansplit",
+    cls=Commands,
     help="Hybrid-order split federated learning: clients that never run backpropagation.",
     no_args_is_help=True,
     add_completion=False,
@@ -169,5 +170,4 @@ def keys(
 
 def main() -> None:
     """Run the command."""
-    with exit_on_errors():
-        cli()
+    cli()

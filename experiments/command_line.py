@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Annotated, Any
 
+import click
 import typer
 from rich.console import Console
+from typer.core import TyperGroup
 
 from leansplit.errors import RunFailedError, UserError
 
@@ -75,6 +77,18 @@ def exit_on_errors() -> Iterator[None]:
     except KeyboardInterrupt:
         sys.stderr.write("leansplit: aborted\n")
         raise SystemExit(EXIT_INTERRUPTED) from None
+
+
+class Commands(TyperGroup):
+    """A group of commands that end as :func:`exit_on_errors` says.
+
+    From outside it would see no Ctrl-C: typer takes it, and ends without a word.
+    """
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that was asked for."""
+        with exit_on_errors():
+            return super().invoke(ctx)
 
 
 def _fail(error: Exception, code: int) -> None:

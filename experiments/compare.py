@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import shutil
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from leansplit.experiments.controls import find_controls
 from leansplit.experiments.experiment import Experiment
+from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import accuracy_text, check_all, run_all
 from leansplit.experiments.summary import Summary, completed_runs
 from leansplit.experiments.summary_text import write_summary
-from leansplit.server_app.results import Run
+from leansplit.server_app.results import Run, results_folder
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,8 @@ def compare(
 ) -> Comparison:
     """Run what is not there yet, keep going when a run fails, and report.
 
-    The summary is written anew after every run, so that there is one to read from the first on.
+    The summary is written anew after every run, so that there is one to read from the first on. The
+    first Ctrl-C ends the run that goes on, starts no other, and reports; the second aborts.
 
     Args:
         experiment: what to run.
@@ -53,31 +56,35 @@ def compare(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
-    check_all(experiment.runs, out_dir, jobs)
-    if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
-        shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
     reading = Reading(
         title=experiment.title,
         order=experiment.order,
         target_accuracy=experiment.target_accuracy,
         learning_rates=experiment.learning_rates,
     )
-    done = run_all(
-        experiment.runs,
-        out_dir,
-        jobs=jobs,
-        show_progress=show_progress,
-        say=say,
-        describe=_reached,
-        on_new_run=lambda runs: write_summary(
-            out_dir,
-            runs,
-            order=reading.order,
-            target_accuracy=reading.target_accuracy,
-            learning_rate_note=reading.learning_rates,
-        ),
-    )
-    report = write_report(out_dir, done.runs, reading)
+    stop = threading.Event()
+    with results_folder(out_dir):
+        check_all(experiment.runs, jobs)
+        if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
+            shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
+        with stop_on_interrupt(stop):
+            done = run_all(
+                experiment.runs,
+                out_dir,
+                jobs=jobs,
+                stop=stop,
+                show_progress=show_progress,
+                say=say,
+                describe=_reached,
+                on_new_run=lambda runs: write_summary(
+                    out_dir,
+                    runs,
+                    order=reading.order,
+                    target_accuracy=reading.target_accuracy,
+                    learning_rate_note=reading.learning_rates,
+                ),
+            )
+            report = write_report(out_dir, done.runs, reading)
     return Comparison(
         summary=report.summary,
         files=report.files,

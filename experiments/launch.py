@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import logging
 import os
-import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from types import FrameType
+from contextlib import contextmanager
 
 from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
+from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import Outcome, Progress, execute
 
@@ -21,17 +20,23 @@ IN_PROCESS = -1
 """Value of ``workers`` that keeps Ray out."""
 
 
-def launch(config: RunConfig, *, on_progress: Callable[[Progress], None] | None = None) -> Outcome:
+def launch(
+    config: RunConfig,
+    *,
+    stop: threading.Event | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Outcome:
     """Run ``config`` and return what it measured.
 
-    The first Ctrl-C ends the run after its current round, with everything measured so far; the
-    second aborts.
+    The first Ctrl-C, or ``stop``, ends the run after its current round or evaluation, with
+    everything measured so far; the second Ctrl-C aborts. One that comes when no round is left
+    changes nothing.
 
     Raises:
         UserError: if the configuration does not fit the data.
         RunFailedError: if the simulation engine itself stopped.
     """
-    stop = threading.Event()
+    stop = stop or threading.Event()
     with stop_on_interrupt(stop):
         if config.workers == IN_PROCESS:
             return _in_process(config, stop, on_progress)
@@ -108,47 +113,6 @@ def available_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
-    """Turn the first Ctrl-C into a request to stop; the second aborts. Only the main thread can.
-
-    A Ctrl-C that came while the signal was held back (:func:`hold_interrupts`) counts.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def ask_to_stop(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, ask_to_stop)
-    try:
-        with _interrupts(held=False):
-            yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def hold_interrupts() -> AbstractContextManager[None]:
-    """Hold Ctrl-C back inside the block; processes that start in it hold it back for good."""
-    return _interrupts(held=True)
-
-
-@contextmanager
-def _interrupts(*, held: bool) -> Iterator[None]:
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
-    before = signal.pthread_sigmask(how, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

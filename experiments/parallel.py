@@ -16,7 +16,7 @@ from multiprocessing import get_context, parent_process
 from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
-from leansplit.experiments.launch import hold_interrupts, stop_on_interrupt
+from leansplit.experiments.interruption import hold_interrupts, stop_on_interrupt
 from leansplit.experiments.running import run_and_write
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.results import RunResult
@@ -36,17 +36,18 @@ class Job:
 
 
 def run_jobs(
-    jobs: Sequence[Job], num_processes: int
+    jobs: Sequence[Job], num_processes: int, stop: threading.Event | None = None
 ) -> Iterator[tuple[int, RunResult | RunFailedError | UserError | None]]:
     """Run jobs in the order given, ``num_processes`` at a time, and yield them as they end.
 
-    A first Ctrl-C starts no more jobs, and those that run end after their current round; a second
-    aborts. A process that dies takes the runs of its pool with it; the others go on in a new pool.
+    A first Ctrl-C, or ``stop``, starts no more jobs; after Ctrl-C, those that run end after their
+    current round; a second aborts. A process that dies takes the runs of its pool with it; the
+    others go on in a new pool.
 
     Yields:
         (key of the job, its result or what it raised; None: Ctrl-C came before it started).
     """
-    stop = threading.Event()
+    stop = stop or threading.Event()
     with stop_on_interrupt(stop):
         yield from _run_until(stop, jobs, num_processes)
 

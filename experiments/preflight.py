@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.errors import UserError
@@ -13,19 +12,16 @@ from leansplit.parameters import trainable_parameters
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import settled_config
 from leansplit.server_app.methods import METHODS
-from leansplit.server_app.results import check_writable
 
 
-def check_run(config: RunConfig, out_dir: Path | None) -> None:
-    """Load the task, build and cut the model, draw the partition, try the output folder.
+def check_run(config: RunConfig) -> None:
+    """Load the task, build and cut the model, draw the partition.
 
     What is loaded here is kept, so nothing is done twice.
 
     Raises:
         UserError: for the first thing that is wrong.
     """
-    if out_dir is not None:
-        check_writable(out_dir)
     if METHODS[config.method].one_client_per_node and config.clients_per_node > 1:
         raise UserError(
             f"{config.method} needs clients_per_node = 1: Flower averages one reply a SuperNode"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ def attempt_all(
     *,
     titles: Sequence[str],
     jobs: int,
+    stop: threading.Event,
     show_progress: ShowProgress,
     say: Say,
 ) -> Iterator[tuple[int, Attempt]]:
@@ -52,12 +54,13 @@ def attempt_all(
         out_dir: one folder below it for each run.
         titles: a name for each run, for the lines that are said.
         jobs: runs at a time; above 1 each is in a process of its own, and there is no progress.
+        stop: once it is set, no run is started any more; Ctrl-C sets it.
         show_progress: title -> a context that yields what a run reports its progress to.
         say: prints one line.
 
     Yields:
-        (position in ``planned_runs``, what became of it), as runs end. After Ctrl-C: those
-        that ended with it, perhaps some that never started, and nothing more.
+        (position in ``planned_runs``, what became of it), as runs end; after Ctrl-C also those
+        that ended with it, and those that never started.
 
     Raises:
         UserError: for anything wrong that can be found before workers start.
@@ -69,6 +72,9 @@ def attempt_all(
         if done is not None:
             yield position, Attempt(done, "done before")
             continue
+        if stop.is_set() and jobs == 1:
+            yield position, Attempt(None, "interrupted")
+            continue
         if why_again:
             say(f"{title}: {why_again}; runs again")
         job = Job(position, planned.config, run_dir, planned.name, command_line())
@@ -76,11 +82,9 @@ def attempt_all(
             waiting.append(job)
             continue
         with show_progress(title) as on_progress:
-            attempt = _attempt(job, on_progress)
+            attempt = _attempt(job, stop, on_progress)
         yield position, attempt
-        if attempt.status == "interrupted":
-            return
-    for position, outcome in run_jobs(waiting, jobs):
+    for position, outcome in run_jobs(waiting, jobs, stop):
         if isinstance(outcome, UserError):
             raise outcome
         if outcome is None:
@@ -103,9 +107,11 @@ def require_jobs(jobs: int, planned_runs: Sequence[PlannedRun]) -> None:
         )
 
 
-def _attempt(job: Job, on_progress: Callable[[Progress], None]) -> Attempt:
+def _attempt(job: Job, stop: threading.Event, on_progress: Callable[[Progress], None]) -> Attempt:
     try:
-        result = run_and_write(job.config, job.out_dir, label=job.label, on_progress=on_progress)
+        result = run_and_write(
+            job.config, job.out_dir, label=job.label, stop=stop, on_progress=on_progress
+        )
     except RunFailedError as error:
         return Attempt(None, "failed", str(error))
     return Attempt(read_run(job.out_dir), result.status, result.error)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ from leansplit.errors import RunFailedError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import Say, ShowProgress, attempt_all, require_jobs
-from leansplit.server_app.results import Run, check_writable
+from leansplit.server_app.results import Run
 
 Describe = Callable[[Run, list[Run]], str]
 """(a run, all runs so far) -> how far it came, in a few words."""
@@ -26,16 +27,15 @@ class Done:
     is_interrupted: bool
 
 
-def check_all(planned_runs: Sequence[PlannedRun], out_dir: Path, jobs: int = 1) -> None:
-    """Check every run, how many go at a time, and that ``out_dir`` can be written.
+def check_all(planned_runs: Sequence[PlannedRun], jobs: int = 1) -> None:
+    """Check every run, and how many go at a time.
 
     Raises:
         UserError: for the first thing that is wrong.
     """
     require_jobs(jobs, planned_runs)
-    check_writable(out_dir)
     for planned in planned_runs:
-        check_run(planned.config, None)
+        check_run(planned.config)
 
 
 def run_all(
@@ -43,6 +43,7 @@ def run_all(
     out_dir: Path,
     *,
     jobs: int = 1,
+    stop: threading.Event | None = None,
     show_progress: ShowProgress,
     say: Say,
     describe: Describe | None = None,
@@ -54,6 +55,7 @@ def run_all(
         planned_runs: what to run, in this order; see :func:`check_all`.
         out_dir: one folder below it for each run.
         jobs: runs at a time.
+        stop: once it is set, no run is started any more; Ctrl-C sets it during a run.
         show_progress: title -> a context that yields what a run reports its progress to.
         say: prints one line.
         describe: says how far a run came; its accuracy, by default.
@@ -72,7 +74,13 @@ def run_all(
         for position, planned in enumerate(planned_runs, start=1)
     ]
     for position, attempt in attempt_all(
-        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
+        planned_runs,
+        out_dir,
+        titles=titles,
+        jobs=jobs,
+        stop=stop or threading.Event(),
+        show_progress=show_progress,
+        say=say,
     ):
         title = titles[position]
         is_interrupted |= attempt.status == "interrupted"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,6 +15,7 @@ from leansplit.errors import UserError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.figure_style import render
 from leansplit.experiments.inline_svg import LINE_THEME
+from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.provenance import value_text
 from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
@@ -23,7 +25,7 @@ from leansplit.experiments.summary_text import plus_minus
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
-from leansplit.server_app.results import Run, write_files
+from leansplit.server_app.results import Run, results_folder, write_files
 
 EVERY_VALUE = "any"
 """Stands for the value of a row that does not use the key."""
@@ -66,9 +68,14 @@ def run_sweep(
         UserError: for anything wrong with any run, before the first starts.
         RunFailedError: if no run left a result.
     """
-    check_all(runs, out_dir, jobs)
-    done = run_all(runs, out_dir, jobs=jobs, show_progress=show_progress, say=say)
-    files = write_sweep(out_dir, sweep, done.runs)
+    stop = threading.Event()
+    with results_folder(out_dir):
+        check_all(runs, jobs)
+        with stop_on_interrupt(stop):
+            done = run_all(
+                runs, out_dir, jobs=jobs, stop=stop, show_progress=show_progress, say=say
+            )
+            files = write_sweep(out_dir, sweep, done.runs)
     return SweepReport(measure(sweep, done.runs), files, done.num_failed, done.is_interrupted)
 
 

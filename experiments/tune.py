@@ -11,13 +11,16 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leansplit.errors import UserError
 from leansplit.experiments.experiment import Experiment, PlannedRun, Row
+from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import (
     Attempt,
@@ -31,9 +34,12 @@ from leansplit.experiments.tuning_grid import Grid, Point, method_grid
 from leansplit.server_app.config import flatten
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
-from leansplit.server_app.results import RunResult, check_writable
+from leansplit.server_app.results import RunResult, results_folder
 
 Score = tuple[float, float]
+Attempts = Callable[..., Iterator[tuple[int, Attempt]]]
+"""(planned runs, ``titles``) -> (position, what became of it); the rest of
+:func:`leansplit.experiments.resume.attempt_all` is settled."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,39 +147,52 @@ def tune(
 ) -> TuningResult:
     """Run the grid of every row, and extend it where the best lies at its edge.
 
-    Results that are there are used again, as in a comparison; ``jobs`` runs go at a time.
+    Results that are there are used again, as in a comparison; ``jobs`` runs go at a time. The first
+    Ctrl-C ends the run that goes on and starts no other; the second aborts.
 
     Raises:
         UserError: for anything wrong with any row, before the first run starts.
     """
     tuning = experiment.tuning
-    has_finals = tuning.finalists > 1 and tuning.finalist_seeds
+    has_finals = tuning.finalists > 1 and bool(tuning.finalist_seeds)
     tuning_seeds = {tuning.seed, *(tuning.finalist_seeds if has_finals else ())}
     if shared := tuning_seeds & set(experiment.seeds):
         raise UserError(
             f"the comparison uses seed {min(shared)}: settings must be chosen on other ones; "
             "change tuning.seed or tuning.finalist_seeds"
         )
-    check_writable(out_dir)
     rows = [TunedRow(row=row, grid=row_grid(row)) for row in experiment.rows]
     require_jobs(jobs, [_plan(tuned, tuned.grid.points[0], tuning) for tuned in rows])
-    for tuned in rows:
-        check_run(_plan(tuned, tuned.grid.points[0], tuning).config, None)
+    stop = threading.Event()
+    attempts = partial(
+        attempt_all, out_dir=out_dir, jobs=jobs, stop=stop, show_progress=show_progress, say=say
+    )
     is_interrupted = False
-    for tuned in rows:
-        say(f"{tuned.row.label}: {describe(tuned.grid)}")
-        points = tuned.grid.points
-        while points and not is_interrupted:
-            is_interrupted = _try(tuned, points, tuning, out_dir, jobs, show_progress, say)
-            points = tuned.missing_neighbours
-            if tuned.num_extensions >= tuning.max_extensions:
-                break
-            tuned.num_extensions += bool(points) and not is_interrupted
-        if has_finals and not is_interrupted:
-            is_interrupted = _run_finals(tuned, tuning, out_dir, jobs, show_progress, say)
-        if is_interrupted:
-            break
+    with results_folder(out_dir):
+        for tuned in rows:
+            check_run(_plan(tuned, tuned.grid.points[0], tuning).config)
+        with stop_on_interrupt(stop):
+            for tuned in rows:
+                say(f"{tuned.row.label}: {describe(tuned.grid)}")
+                is_interrupted = _tune_row(tuned, tuning, has_finals, attempts, say)
+                if is_interrupted:
+                    break
     return TuningResult(tuning=tuning, rows=rows, is_interrupted=is_interrupted)
+
+
+def _tune_row(
+    tuned: TunedRow, tuning: Tuning, has_finals: bool, attempts: Attempts, say: Say
+) -> bool:
+    """Run a row's grid, its extensions and its finals; return whether Ctrl-C stopped it."""
+    points = tuned.grid.points
+    while points:
+        if _try(tuned, points, tuning, attempts, say):
+            return True
+        points = tuned.missing_neighbours
+        if tuned.num_extensions >= tuning.max_extensions:
+            break
+        tuned.num_extensions += bool(points)
+    return has_finals and _run_finals(tuned, tuning, attempts, say)
 
 
 def row_grid(row: Row) -> Grid:
@@ -228,9 +247,7 @@ def _try(
     tuned: TunedRow,
     points: Sequence[Point],
     tuning: Tuning,
-    out_dir: Path,
-    jobs: int,
-    show_progress: ShowProgress,
+    attempts: Attempts,
     say: Say,
 ) -> bool:
     """Run some settings of a row; return whether Ctrl-C stopped it."""
@@ -241,10 +258,8 @@ def _try(
         for number, planned in enumerate(planned_runs, len(tuned.trials) + 1)
     ]
     is_interrupted = False
-    attempts: dict[Point, Trial] = {}
-    for position, attempt in attempt_all(
-        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
-    ):
+    trials: dict[Point, Trial] = {}
+    for position, attempt in attempts(planned_runs, titles=titles):
         if attempt.status == "interrupted":
             is_interrupted = True
             continue
@@ -254,21 +269,14 @@ def _try(
             result=attempt.run.result if attempt.run else None,
             error=attempt.error,
         )
-        attempts[points[position]] = trial
+        trials[points[position]] = trial
         say(f"{titles[position]}: {_outcome(trial, attempt)}")
     # In the order of the grid, not of their end: among equals the first is chosen.
-    tuned.trials |= {point: attempts[point] for point in points if point in attempts}
+    tuned.trials |= {point: trials[point] for point in points if point in trials}
     return is_interrupted
 
 
-def _run_finals(
-    tuned: TunedRow,
-    tuning: Tuning,
-    out_dir: Path,
-    jobs: int,
-    show_progress: ShowProgress,
-    say: Say,
-) -> bool:
+def _run_finals(tuned: TunedRow, tuning: Tuning, attempts: Attempts, say: Say) -> bool:
     """Run the best settings again on further seeds; return whether Ctrl-C stopped it."""
     points = tuned.finalists(tuning.finalists)
     pairs = [(point, seed) for point in points for seed in tuning.finalist_seeds]
@@ -278,9 +286,7 @@ def _run_finals(
         for number, planned in enumerate(planned_runs, 1)
     ]
     results: dict[tuple[Point, int], RunResult | None] = {}
-    for position, attempt in attempt_all(
-        planned_runs, out_dir, titles=titles, jobs=jobs, show_progress=show_progress, say=say
-    ):
+    for position, attempt in attempts(planned_runs, titles=titles):
         if attempt.status == "interrupted":
             return True
         result = attempt.run.result if attempt.run else None

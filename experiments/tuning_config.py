@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from leansplit.errors import UserError, did_you_mean
+from leansplit.errors import UserError, did_you_mean, section_named
 from leansplit.federated import OptimizerConfig
 from leansplit.server_app.config import flatten
 from leansplit.server_app.methods import METHODS, is_used
@@ -153,7 +153,8 @@ def _choices(value: Any, what: str) -> tuple[ClientChoice, ...]:
                     f"unknown key {key!r} in zeroth_client of {what}; {did_you_mean(key, names)}"
                 )
         rates = _rates(entry["lr"], f"zeroth_client lr of {what}")
-        OptimizerConfig(**keys, lr=rates[0])  # refuses unknown optimizers and bad values
+        with section_named("client", OptimizerConfig):  # refuses unknown names and bad values
+            OptimizerConfig(**keys, lr=rates[0])
         tables.append((keys, rates))
     return tuple(
         ClientChoice(keys={f"client.{key}": item for key, item in keys.items()}, rates=rates)

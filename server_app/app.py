@@ -17,7 +17,7 @@ from leansplit.server_app.execution import Outcome, execute
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.results import utc_now
-from leansplit.strategies.federation import connected_nodes
+from leansplit.strategies.roster import connected_nodes
 
 _FIRST_NODE_TIMEOUT_S = 60.0
 

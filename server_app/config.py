@@ -12,7 +12,13 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter, ValidationError
 
 from leansplit.clients.partition import PartitionConfig, PartitionKind
-from leansplit.errors import UserError, did_you_mean, require_choice, require_positive
+from leansplit.errors import (
+    UserError,
+    did_you_mean,
+    require_choice,
+    require_positive,
+    section_named,
+)
 from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
@@ -234,10 +240,10 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         else:
             values[name] = _typed(key, value, keys[key])
     for name, section in sections.items():
-        if name in SECTIONS:
-            values[name] = dataclasses.replace(spec.default(SECTIONS[name]), **section)
-        else:
-            values["options"][name] = dataclasses.replace(spec.default(name), **section)
+        default = spec.default(SECTIONS.get(name, name))
+        with section_named(name, type(default)):
+            settled = dataclasses.replace(default, **section)
+        (values if name in SECTIONS else values["options"])[name] = settled
     return RunConfig(**values)
 
 

@@ -135,7 +135,7 @@ class Recorder:
         spent = self._budget.spent_by(report.samples_seen, self._strategy.ledger.total_bytes())
         if spent:
             outcome.ended_by = spent
-        elif self._stop.is_set() and report.round < self._budget.rounds:
+        elif self._is_interrupted(report.round):
             outcome.status = outcome.ended_by = "interrupted"
         else:
             return True
@@ -149,13 +149,21 @@ class Recorder:
         """Evaluate the global model and add a row.
 
         Raises:
-            StopRunning: at the target accuracy.
+            StopRunning: at the target accuracy, or when a stop was asked for.
         """
         metrics = self._add_row(round, arrays)
+        outcome = self._outcome
         if self._budget.is_reached(metrics["accuracy"]):
-            self._outcome.ended_by = "accuracy"
+            outcome.ended_by = "accuracy"
+            raise StopRunning
+        if self._is_interrupted(round):
+            outcome.status = outcome.ended_by = "interrupted"
             raise StopRunning
         return MetricRecord({**metrics})
+
+    def _is_interrupted(self, round: int) -> bool:
+        """Say whether a stop was asked for while there are rounds to stop."""
+        return self._stop.is_set() and round < self._budget.rounds
 
     def _add_row(self, round: int, arrays: ArrayRecord) -> dict[str, float]:
         self._model.load_state_dict(arrays.to_torch_state_dict())
@@ -206,7 +214,7 @@ def execute(
     Args:
         config: what to run.
         grid: where the clients are.
-        stop: set it to end the run after the current round.
+        stop: set it to end the run after the current round or evaluation.
         on_progress: called after every round and evaluation.
 
     Returns:

@@ -13,8 +13,8 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from dataclasses import dataclass as plain_dataclass
 from datetime import UTC, datetime
@@ -190,6 +190,27 @@ def ledger_table(entries: Iterable[LedgerEntry]) -> pd.DataFrame:
     """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order."""
     rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
     return typed_table(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
+
+
+@contextmanager
+def results_folder(out_dir: Path) -> Iterator[None]:
+    """Make a folder that what happens inside the block is to write to.
+
+    If that ends with an error and has written nothing, the folder is as if it had never been made,
+    and so are those above it: a command that is refused leaves nothing behind.
+
+    Raises:
+        UserError: as :func:`check_writable`.
+    """
+    made = [folder for folder in (out_dir, *out_dir.parents) if not os.path.lexists(folder)]
+    try:
+        check_writable(out_dir)
+        yield
+    except BaseException:
+        with suppress(OSError):  # the first that holds something, and all above it, stay
+            for folder in made:
+                folder.rmdir()
+        raise
 
 
 def check_writable(out_dir: Path) -> None:

@@ -24,7 +24,15 @@ from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import ParameterDict, load_parameters_
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
-from leansplit.wire import Record, SmashedDataReply, TrainForwardRequest, WeightsReply
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import (
+    Form,
+    Record,
+    SmashedDataReply,
+    TrainForwardRequest,
+    WeightsReply,
+    forms_of,
+)
 
 C = TypeVar("C", bound=LocalStepsConfig)
 U = TypeVar("U", bound=SmashedDataReply)
@@ -64,6 +72,10 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
     @abstractmethod
     def answer(self, round: int, local_step: int, is_last: bool, tensor: Tensor) -> Record:
         """Return the request that carries one of :class:`Served`'s answers."""
+
+    def weights_form(self, client_id: int) -> Form:
+        """Return what a client's answer at the end of its round must look like."""
+        return {"weights": forms_of(self.round_weights)}
 
     def end_server_round(self, weights: Mapping[int, float]) -> None:
         """Finish the server's side of a round; ``weights`` are the finishers' shares.
@@ -105,6 +117,8 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Alternate server steps and client steps, then average the client models."""
+        wanted_upload = Wanted(self.upload_type, self.upload_form)
+        wanted_weights = Wanted(WeightsReply, self.weights_form)
         trained: dict[int, ParameterDict] = {}
         num_samples: dict[int, int] = {}
         loss_sum: dict[int, float] = {}
@@ -114,7 +128,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
                 replies = self.federation.grid.send_and_receive(
                     self._first_messages(server_round, turn), timeout=self.federation.timeout_s
                 )
-            forward = self.federation.collect(replies, turn, self.upload_type)
+            forward = self.federation.collect(replies, turn, wanted_upload.read)
             failures |= forward.failures
             arrived = forward.records
             for h in range(self.config.local_steps):
@@ -132,11 +146,11 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
                     for m, tensor in served.answers.items()
                 }
                 if is_last:
-                    ended = self._exchange(answers, server_round, WeightsReply)
+                    ended = self._exchange(answers, server_round, wanted_weights)
                     failures |= ended.failures
                     trained |= {m: reply.weights for m, reply in ended.records.items()}
                 else:
-                    stepped = self._exchange(answers, server_round, self.upload_type)
+                    stepped = self._exchange(answers, server_round, wanted_upload)
                     failures |= stepped.failures
                     arrived = stepped.records
         cohort = sorted(trained)
@@ -154,10 +168,8 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
             failures=dict(sorted(failures.items())),
         )
 
-    def _exchange(
-        self, answers: Mapping[int, Record], round: int, record_type: type[R]
-    ) -> Replies[R]:
-        return self.federation.exchange(answers, self.step_action, round, record_type)
+    def _exchange(self, answers: Mapping[int, Record], round: int, wanted: Wanted[R]) -> Replies[R]:
+        return self.federation.exchange(answers, self.step_action, round, wanted.read)
 
     def _first_messages(self, round: int, turn: list[int]) -> list[Message]:
         request = TrainForwardRequest(round=round, local_step=0, weights=self.round_weights)

@@ -31,7 +31,8 @@ from leansplit.noise import auxiliary_seed, server_dropout_seed
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
 from leansplit.strategies.first_order_replicas import FirstOrderReplicas
 from leansplit.strategies.split import SplitStrategy, require_finite
-from leansplit.wire import LocalTrainReply, LocalTrainRequest
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import Form, LocalTrainReply, LocalTrainRequest, forms_of
 
 C = TypeVar("C", bound=AuxiliaryMethodConfig)
 
@@ -69,10 +70,11 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
     def local(self) -> LocalModel:
         """Client model and auxiliary head as the server holds them."""
         if self._local is None:
+            sample = next(iter(self.federation.samples.values()))  # all are alike
             head = build_auxiliary(
                 self.config.auxiliary,
                 self.model,
-                self.federation.smashed_shape,
+                sample.smashed_data.shape,
                 seed=auxiliary_seed(self.config.root_seed),
             )
             self._local = LocalModel(self.model.client_model, head)
@@ -81,6 +83,19 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
     def weights_for(self, client_id: int, round: int) -> ParameterDict:
         """Return what a client is sent at the start of its round."""
         return trainable_parameters(self.local)
+
+    def trained_weights(self) -> ParameterDict:
+        """Return the weights that clients train and answer with, as they are now."""
+        return trainable_parameters(self.local)
+
+    def reply_form(self, client_id: int) -> Form:
+        """Return what a client's answer must look like."""
+        sample, size = self.federation.samples[client_id], self.federation.batch_size(client_id)
+        return {
+            **sample.stacked(len(self.config.upload_steps), size),
+            "weights": forms_of(self.trained_weights()),
+            "num_samples": self.config.local_steps * size,
+        }
 
     def absorb(self, round: int, replies: Mapping[int, LocalTrainReply]) -> None:
         """Learn from the replies what the average of weights does not say."""
@@ -104,7 +119,8 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Train the server model on the uploads, then average what clients trained."""
-        arrived = self.federation.collect(replies, self._cohort, LocalTrainReply)
+        wanted = Wanted(LocalTrainReply, self.reply_form)
+        arrived = self.federation.collect(replies, self._cohort, wanted.read)
         records = arrived.records
         totals = {m: _sum(reply.weights) for m, reply in records.items()}
         require_finite("sum of weights", server_round, totals)

@@ -25,7 +25,8 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from leansplit.federated import DeComFLConfig
 from leansplit.noise import perturbation_seeds
 from leansplit.strategies.replicated import ReplicatedStrategy
-from leansplit.wire import DeComFLReply, DeComFLRequest
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import DeComFLReply, DeComFLRequest, Form, TensorForm
 from leansplit.zeroth_order import loss_objective
 
 
@@ -53,11 +54,20 @@ class DeComFL(ReplicatedStrategy[DeComFLConfig]):
         seeds = torch.tensor(self.round_seeds(round), dtype=torch.uint32)
         return DeComFLRequest(round=round, seeds=seeds, **catch_up)
 
+    def reply_form(self, client_id: int) -> Form:
+        """Return what a client's answer must look like."""
+        steps = self.config.local_steps
+        return {
+            "scalars": TensorForm((steps, self.config.zeroth_order.num_perturbations)),
+            "num_samples": steps * self.federation.batch_size(client_id),
+        }
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Steps 4 to 6: average scalars for each step and direction; h shared optimizer steps."""
-        answered = self.opened(replies, server_round, DeComFLReply)
+        wanted = Wanted(DeComFLReply, self.reply_form)
+        answered = self.opened(replies, server_round, wanted)
         num_samples = {m: reply.num_samples for m, reply in answered.records.items()}
         if answered.records:
             self.share_update(

@@ -1,8 +1,9 @@
 """FedAvg (McMahan et al., AISTATS 2017): Flower's own strategy, made repeatable.
 
-The averaging is Flower's. Two things are replaced, because Flower draws nodes from the global
-random generator and sums replies in the order of their arrival: the cohort comes from the root
-seed, and replies are sorted by client id.
+The averaging is Flower's. Three things are done around it. Flower draws nodes from the global
+random generator: the cohort comes from the root seed. Flower sums replies in the order of their
+arrival: they are sorted by client id. Flower gives up a round in which one reply does not fit the
+others, or fails in the middle of the sum: replies that it could not average never reach it.
 """
 
 from __future__ import annotations
@@ -18,14 +19,11 @@ from leansplit.errors import UserError
 from leansplit.federated import FedAvgConfig
 from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
-from leansplit.parameters import (
-    load_parameters_,
-)
+from leansplit.parameters import load_parameters_
+from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 from leansplit.strategies.running import RunningStrategy
 from leansplit.strategies.split import require_finite
-
-NUM_SAMPLES = "num-examples"  # Flower's own name for the weighting metric
-TRAIN_LOSS = "train-loss"
+from leansplit.wire import DecodeError, forms_of, require_forms
 
 
 class FedAvg(RunningStrategy, flower.FedAvg):
@@ -55,7 +53,7 @@ class FedAvg(RunningStrategy, flower.FedAvg):
                 "clients_per_node to 1"
             )
         self.model = model
-        self.config = config
+        self.config: FedAvgConfig = config
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model; of it, only trainable parameters travel.
@@ -71,7 +69,6 @@ class FedAvg(RunningStrategy, flower.FedAvg):
     ) -> Iterable[Message]:
         """Sample the cohort from the root seed and send it the model."""
         self._cohort = self.sample_cohort(server_round)
-        self.federation.revive(self._cohort)
         config["server-round"] = server_round
         content = RecordDict(
             {
@@ -79,7 +76,8 @@ class FedAvg(RunningStrategy, flower.FedAvg):
                 self.configrecord_key: config,
             }
         )
-        node_ids = [self.federation.node_of(m) for m in self._cohort]
+        reachable = self.federation.reachable(self._cohort)
+        node_ids = [self.federation.node_of(m) for m in reachable]
         messages = list(self._construct_messages(content, node_ids, MessageType.TRAIN))
         for message in messages:
             message.metadata.group_id = str(server_round)
@@ -88,35 +86,63 @@ class FedAvg(RunningStrategy, flower.FedAvg):
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Sort the replies by client id, then let Flower average them."""
+        """Drop replies that do not fit, sort the others by client id, let Flower average them."""
         client_of = {self.federation.node_of(m): m for m in self._cohort}
-        answered = {
-            client_of[reply.metadata.src_node_id]: reply
-            for reply in replies
-            if not reply.has_error()
-        }
-        node_errors = {
-            self.federation.grid.sender_of(reply): str(reply.error.reason)
-            for reply in replies
-            if reply.has_error()
-        }
+        answered: dict[int, Message] = {}
+        losses: dict[int, float] = {}
+        reasons: dict[int, str] = {}
+        for reply in replies:
+            m = client_of[self.federation.grid.sender_of(reply)]
+            if reply.has_error():
+                reasons[m] = str(reply.error.reason)
+                continue
+            try:
+                losses[m] = self._checked_loss(m, reply.content)
+            except DecodeError as error:
+                reasons[m] = f"its answer is not what was asked for: {error}"
+            else:
+                answered[m] = reply
         missing = [m for m in self._cohort if m not in answered]
-        failures = self.federation.failures(missing, {}, node_errors)
+        failures = self.federation.failures(missing, reasons, {})
+        require_finite("loss", server_round, dict(sorted(losses.items())))
         ordered = [answered[m] for m in sorted(answered)]
-        losses = {m: _metric(answered[m], TRAIN_LOSS) for m in sorted(answered)}
-        require_finite("loss", server_round, losses)
         mean, metrics = super().aggregate_train(server_round, ordered)
         if mean is not None:
             load_parameters_(self.model.full_model, mean.to_torch_state_dict())
         return self.finish_round(
             server_round,
-            num_samples=int(sum(_metric(reply, NUM_SAMPLES) for reply in ordered)),
+            num_samples=sum(self._num_samples(m) for m in answered),
             train_loss=None if metrics is None else float(str(metrics[TRAIN_LOSS])),
             num_replied=len(ordered),
             failures=failures,
         )
 
+    def _num_samples(self, client_id: int) -> int:
+        """Return the samples that a client trains on in a round."""
+        return self.config.local_steps * self.federation.batch_size(client_id)
 
-def _metric(reply: Message, key: str) -> float:
-    record = next(iter(reply.content.metric_records.values()))
-    return float(str(record[key]))
+    def _checked_loss(self, client_id: int, content: RecordDict) -> float:
+        """Return the loss that a client reports, once the rest is what Flower can average.
+
+        Raises:
+            DecodeError: if it is not.
+        """
+        names = self.arrayrecord_key, METRICS
+        if set(content) != set(names):
+            raise DecodeError(f"its records are {sorted(content)}, not {sorted(names)}")
+        arrays, metrics = (content[name] for name in names)
+        if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
+            raise DecodeError("its records are of other types than arrays and metrics")
+        try:
+            tensors = arrays.to_torch_state_dict()
+        except Exception as error:  # Flower and numpy raise what they like
+            raise DecodeError(f"its arrays cannot be read: {error}") from error
+        require_forms("ArrayRecord", tensors, forms_of(self.client_weights()))
+        if metrics.keys() != {NUM_SAMPLES, TRAIN_LOSS}:
+            raise DecodeError(f"its metrics are {sorted(metrics)}")
+        num_samples, loss = metrics[NUM_SAMPLES], metrics[TRAIN_LOSS]
+        if num_samples != self._num_samples(client_id):
+            raise DecodeError(f"{NUM_SAMPLES} is {num_samples}, not {self._num_samples(client_id)}")
+        if not isinstance(loss, int | float):
+            raise DecodeError(f"{TRAIN_LOSS} is {loss!r}, not a number")
+        return float(loss)

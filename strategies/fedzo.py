@@ -18,7 +18,8 @@ from flwr.serverapp import Grid
 from leansplit.federated import FedZOConfig, sample_weights, weighted_mean
 from leansplit.parameters import load_parameters_
 from leansplit.strategies.split import SplitStrategy, require_finite
-from leansplit.wire import FedZOReply, FedZORequest
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import FedZOReply, FedZORequest, Form, forms_of
 from leansplit.zeroth_order import loss_objective
 
 
@@ -37,11 +38,19 @@ class FedZO(SplitStrategy[FedZOConfig]):
         requests = dict.fromkeys(self._cohort, request)
         return self.federation.messages(requests, "fedzo_train", server_round)
 
+    def reply_form(self, client_id: int) -> Form:
+        """Return what a client's answer must look like."""
+        return {
+            "weights": forms_of(self.client_weights()),
+            "num_samples": self.config.local_steps * self.federation.batch_size(client_id),
+        }
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step 4: theta <- the sample-weighted mean of the clients' models."""
-        trained = self.federation.collect(replies, self._cohort, FedZOReply)
+        wanted = Wanted(FedZOReply, self.reply_form)
+        trained = self.federation.collect(replies, self._cohort, wanted.read)
         num_samples = [reply.num_samples for reply in trained.records.values()]
         if trained.records:
             magnitudes = {

@@ -9,6 +9,14 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 _PAYLOADS = "leansplit"
 _FAILURES = "leansplit-failures"
 _STYPE = "leansplit.safetensors"
+_LONGEST_ID = 20
+
+METRICS = "metrics"
+"""The record of a FedAvg client's metrics, as Flower's own examples call it."""
+NUM_SAMPLES = "num-examples"
+"""The metric that FedAvg weights by, as Flower calls it."""
+TRAIN_LOSS = "train-loss"
+"""The metric that holds a FedAvg client's loss."""
 
 NO_PLAN = "this node has no plan: it was restarted, or never set up"
 """The failure of a node that must be set up again."""
@@ -45,11 +53,18 @@ def unpack(content: RecordDict) -> dict[int, bytes]:
     """Return client id -> encoded record; empty if the record is not one of ours."""
     if _PAYLOADS not in content.array_records:
         return {}
-    return {int(key): array.data for key, array in content.array_records[_PAYLOADS].items()}
+    payloads = content.array_records[_PAYLOADS]
+    return {int(key): array.data for key, array in payloads.items() if _is_id(key)}
 
 
 def unpack_failures(content: RecordDict) -> dict[int, str]:
     """Return client id -> what went wrong there."""
     if _FAILURES not in content.config_records:
         return {}
-    return {int(key): str(value) for key, value in content.config_records[_FAILURES].items()}
+    failures = content.config_records[_FAILURES]
+    return {int(key): str(value) for key, value in failures.items() if _is_id(key)}
+
+
+def _is_id(key: str) -> bool:
+    """Say whether a key names a client or the node; a peer may send anything."""
+    return len(key) < _LONGEST_ID and key.removeprefix("-").isdecimal()

@@ -21,7 +21,8 @@ from leansplit.first_order import server_step
 from leansplit.noise import server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, require_finite
-from leansplit.wire import SmashedDataReply
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import Form, SmashedDataReply
 
 
 @dataclass(frozen=True)
@@ -56,11 +57,17 @@ class FrozenClient(ReplicatedStrategy[FrozenConfig]):
             return sum(len(features.labels) for features in self._features.values())
         return super().samples_forwarded
 
+    def upload_form(self, client_id: int) -> Form:
+        """Return what a client's upload must look like: a batch, or all its samples."""
+        if not self.config.features_once:
+            return super().upload_form(client_id)
+        return self.federation.samples[client_id].stacked(self.federation.num_samples[client_id])
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Take one server step on the cohort's mean loss."""
-        forward = self.opened(replies, server_round, SmashedDataReply)
+        forward = self.opened(replies, server_round, Wanted(SmashedDataReply, self.upload_form))
         batches = self._batches(server_round, forward.records)
         sizes = [len(labels) for _, labels in batches.values()]
         train_loss = None

@@ -70,11 +70,15 @@ class FSLSAGE(AuxiliaryStrategy[FSLSAGEConfig]):
         is_due = not head.aligned_in or round - head.aligned_in >= self.config.alignment.period
         if head.smashed_data is not None and is_due:
             self._align(client_id, head, round)
-        weights = {f"client.{k}": v for k, v in self.client_weights().items()}
+        weights = self.trained_weights()
         if not head.is_at_client:
             weights |= {f"auxiliary.{k}": v for k, v in head.weights.items()}
         head.is_at_client = False  # until the client answers: it may have lost its memory
         return weights
+
+    def trained_weights(self) -> ParameterDict:
+        """Return theta_c: clients never change their heads."""
+        return {f"client.{name}": value for name, value in self.client_weights().items()}
 
     def _align(self, client_id: int, head: ClientHead, round: int) -> None:
         """Train the client's theta_a on its buffer against the current theta_s."""

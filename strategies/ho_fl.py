@@ -39,7 +39,8 @@ from leansplit.noise import client_dropout_seed, perturbation_seeds
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
 from leansplit.strategies.running import RunningStrategy, log
 from leansplit.strategies.split import mean_loss, require_finite
-from leansplit.wire import HybridTrainReply, HybridTrainRequest
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import Form, HybridTrainReply, HybridTrainRequest, TensorForm, forms_of
 from leansplit.zeroth_order import EstimateReport, cut_objective, loss_objective
 
 
@@ -137,16 +138,21 @@ class HOFL(RunningStrategy):
         ]
         return torch.tensor(seeds, dtype=torch.uint32)
 
+    def reply_form(self, client_id: int) -> Form:
+        """Return what a client's answer must look like, at its boundary."""
+        return {
+            "weights": forms_of(self.segments(client_id).first_parameters),
+            "scalars": TensorForm(tuple(self._seeds[client_id].shape)),
+            "num_samples": self.config.local_steps * self.federation.batch_size(client_id),
+        }
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step 6: rebuild every client's lower layers, join at b_i, average."""
-        answered = self.federation.collect(replies, self._cohort, HybridTrainReply)
-        failures = dict(answered.failures)
-        records = {m: reply for m, reply in answered.records.items() if self._fits(m, reply)}
-        for m in sorted(answered.records.keys() - records.keys()):
-            failures[m] = "its answer does not fit its boundary"
-            log.warning("client %d dropped from this step: %s", m, failures[m])
+        wanted = Wanted(HybridTrainReply, self.reply_form)
+        answered = self.federation.collect(replies, self._cohort, wanted.read)
+        records, failures = answered.records, dict(answered.failures)
         require_finite("loss", server_round, {m: reply.loss for m, reply in records.items()})
         sums = {m: float(reply.scalars.abs().sum()) for m, reply in records.items()}
         require_finite("scalar", server_round, sums)
@@ -154,8 +160,8 @@ class HOFL(RunningStrategy):
         for m, reply in records.items():
             lower = self._rebuild(m, reply)
             if lower is not None and lower.checksum != reply.checksum:
-                failures[m] = "the server could not rebuild its zeroth-order segment"
-                log.warning("client %d dropped from this step: %s", m, failures[m])
+                reason = "the server could not rebuild its zeroth-order segment"
+                failures |= self.federation.failures([m], {m: reason}, {})
                 self.count("checksum_mismatches")
                 continue
             self._report_lower(server_round, m, reply)
@@ -173,15 +179,6 @@ class HOFL(RunningStrategy):
             train_loss=mean_loss(losses, shares) if trained else None,
             num_replied=len(trained),
             failures=dict(sorted(failures.items())),
-        )
-
-    def _fits(self, client_id: int, reply: HybridTrainReply) -> bool:
-        """Say whether an answer has the names and shapes that were asked for."""
-        upper = self.segments(client_id).first_parameters
-        return (
-            reply.scalars.shape == self._seeds[client_id].shape
-            and reply.weights.keys() == upper.keys()
-            and all(reply.weights[name].shape == value.shape for name, value in upper.items())
         )
 
     def _rebuild(self, client_id: int, reply: HybridTrainReply) -> Replica | None:

@@ -27,12 +27,8 @@ from leansplit.first_order import server_step
 from leansplit.noise import perturbation_seeds, server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, require_finite, split_replies
-from leansplit.wire import (
-    BehindReply,
-    ProbeReply,
-    ProbeRequest,
-    SmashedDataReply,
-)
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import Form, ProbeReply, ProbeRequest, SmashedDataReply, TensorForm
 from leansplit.zeroth_order import surrogate_objective
 
 
@@ -42,11 +38,15 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
     method = "ho-sfl"
     forward_action = "ho_sfl_forward"
 
+    def probe_form(self, client_id: int) -> Form:
+        """Return what a client's answer to a probe must look like."""
+        return {"scalars": TensorForm((self.config.zeroth_order.num_perturbations,))}
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Steps 4 to 7: server step, lambda down, scalars up, mean, one shared update."""
-        forward = self.opened(replies, server_round, SmashedDataReply)
+        forward = self.opened(replies, server_round, Wanted(SmashedDataReply, self.upload_form))
         if not forward.records:
             return self.finish_round(
                 server_round, num_samples=0, train_loss=None, num_replied=0,
@@ -85,17 +85,12 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
                 **{"target_version": self.mirror.version, **catch_up},
             )
 
-        probes = self.settle(
-            self.federation.exchange(
-                {m: probe_request(m, {}) for m in lambdas},
-                "ho_sfl_probe",
-                server_round,
-                (ProbeReply, BehindReply),
-            ),
+        probes = self.ask(
+            {m: probe_request(m, {}) for m in lambdas},
             probe_request,
             "ho_sfl_probe",
             server_round,
-            ProbeReply,
+            Wanted(ProbeReply, self.probe_form),
         )
         failures = forward.failures | probes.failures
 

@@ -27,8 +27,9 @@ from leansplit.federated import HOSLConfig, sample_weights
 from leansplit.first_order import server_step
 from leansplit.noise import perturbation_seeds, server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
-from leansplit.strategies.split import mean_loss, require_finite, split_replies
-from leansplit.wire import HOSLRequest, ProbedSmashedDataReply
+from leansplit.strategies.split import mean_loss, probed_form, require_finite, split_replies
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import Form, HOSLRequest, ProbedSmashedDataReply
 from leansplit.zeroth_order import cut_objective
 
 
@@ -48,11 +49,17 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
         seeds = torch.tensor(self.round_seeds(round), dtype=torch.uint32)
         return HOSLRequest(round=round, seeds=seeds, **catch_up)
 
+    def upload_form(self, client_id: int) -> Form:
+        """Return what a client's clean and probed smashed data must look like."""
+        zeroth_order = self.config.zeroth_order
+        return probed_form(super().upload_form(client_id), zeroth_order, with_anchor=True)
+
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Evaluate the probes, then train the server, then share the clients' update."""
-        forward = self.opened(replies, server_round, ProbedSmashedDataReply)
+        wanted = Wanted(ProbedSmashedDataReply, self.upload_form)
+        forward = self.opened(replies, server_round, wanted)
         if not forward.records:
             return self.finish_round(
                 server_round, num_samples=0, train_loss=None, num_replied=0,
@@ -102,10 +109,8 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
             below = [self._loss_at(z, reply.labels) for z in reply.minus]
         else:
             below = [self._loss_at(reply.smashed_data, reply.labels)] * len(above)
-        # Missing probes make missing differences, which share_update refuses.
-        return torch.tensor(
-            [a - b for a, b in zip(above, below, strict=False)], dtype=torch.float64
-        )
+        differences = [a - b for a, b in zip(above, below, strict=True)]
+        return torch.tensor(differences, dtype=torch.float64)
 
     def _loss_at(self, smashed_data: Tensor, labels: Tensor) -> float:
         server_model = self.model.server_model.eval()

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
 from leansplit.strategies.flower_records import NODE, unpack
-from leansplit.wire import BehindReply, Direction, Kind, Ledger, decode, price
+from leansplit.wire import BehindReply, DecodeError, Direction, Kind, Ledger, decode, price
 
 _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.25
@@ -152,7 +152,10 @@ def _is_worker_gap(blob: bytes) -> bool:
     """Say whether a record is a simulation worker's word that it lags; no client sends that."""
     if BehindReply.__name__.encode() not in blob[:_HEADER_START]:
         return False
-    record = decode(blob)
+    try:
+        record = decode(blob)
+    except DecodeError:
+        return False
     return isinstance(record, BehindReply) and record.is_worker_gap
 
 
@@ -163,11 +166,19 @@ def _round_of(message: Message) -> int:
 
 
 def _price_flower_records(content: RecordDict) -> dict[Kind, int]:
-    """Price a message in Flower's own format: array contents are weights, the rest envelope."""
-    weights = sum(
-        prod(array.shape) * np.dtype(array.dtype).itemsize
-        for record in content.array_records.values()
-        for array in record.values()
-    )
+    """Price a message in Flower's own format: array contents are weights, the rest envelope.
+
+    Bytes whose arrays are described wrongly crossed all the same: they are all envelope.
+    """
     encoded = recorddict_to_proto(content).ByteSize()
+    try:
+        weights = sum(
+            prod(array.shape) * np.dtype(array.dtype).itemsize
+            for record in content.array_records.values()
+            for array in record.values()
+        )
+    except TypeError:
+        weights = 0
+    if not 0 <= weights <= encoded:
+        weights = 0
     return {"weights": weights, "envelope": encoded - weights}

@@ -14,7 +14,6 @@ from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from leansplit.errors import RunFailedError
 from leansplit.federated import (
     NEVER,
     Attendance,
@@ -29,6 +28,7 @@ from leansplit.federated import (
 from leansplit.parameters import load_parameters_
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
+from leansplit.strategies.wanted import Wanted
 from leansplit.wire import BehindReply, ForwardRequest, Record, SyncReply, SyncRequest
 from leansplit.zeroth_order import (
     DifferentiableObjective,
@@ -95,10 +95,14 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """Return the request that opens a client's round."""
         return ForwardRequest(round=round, **catch_up)
 
-    def opened(self, replies: Iterable[Message], round: int, wanted: type[R]) -> Replies[R]:
-        """Return the settled answers to :meth:`open_round`; who answered is up to date."""
+    def opened(self, replies: Iterable[Message], round: int, wanted: Wanted[R]) -> Replies[R]:
+        """Return the settled answers to :meth:`open_round`; who answered is up to date.
+
+        Who did not may have done the work all the same, and keep this round's seeds for those of
+        the last round that it answered.
+        """
         settled = self.settle(
-            self.federation.collect(replies, self._cohort, (wanted, BehindReply)),
+            self.federation.collect(replies, self._cohort, wanted.read_or_behind),
             lambda m, catch_up: self.open_round(m, round, catch_up),
             self.forward_action,
             round,
@@ -106,6 +110,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
         )
         for m in settled.records:
             self.attendance.confirm(m)
+        for m in settled.failures:
+            self.attendance.doubt_seeds(m)
         return settled
 
     def share_update(
@@ -128,14 +134,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
             objective: what each client probed, for watchers; None if they cannot know.
 
         Raises:
-            RunFailedError: if a scalar is not finite, or a client sent too few or too many.
+            RunFailedError: if a scalar is not finite.
         """
-        for m, v in scalars.items():
-            if v.shape != (len(seeds),):
-                raise RunFailedError(
-                    f"{v.numel()} scalars for {len(seeds)} directions in round {round} from client "
-                    f"{m}; client and server run different versions or settings"
-                )
         require_finite("scalar", round, {m: float(v.abs().sum()) for m, v in scalars.items()})
         shares = sample_weights([num_samples[m] for m in scalars])
         update = Update(round, tuple(seeds), mean_scalars(list(scalars.values()), shares))
@@ -188,16 +188,23 @@ class ReplicatedStrategy(SplitStrategy[C]):
         requests = {
             m: sync_request(m, self.attendance.catch_up(m)) for m in self.attendance.participants
         }
-        replies = self.settle(
-            self.federation.exchange(requests, "synchronise", round, (SyncReply, BehindReply)),
-            sync_request,
-            "synchronise",
-            round,
-            SyncReply,
-        )
+        wanted = Wanted(SyncReply, lambda _: {})
+        replies = self.ask(requests, sync_request, "synchronise", round, wanted)
         self.count("unsynchronised_clients", len(replies.failures))
         for m in replies.records:
             self.attendance.confirm(m)
+
+    def ask(
+        self,
+        requests: Mapping[int, Record],
+        build: Callable[[int, dict[str, Any]], Record],
+        action: str,
+        round: int,
+        wanted: Wanted[R],
+    ) -> Replies[R]:
+        """Return the settled answers to ``requests``; the rest as in :meth:`settle`."""
+        replies = self.federation.exchange(requests, action, round, wanted.read_or_behind)
+        return self.settle(replies, build, action, round, wanted)
 
     def settle(
         self,
@@ -205,7 +212,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
         build: Callable[[int, dict[str, Any]], Record],
         action: str,
         round: int,
-        wanted: type[R],
+        wanted: Wanted[R],
     ) -> Replies[R]:
         """Resynchronise clients whose replica is behind or differs, and ask them again.
 
@@ -217,10 +224,11 @@ class ReplicatedStrategy(SplitStrategy[C]):
             build: (client id, catch-up fields) -> the request, to be sent again.
             action: the request's action.
             round: the current round.
-            wanted: the record that a settled client answers with.
+            wanted: what a settled client answers with.
 
-        Raises:
-            RunFailedError: if a client differs from the mirror even after it was sent a copy.
+        Returns:
+            The settled answers; a client that is behind or differs even after all that is dropped
+            from the step.
         """
         records: dict[int, Record] = dict(replies.records)
         failures = dict(replies.failures)
@@ -243,29 +251,32 @@ class ReplicatedStrategy(SplitStrategy[C]):
             self.count("resyncs", len(resyncs))
             if resyncs:
                 log.warning("round %d: resynchronising clients %s", round, sorted(resyncs))
-            types = (wanted, BehindReply)
+            read = wanted.read_or_behind
             with self.federation.grid.unpriced_requests():
-                again = [self.federation.exchange(refills, action, round, types)]
-            again.append(self.federation.exchange(resyncs, action, round, types))
+                again = [self.federation.exchange(refills, action, round, read)]
+            again.append(self.federation.exchange(resyncs, action, round, read))
             for part in again:
                 records |= part.records
                 failures |= part.failures
         settled: dict[int, R] = {}
+        lost: dict[int, str] = {}
         for m, reply in sorted(records.items()):
             if m in failures:
                 continue
             if isinstance(reply, BehindReply):
-                failures[m] = "its replica could not be brought up to date"
+                lost[m] = "its replica could not be brought up to date"
             elif self._differs(reply):
-                raise RunFailedError(
-                    f"client {m} still differs from the server's mirror after a full resync in "
-                    f"round {round}; its device rounds differently from the server's"
+                self.count("checksum_mismatches")
+                lost[m] = (
+                    "its replica differs from the server's mirror even after a full resync; its "
+                    "device rounds differently from the server's"
                 )
             else:
-                assert isinstance(reply, wanted)
+                assert isinstance(reply, wanted.record_type)
                 settled[m] = reply
+        failures |= self.federation.failures(lost, lost, {})
         return Replies(settled, dict(sorted(failures.items())))
 
     def _differs(self, reply: Record) -> bool:
-        """Say whether a reply's checksum, if it has one, is not the mirror's."""
-        return getattr(reply, "checksum", "") not in ("", self.mirror.checksum)
+        """Say whether a reply's checksum, if its kind has one, is not the mirror's."""
+        return getattr(reply, "checksum", self.mirror.checksum) != self.mirror.checksum

@@ -21,8 +21,9 @@ from leansplit.federated import MethodConfig, require_cohort, sample_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.estimates import EstimateReporting
-from leansplit.strategies.federation import Federation, connected_nodes
+from leansplit.strategies.federation import Federation
 from leansplit.strategies.observed_grid import ObservedGrid
+from leansplit.strategies.roster import connected_nodes
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
 
 log = logging.getLogger("leansplit")

@@ -15,7 +15,8 @@ from leansplit.federated import MethodConfig, OptimizerConfig, build_optimizer
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.strategies.running import RunningStrategy, log
-from leansplit.wire import SmashedDataReply
+from leansplit.wire import ABSENT, Form, SmashedDataReply, TensorForm
+from leansplit.zeroth_order import ZerothOrderConfig
 
 C = TypeVar("C", bound=MethodConfig)
 
@@ -56,6 +57,10 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         self._optimizer_round = round
         return self._server_optimizer
 
+    def upload_form(self, client_id: int) -> Form:
+        """Return what a client's smashed data and labels of one batch must look like."""
+        return self.federation.samples[client_id].stacked(self.federation.batch_size(client_id))
+
 
 def split_replies(
     records: Mapping[int, SmashedDataReply],
@@ -67,6 +72,25 @@ def split_replies(
         [reply.labels for reply in replies],
         [len(reply.labels) for reply in replies],
     )
+
+
+def probed_form(upload: Form, config: ZerothOrderConfig, *, with_anchor: bool) -> Form:
+    """Return what smashed data at and around theta_c must look like.
+
+    Args:
+        upload: the form of a plain upload.
+        config: says how many probes there are, and on which sides.
+        with_anchor: whether z at theta_c itself goes up with them.
+    """
+    z = upload["smashed_data"]
+    assert isinstance(z, TensorForm)
+    probes = z.stacked(config.num_perturbations)
+    return {
+        **upload,
+        "smashed_data": z if with_anchor else ABSENT,
+        "plus": probes,
+        "minus": probes if config.estimator == "central" else ABSENT,
+    }
 
 
 def require_finite(what: str, round: int, values: Mapping[int, float]) -> None:

@@ -19,7 +19,8 @@ from leansplit.noise import perturbation_seeds
 from leansplit.parameters import load_parameters_, trainable_parameters
 from leansplit.strategies.alternating import AlternatingStrategy
 from leansplit.strategies.server_replicas import ServerReplicas
-from leansplit.wire import DifferencesRequest, ProbedSmashedDataReply
+from leansplit.strategies.split import probed_form
+from leansplit.wire import DifferencesRequest, Form, ProbedSmashedDataReply
 from leansplit.zeroth_order import (
     EstimateReport,
     Half,
@@ -60,6 +61,13 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
         """Start the server's replicas, then the clients."""
         self.replicas.begin_round()
         return super().configure_train(server_round, arrays, config, grid)
+
+    def upload_form(self, client_id: int) -> Form:
+        """Return what a client's probed smashed data must look like."""
+        config = self.config
+        return probed_form(
+            super().upload_form(client_id), config.zeroth_order, with_anchor=config.sends_anchor
+        )
 
     def answer(
         self, round: int, local_step: int, is_last: bool, tensor: Tensor

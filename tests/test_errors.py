@@ -1,3 +1,5 @@
+from dataclasses import dataclass
+
 import pytest
 
 from leansplit.errors import (
@@ -6,6 +8,7 @@ from leansplit.errors import (
     did_you_mean,
     require_choice,
     require_positive,
+    section_named,
 )
 
 METHODS = ["ho-sfl", "fedavg", "sflv1", "sflv2"]
@@ -42,16 +45,36 @@ def test_require_choice():
 
 @pytest.mark.parametrize("value", [1e-300, 1, 2.5, 10**400])
 def test_require_positive_returns_what_it_was_given(value):
-    assert require_positive("learning rate", value) is value
+    assert require_positive("lr", value) is value
 
 
 @pytest.mark.parametrize("value", [0, -0.0, -1, float("inf"), float("-inf"), float("nan")])
 def test_require_positive_refuses(value):
-    with pytest.raises(UserError, match=f"^learning rate must be .*, got {value!r}$"):
-        require_positive("learning rate", value)
+    with pytest.raises(UserError, match=f"^lr must be .*, got {value!r}$"):
+        require_positive("lr", value)
 
 
 def test_kinds_of_errors():
     assert issubclass(UserError, ValueError)  # `except ValueError` at the edge catches it
     assert issubclass(RunFailedError, RuntimeError)
     assert not issubclass(RunFailedError, ValueError)
+
+
+@dataclass
+class Settings:
+    lr: float = 0.1
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("lr must be above 0", "client.lr must be above 0"),
+        ("adamw has no momentum", "client: adamw has no momentum"),
+        ("lrs must be above 0", "client: lrs must be above 0"),
+    ],
+)
+def test_errors_of_a_section_name_it(said, expected):
+    with pytest.raises(UserError, match=f"^{expected}$"), section_named("client", Settings):
+        raise UserError(said)
+    with pytest.raises(RuntimeError, match=f"^{said}$"), section_named("client", Settings):
+        raise RuntimeError(said)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 _MAX_LISTED = 16
 
@@ -49,3 +51,25 @@ def require_positive(what: str, given: float) -> float:
     if not (given > 0 and given != float("inf")):
         raise UserError(f"{what} must be a finite number above 0, got {given!r}")
     return given
+
+
+@contextmanager
+def section_named(section: str, settings: type) -> Iterator[None]:
+    """Say in errors about a group of settings whose they are, by the keys that users type.
+
+    Args:
+        section: the group's key, such as ``client``.
+        settings: the dataclass of the group; its errors begin with the field that they are about,
+            or are about the group as a whole.
+
+    Example:
+        >>> with section_named("client", OptimizerConfig):
+        ...     OptimizerConfig(lr=-1.0)
+        UserError: client.lr must be a finite number above 0, got -1.0
+    """
+    try:
+        yield
+    except UserError as error:
+        text = str(error)
+        is_of_field = text.split(" ", 1)[0] in {f.name for f in dataclasses.fields(settings)}
+        raise UserError(f"{section}{'.' if is_of_field else ': '}{text}") from error

@@ -99,11 +99,13 @@ def test_a_client_without_data_is_named():
         start(hosfl(), app=split_client_app(build, no_data))
 
 
-def test_a_malformed_reply_fails_the_run_but_keeps_what_was_measured(configure, run_in_process):
+def test_an_error_of_the_strategy_fails_the_run_but_keeps_what_was_measured(
+    configure, run_in_process
+):
     from leansplit.server_app import execution
 
     def broken(*_):
-        raise IndexError("Target 12 is out of bounds")
+        raise IndexError("index 12 is out of bounds")
 
     config = configure("frozen", rounds=4)
     original = execution.METHODS["frozen"].strategy.aggregate_train
@@ -113,5 +115,5 @@ def test_a_malformed_reply_fails_the_run_but_keeps_what_was_measured(configure, 
     finally:
         execution.METHODS["frozen"].strategy.aggregate_train = original
     assert outcome.status == "failed"
-    assert outcome.error == "IndexError: Target 12 is out of bounds"
+    assert outcome.error == "IndexError: index 12 is out of bounds"
     assert outcome.rounds and outcome.ledger.total_bytes() > 0

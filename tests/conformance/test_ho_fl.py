@@ -91,7 +91,7 @@ def test_the_result_says_who_got_which_boundary(
 )
 def test_mistakes_are_found_before_anything_starts(options, message, configure):
     with pytest.raises(UserError, match=message):
-        check_run(configure("ho-fl", **options), None)
+        check_run(configure("ho-fl", **options))
 
 
 def test_preferred_clients_take_part_more_often(configure, expected):

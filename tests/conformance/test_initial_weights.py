@@ -74,12 +74,12 @@ def test_other_weights_are_another_run(pretrained, configure):
     after = configure("sflv1", initial_weights=str(path))
     assert config_hash(before.to_dict()) != config_hash(after.to_dict())
     with pytest.raises(UserError, match="not those that this run was configured with"):
-        check_run(before, None)
+        check_run(before)
 
 
 def refused(config_of, message):
     with pytest.raises(UserError, match=message) as caught:
-        check_run(config_of(), None)
+        check_run(config_of())
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 600
 
 

@@ -1,16 +1,10 @@
 """HOSL, DeComFL and FedZO: every option against the reference loop, bit for bit."""
 
-import dataclasses
-
 import pytest
 
-from leansplit.clients import handlers
-from leansplit.clients.app import task_client_app
 from leansplit.federated import LIFETIMES
 from leansplit.noise import DIRECTIONS
-from leansplit.server_app.execution import execute
 from leansplit.server_app.methods import METHODS
-from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.zeroth_order import ESTIMATORS
 
 OURS = ["hosl", "decomfl", "fedzo"]
@@ -61,28 +55,3 @@ def test_round_trips(method, configure, run_in_process):
     """One exchange a round, the set-up, and the final synchronisation where there are replicas."""
     outcome = run_in_process(configure(method, rounds=4))
     assert outcome.num_exchanges == 4 + (1 if method == "fedzo" else 2)
-
-
-@pytest.mark.parametrize(
-    ("method", "action", "shorten"),
-    [
-        ("ho-sfl", "ho_sfl_probe", lambda reply: {"scalars": reply.scalars[:1]}),
-        ("decomfl", "decomfl_probe", lambda reply: {"scalars": reply.scalars[:1, :1]}),
-        ("hosl", "hosl_forward", lambda reply: {"plus": reply.plus[:1]}),
-    ],
-)
-def test_too_few_scalars_are_never_spread_over_all_directions(
-    method, action, shorten, configure, run_in_process, monkeypatch
-):
-    """One number for P directions would be broadcast into a wrong mean without a word."""
-    record_type, original = handlers.registered_handlers()[action]
-
-    def changed(session, request):
-        reply = original(session, request)
-        return dataclasses.replace(reply, **shorten(reply)) if session.client_id == 2 else reply
-
-    monkeypatch.setitem(handlers._handlers, action, (record_type, changed))
-    config = configure(method, "sgd", cohort=8, rounds=2)
-    outcome = execute(config, InProcessGrid(task_client_app(), config.clients))
-    assert outcome.status == "failed"
-    assert "in round 1 from client 2" in outcome.error

@@ -196,8 +196,14 @@ def test_sweep_writes_tables_and_report_rebuilds_them(leansplit, tmp_path):
     before = (tmp_path / "report.html").read_bytes()
     assert leansplit("report", tmp_path)[0] == 0
     assert (tmp_path / "report.html").read_bytes() == before
-    code, _, err = leansplit("sweep", "digits", "--over", "coort=1,2", "--out", tmp_path)
+    elsewhere = tmp_path / "elsewhere"
+    code, _, err = leansplit("sweep", "digits", "--over", "coort=1,2", "--out", elsewhere)
     assert code == command_line.EXIT_USER_ERROR and "did you mean 'cohort'" in err
+    code, _, err = leansplit(
+        "sweep", "digits", "--over", "cut_layer=pool2,pool9", "--out", elsewhere
+    )
+    assert code == command_line.EXIT_USER_ERROR and "pool2" in err
+    assert not elsewhere.exists()
 
 
 TUNING = """
@@ -273,7 +279,7 @@ MISTAKES = {
     "out as a key": (["ho-sfl", "--set", "out=here"], "--out"),
     "momentum of adamw": (
         ["ho-sfl", "--set", "client.name=adamw", "--set", "client.momentum=0.9"],
-        "no momentum",
+        "error: client: adamw has no momentum",
     ),
     "type": (["ho-sfl", "--set", "clients=many"], "clients cannot be 'many'"),
     "unused key": (["frozen", "--set", "client.lr=0.1"], "does not use 'client.lr'"),
@@ -285,7 +291,12 @@ MISTAKES = {
     "more clients than samples": (["ho-sfl", "--clients", "5000"], "1437"),
     "mu": (["ho-sfl", "--set", "probe.perturbation_scale=0"], "above 0"),
     "P": (["ho-sfl", "--set", "probe.num_perturbations=0"], "at least 1"),
-    "lr": (["ho-sfl", "--lr", "-1"], "above 0"),
+    "lr": (["ho-sfl", "--lr", "-1"], "client.lr must be a finite number above 0, got -1"),
+    "lr of a method without one at clients": (["frozen", "--lr", "-1"], "error: server.lr must"),
+    "lr of the server": (["sflv1", "--set", "server.lr=0"], "error: server.lr must be"),
+    "momentum of the server": (["sflv1", "--set", "server.momentum=2"], "server.momentum must be"),
+    "head": (["cse-fsl", "--set", "auxiliary.num_blocks=0"], "error: auxiliary.num_blocks must"),
+    "alignment": (["fsl-sage", "--set", "alignment.period=0"], "error: alignment.period must be"),
     "alpha": (["ho-sfl", "--alpha", "0"], "alpha"),
     "target": (["ho-sfl", "--target-accuracy", "80"], "must be a fraction"),
     "megabytes": (["ho-sfl", "--megabytes", "-1"], "megabytes must be"),
@@ -298,12 +309,12 @@ MISTAKES = {
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_mistake_is_one_line_and_exit_code_2(leansplit, tmp_path, mistake):
     arguments, hint = MISTAKES[mistake]
-    code, _, err = leansplit("run", *arguments, "--out", tmp_path)
+    code, _, err = leansplit("run", *arguments, "--out", tmp_path / "runs" / "mine")
     last = err.strip().splitlines()[-1]
     assert code == command_line.EXIT_USER_ERROR
     assert last.startswith("leansplit: error: ") and hint in last, last
     assert "Traceback" not in err
-    assert not (tmp_path / "result.json").exists()
+    assert not list(tmp_path.iterdir())  # what is refused leaves no folder behind
 
 
 def test_unwritable_output_is_found_before_anything_runs(leansplit, tmp_path):
@@ -336,20 +347,26 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
         ("[shared]\nmegabytes = -1\n[[methods]]\nmethod = 'ho-sfl'", "megabytes must be"),
         ("[[methods]]\nmethod = 'ho-sfl'\n[[methods]]\nmethod = 'ho-sfl'", "own label"),
         ("[[methods]]\nmethod = 'frozen'\nclient.lr = 1.0", "does not use"),
-        ("[[methods]]\nmethod = 'ho-sfl'\nprobe.num_perturbations = 0", "error: HO-SFL: num_p"),
+        (
+            "[[methods]]\nmethod = 'ho-sfl'\nprobe.num_perturbations = 0",
+            "error: HO-SFL: probe.num_p",
+        ),
         ("seeds = 3\n[[methods]]\nmethod = 'frozen'", "must be a list of whole numbers, got 3"),
         ("plugins = 3\n[[methods]]\nmethod = 'frozen'", "must be a list of files or modules"),
         ("shared = 3\n[[methods]]\nmethod = 'frozen'", "must be a table of run keys, got 3"),
         ("target_accuracy = 'x'\n[[methods]]\nmethod = 'frozen'", "must be a fraction such as"),
         ("target_accuracy = 55\n[[methods]]\nmethod = 'frozen'", "in (0, 1], got 55"),
         ("methods = 2", "must be [[methods]] tables, got 2"),
+        ("shared.cut_layer = 'pool9'\n[[methods]]\nmethod = 'frozen'", "pool2"),
+        ("shared.clients = 5000\n[[methods]]\nmethod = 'frozen'", "1437"),
     ],
 )
 def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
     file = tmp_path / "experiment.toml"
     file.write_text(content)
-    code, _, err = leansplit("compare", file, "--out", tmp_path / "out")
+    code, _, err = leansplit("compare", file, "--out", tmp_path / "runs" / "out")
     assert code == command_line.EXIT_USER_ERROR and hint in err, err
+    assert list(tmp_path.iterdir()) == [file]
 
 
 @pytest.mark.parametrize(
@@ -362,14 +379,15 @@ def test_mistakes_in_an_experiment_file(leansplit, tmp_path, content, hint):
         ("[tuning]\nrun.sampels = 9\n[[methods]]\nmethod = 'ho-sfl'", "did you mean 'samples'"),
         ("[[methods]]\nmethod = 'frozen'\ntuning.client.lr = [1]", "does not use 'client.lr'"),
         ("title = 'x'", "names no methods"),
+        ("shared.cut_layer = 'pool9'\n[[methods]]\nmethod = 'frozen'", "pool2"),
     ],
 )
 def test_mistakes_in_tuning_are_found_before_a_run(leansplit, tmp_path, content, hint):
     file = tmp_path / "experiment.toml"
     file.write_text(content)
-    code, _, err = leansplit("tune", file, "--out", tmp_path / "out")
+    code, _, err = leansplit("tune", file, "--out", tmp_path / "runs" / "out")
     assert code == command_line.EXIT_USER_ERROR and hint in err, err
-    assert not list((tmp_path / "out").glob("*/*/result.json"))
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_missing_experiment_names_the_shipped_ones(leansplit):

@@ -170,11 +170,11 @@ def test_nothing_to_train():
     [
         ({"name": "adam"}, "unknown optimizer 'adam'; did you mean 'adamw'"),
         ({"lifetime": "rounds"}, "unknown optimizer lifetime 'rounds'; did you mean 'round'"),
-        ({"lr": 0}, "learning rate must be .* got 0"),
+        ({"lr": 0}, "^lr must be .* got 0"),
         ({"lr": -0.1}, "got -0.1"),
         ({"lr": math.inf}, "got inf"),
         ({"lr": math.nan}, "got nan"),
-        ({"eps": 0.0}, "optimizer eps must be"),
+        ({"eps": 0.0}, "^eps must be"),
         ({"momentum": 1.0}, r"momentum must be in \[0, 1\), got 1.0"),
         ({"momentum": -0.1}, "got -0.1"),
         ({"name": "adamw", "momentum": 0.5}, "adamw has no momentum"),

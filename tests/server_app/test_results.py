@@ -24,6 +24,7 @@ from leansplit.server_app.results import (
     find_runs,
     ledger_table,
     read_run,
+    results_folder,
     rounds_table,
     to_plain,
     write_files,
@@ -229,6 +230,39 @@ def test_check_writable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"cannot write to the output folder .*file.*choose"):
         check_writable(tmp_path / "file" / "run")
+
+
+def test_a_folder_that_nothing_was_written_to_is_as_if_it_had_never_been(tmp_path: Path) -> None:
+    out = tmp_path / "a" / "b" / "c"
+    for error in (UserError("no"), KeyboardInterrupt(), RuntimeError("no")):
+        with pytest.raises(type(error)), results_folder(out):
+            assert out.is_dir()
+            raise error
+        assert list(tmp_path.iterdir()) == []
+
+    (tmp_path / "a").mkdir()  # what was there before stays
+    with pytest.raises(UserError), results_folder(out):
+        raise UserError("no")
+    assert list(tmp_path.iterdir()) == [tmp_path / "a"]
+
+    with pytest.raises(UserError), results_folder(out):
+        (out.parent / "note").write_text("what somebody else put there stays, too")
+        raise UserError("no")
+    assert [path.name for path in out.parent.iterdir()] == ["note"]
+
+    with results_folder(out):
+        pass
+    assert out.is_dir()
+    with pytest.raises(UserError), results_folder(out):
+        raise UserError("no")
+    assert out.is_dir()
+
+
+def test_a_folder_that_cannot_be_written_leaves_none_above_it(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write"), results_folder(tmp_path / "file" / "run"):
+        raise AssertionError
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 # --- reading what is damaged or foreign ---------------------------------------------------------

@@ -1,20 +1,23 @@
 """Replicas that are lost, tampered with or lagging are mended, counted and never trusted."""
 
+import random
+
 import pytest
 import safetensors.torch
-from flwr.app import Array, ArrayRecord
+from flwr.app import Array, ArrayRecord, Message
 
 from leansplit.clients import workload
 from leansplit.clients.app import app
 from leansplit.federated import sample_cohort
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
+from leansplit.strategies.flower_records import pack
 from leansplit.strategies.in_process_grid import InProcessGrid
 
 ROUNDS = 12
 
 
-def config(**overrides):
+def config(method="ho-sfl", **overrides):
     settings = {
         "task_options.max_train": 240,
         "task_options.max_test": 60,
@@ -27,7 +30,7 @@ def config(**overrides):
         "client.lr": 0.003,
         "replica_storage": "context",
     }
-    return run_config("ho-sfl", settings | overrides)
+    return run_config(method, settings | overrides)
 
 
 class Meddling:
@@ -158,10 +161,28 @@ def test_probe_that_fails_leaves_the_client_behind_not_wrong():
     assert "resyncs" not in outcome.events and "unsynchronised_clients" not in outcome.events
 
 
+@pytest.mark.parametrize("method", ["ho-sfl", "hosl", "decomfl"])
+@pytest.mark.parametrize("storage", ["context", "worker"])
+def test_lost_answers_cost_no_resync(method, storage):
+    """The client did its work and remembers it; the server cannot know."""
+    draw, num_lost = random.Random(0), 0
+
+    def losing(message, context):
+        nonlocal num_lost
+        reply = app(message, context)
+        is_training = message.metadata.message_type.startswith("train")
+        if is_training and message.metadata.group_id != str(ROUNDS + 1) and draw.random() < 0.2:
+            num_lost += 1
+            return Message(pack({}, dict.fromkeys(range(5), "lost")), reply_to=message)
+        return reply
+
+    outcome = execute(config(method, replica_storage=storage), InProcessGrid(losing, 5))
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events == {"dropped_clients": num_lost} and num_lost
+
+
 def test_random_attendance_with_faults_keeps_replicas_exact():
     for seed in range(6):
-        import random
-
         draw = random.Random(seed)
 
         def fault(message, partition_id, draw=draw):

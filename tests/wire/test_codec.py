@@ -251,6 +251,12 @@ ONE = torch.ones(1)
         blob_of({}, SyncReply="{"),
         blob_of({}, SyncReply="{}"),
         blob_of({}, SyncReply='{"version":1,"checksum":"","extra":0}'),
+        blob_of({}, SyncReply='{"version":"1","checksum":""}'),
+        blob_of({}, SyncReply='{"version":1.5,"checksum":""}'),
+        blob_of({}, SyncReply='{"version":null,"checksum":""}'),
+        blob_of({}, SyncReply='{"version":1,"checksum":0}'),
+        blob_of({}, BehindReply='{"version":1,"is_worker_gap":1}'),
+        blob_of({}, SetupReply='{"num_samples":1,"label_counts":[1,"2"]}'),
         blob_of({"x": ONE}, SyncReply='{"version":1,"checksum":""}'),
         blob_of({}, ProbeReply="{}"),
         blob_of({}, ProbeReply='{"scalars":[1.0]}'),
@@ -284,6 +290,7 @@ def test_a_lying_header_cannot_make_bytes_up():
 
 def test_header_values_keep_their_types():
     reply = SetupReply(num_samples=7, label_counts=[3, 0, 4])
-    assert decode_as(encode(reply), SetupReply) == reply
+    decoded = decode_as(encode(reply), SetupReply)
+    assert decoded.num_samples == 7 and decoded.label_counts == [3, 0, 4]
     text = 'naïve "quotes"\n{}'
     assert decode_as(encode(SetupRequest(plan=text)), SetupRequest).plan == text

@@ -43,6 +43,10 @@ class Attendance:
         """Note that the client holds the seeds of ``round``."""
         self._known_seed_rounds[client_id] = round
 
+    def doubt_seeds(self, client_id: int) -> None:
+        """Note that the client may hold other seeds by now: what it misses is sent whole."""
+        self._known_seed_rounds.pop(client_id, None)
+
     def catch_up(self, client_id: int) -> dict[str, Any]:
         """Return the catch-up fields of a request to ``client_id``.
 

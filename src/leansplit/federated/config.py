@@ -37,8 +37,9 @@ class MethodConfig:
     types: ClassVar[dict[str, type[MethodConfig]]] = {}
     """Class name -> class, of every method's configuration."""
 
-    needs_smashed_shape: ClassVar[bool] = False
-    """Whether clients report the shape of their smashed data at set-up."""
+    needs_one_smashed_shape: ClassVar[bool] = False
+    """Whether samples of all clients must have smashed data of one shape: their batches are
+    joined, or a head is built for them."""
 
     cohort_size: int
     """K, clients that take part in a round."""
@@ -113,6 +114,8 @@ class LocalStepsConfig(MethodConfig):
 @dataclass(frozen=True, kw_only=True)
 class HOSFLConfig(ReplicatedConfig):
     """HO-SFL (arXiv 2603.14773)."""
+
+    needs_one_smashed_shape: ClassVar[bool] = True
 
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round on the cohort's mean gradient."""
@@ -305,6 +308,8 @@ class HOFLConfig(LocalStepsConfig):
 class FrozenConfig(MethodConfig):
     """The control: the client model never changes, only the server trains."""
 
+    needs_one_smashed_shape: ClassVar[bool] = True
+
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round on the cohort's mean gradient."""
     features_once: bool = False
@@ -315,6 +320,8 @@ class FrozenConfig(MethodConfig):
 @dataclass(frozen=True, kw_only=True)
 class HOSLConfig(ReplicatedConfig):
     """HOSL (arXiv 2601.10940)."""
+
+    needs_one_smashed_shape: ClassVar[bool] = True
 
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=10, estimator="central")
     """How the end-to-end loss is probed; the paper's Q is P. ``central`` uploads 2 P perturbed

@@ -24,7 +24,7 @@ SERVER_MODES: Final[tuple[str, ...]] = get_args(ServerMode)
 class AuxiliaryMethodConfig(LocalStepsConfig):
     """Methods whose clients take all steps of a round by themselves and upload some batches."""
 
-    needs_smashed_shape: ClassVar[bool] = True
+    needs_one_smashed_shape: ClassVar[bool] = True
 
     auxiliary: AuxiliaryConfig = AuxiliaryConfig()
     """The head that stands in for the server at the client."""

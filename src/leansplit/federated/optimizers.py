@@ -43,8 +43,8 @@ class OptimizerConfig:
         """Refuse values that no step can be taken with."""
         require_choice("optimizer", self.name, OPTIMIZERS)
         require_choice("optimizer lifetime", self.lifetime, LIFETIMES)
-        require_positive("learning rate", self.lr)
-        require_positive("optimizer eps", self.eps)
+        require_positive("lr", self.lr)
+        require_positive("eps", self.eps)
         for what in ("momentum", "beta1", "beta2"):
             if not 0 <= getattr(self, what) < 1:
                 raise UserError(f"{what} must be in [0, 1), got {getattr(self, what)}")

@@ -46,7 +46,7 @@ class AuxiliaryConfig:
         require_choice("auxiliary kind", self.kind, AUXILIARY_KINDS)
         require_choice("auxiliary initialise", self.initialise, INITIALISATIONS)
         if self.num_blocks < 1:
-            raise UserError(f"auxiliary num_blocks must be at least 1, got {self.num_blocks}")
+            raise UserError(f"num_blocks must be at least 1, got {self.num_blocks}")
 
 
 class LocalModel(nn.Module):

@@ -1,6 +1,7 @@
 """What crosses the wire: typed records, their encoding, and the ledger that prices them."""
 
 from leansplit.wire.codec import DecodeError, decode, decode_as, encode, price
+from leansplit.wire.form import ABSENT, Form, TensorForm, forms_of, require_form, require_forms
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
 from leansplit.wire.ledger import Ledger, LedgerEntry
 from leansplit.wire.plan import ClientPlan, ReplicaStorage
@@ -33,6 +34,7 @@ from leansplit.wire.records import (
 )
 
 __all__ = [
+    "ABSENT",
     "DIRECTIONS",
     "KINDS",
     "BackwardRequest",
@@ -46,6 +48,7 @@ __all__ = [
     "Direction",
     "FedZOReply",
     "FedZORequest",
+    "Form",
     "ForwardRequest",
     "HOSLRequest",
     "HybridTrainReply",
@@ -65,10 +68,14 @@ __all__ = [
     "SmashedDataReply",
     "SyncReply",
     "SyncRequest",
+    "TensorForm",
     "TrainForwardRequest",
     "WeightsReply",
     "decode",
     "decode_as",
     "encode",
+    "forms_of",
     "price",
+    "require_form",
+    "require_forms",
 ]

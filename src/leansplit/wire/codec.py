@@ -8,11 +8,13 @@ record must give the same bytes). The price of a record is read off the encoded 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_type_hints
 
 import safetensors.torch
+from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
@@ -84,10 +86,28 @@ def decode(blob: bytes) -> Record:
             values[field_name][key] = tensor
         else:
             values[field_name] = tensor
+    for name, adapter in _header_types(record_type).items():  # type: ignore[arg-type]
+        if name in values:
+            try:
+                values[name] = adapter.validate_python(values[name], strict=True)
+            except ValidationError as error:
+                detail = error.errors()[0]["msg"].lower()
+                raise DecodeError(f"{record_type.__name__}.{name}: {detail}") from error
     try:
         return record_type(**values)
     except TypeError as error:
         raise DecodeError(f"{record_type.__name__}: {error}") from error
+
+
+@functools.cache
+def _header_types(record_type: type[Record]) -> Mapping[str, TypeAdapter[Any]]:
+    """Return what reads the header fields of a record; JSON alone knows no types."""
+    hints = get_type_hints(record_type)
+    return {
+        f.name: TypeAdapter(hints[f.name])
+        for f in dataclasses.fields(record_type)
+        if KIND_KEY not in f.metadata
+    }
 
 
 def decode_as(blob: bytes, expected: type[R] | tuple[type[R], ...]) -> R:

@@ -1,0 +1,67 @@
+"""Ctrl-C: once to end at the next good place with everything measured so far, twice to abort."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from types import FrameType
+
+
+@contextmanager
+def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
+    """Turn the first Ctrl-C into a request to stop; the second aborts. Only the main thread can.
+
+    May be entered again inside the block, with the same event. A Ctrl-C that came while the signal
+    was held back (:func:`hold_interrupts`) counts.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ask_to_stop(signum: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+
+    before = signal.signal(signal.SIGINT, ask_to_stop)
+    try:
+        with _interrupts(held=False):
+            yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@contextmanager
+def finish_first() -> Iterator[None]:
+    """Put any Ctrl-C off until the block is done: for writing what hours of work have measured."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    pressed = threading.Event()
+    before = signal.signal(signal.SIGINT, lambda signum, frame: pressed.set())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if pressed.is_set():
+        signal.raise_signal(signal.SIGINT)
+
+
+def hold_interrupts() -> AbstractContextManager[None]:
+    """Hold Ctrl-C back inside the block; processes that start in it hold it back for good."""
+    return _interrupts(held=True)
+
+
+@contextmanager
+def _interrupts(*, held: bool) -> Iterator[None]:
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    how = signal.SIG_BLOCK if held else signal.SIG_UNBLOCK
+    before = signal.pthread_sigmask(how, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

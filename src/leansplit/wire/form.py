@@ -1,0 +1,108 @@
+"""What a record must look like: shapes and element types of its tensors, values of its fields.
+
+The codec tells whether bytes are a record; a form tells whether the record is the one that was
+asked for. Who asks says so before anything is computed with an answer.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from leansplit.wire.codec import DecodeError
+from leansplit.wire.records import KIND_KEY, Record
+
+
+@dataclass(frozen=True)
+class TensorForm:
+    """Shape and element type of a tensor.
+
+    Attributes:
+        shape: all dimensions.
+        dtype: element type.
+        num_classes: elements are class indices below this; 0: any value will do.
+    """
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype = torch.float32
+    num_classes: int = 0
+
+    @classmethod
+    def of(cls, tensor: Tensor) -> TensorForm:
+        """Return the form that ``tensor`` has."""
+        return cls(tuple(tensor.shape), tensor.dtype)
+
+    def stacked(self, *leading: int) -> TensorForm:
+        """Return the form of so many of these: ``leading`` dimensions come first."""
+        return dataclasses.replace(self, shape=(*leading, *self.shape))
+
+    def require(self, what: str, tensor: Tensor) -> None:
+        """Raise ``DecodeError`` unless ``tensor``, called ``what``, has this form."""
+        if tensor.dtype != self.dtype or tuple(tensor.shape) != self.shape:
+            raise DecodeError(f"{what} is {TensorForm.of(tensor)}, not {self}")
+        if self.num_classes and tensor.numel():
+            lowest, highest = int(tensor.min()), int(tensor.max())
+            if lowest < 0 or highest >= self.num_classes:
+                raise DecodeError(
+                    f"{what} holds values from {lowest} to {highest}, not class indices below "
+                    f"{self.num_classes}"
+                )
+
+    def __str__(self) -> str:
+        """Return such as ``float32 [8, 16, 4, 4]``."""
+        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+
+
+ABSENT = TensorForm((0,))
+"""The form of a payload field that is left at its default, ``torch.empty(0)``."""
+
+Form = Mapping[str, TensorForm | Mapping[str, TensorForm] | int | str]
+"""Field -> what it must be: the form of a tensor, of every tensor by name, or a header's value."""
+
+
+def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorForm]:
+    """Return the forms that named tensors have."""
+    return {name: TensorForm.of(tensor) for name, tensor in tensors.items()}
+
+
+def require_form(record: Record, form: Form) -> None:
+    """Insist that a record is what ``form`` says.
+
+    Raises:
+        DecodeError: naming the first field that is not.
+        TypeError: if the form leaves out a payload field, or has one that the record has not.
+    """
+    fields = {item.name: item for item in dataclasses.fields(record)}
+    tensors = {name for name, item in fields.items() if KIND_KEY in item.metadata}
+    if wrong := sorted((tensors - form.keys()) | (form.keys() - fields.keys())):
+        raise TypeError(f"the form of a {type(record).__name__} does not match its fields {wrong}")
+    for name, wanted in form.items():
+        what, value = f"{type(record).__name__}.{name}", getattr(record, name)
+        if isinstance(wanted, TensorForm):
+            wanted.require(what, value)
+        elif isinstance(wanted, Mapping):
+            require_forms(what, value, wanted)
+        elif value != wanted:
+            raise DecodeError(f"{what} is {value!r}, not {wanted!r}")
+
+
+def require_forms(
+    what: str, tensors: Mapping[str, Tensor], forms: Mapping[str, TensorForm]
+) -> None:
+    """Raise ``DecodeError`` unless ``tensors`` are exactly those of ``forms``."""
+    if missing := forms.keys() - tensors.keys():
+        raise DecodeError(f"{what} lacks {_few(missing)}")
+    if unexpected := tensors.keys() - forms.keys():
+        raise DecodeError(f"{what} has unknown tensors: {_few(unexpected)}")
+    for name, form in forms.items():
+        form.require(f"{what} {name!r}", tensors[name])
+
+
+def _few(names: Iterable[str], at_most: int = 3) -> str:
+    ordered = sorted(names)
+    more = len(ordered) - at_most
+    return ", ".join(map(repr, ordered[:at_most])) + (f" and {more} more" if more > 0 else "")
