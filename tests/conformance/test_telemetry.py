@@ -227,20 +227,18 @@ def test_many_directions_measure_a_cosine_near_one(method, configure):
         assert row["projection"] == pytest.approx(1, abs=0.25)  # its deviation is 0.06
 
 
-SPLIT_MODES = [
-    (method, mode)
-    for method in REPORTING
-    for mode in (("averaged", "sequential") if method in WITH_SERVER_PART else ("",))
+VARIANTS = [(method, {}) for method in REPORTING] + [
+    *((method, {"server_mode": "sequential"}) for method in sorted(WITH_SERVER_PART)),
+    ("heron-sfl", {"frozen_client": True}),
 ]
 
 
-@pytest.mark.parametrize(("method", "mode"), SPLIT_MODES)
-def test_every_scalar_is_the_true_gradients_slope(method, mode, configure):
+@pytest.mark.parametrize(("method", "options"), VARIANTS)
+def test_every_scalar_is_the_true_gradients_slope(method, options, configure):
     """With P = 1 and |u|^2 = d: |g_hat| = |s| sqrt(d) and <g_hat, g> = s <g, u>, where s = <g, u>.
 
     In later rounds, with several local steps and server steps, and one server for all clients.
     """
-    options = {"server_mode": mode} if mode else {}
     probe = {
         "probe.num_perturbations": 1,
         "probe.direction": "sphere",
