@@ -139,6 +139,8 @@ def price(blob: bytes) -> dict[Kind, int]:
         priced: dict[Kind, int] = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
+            if type(begin) is not int or type(end) is not int:
+                raise TypeError("offsets count bytes")
             kind = kinds[name.partition("/")[0]]
             priced[kind] = priced.get(kind, 0) + end - begin
         priced["envelope"] = len(blob) - sum(priced.values())
