@@ -87,7 +87,7 @@ def execute_plain(
     Args:
         config: what to run; keys of the deployment, such as ``workers``, are not used.
         device: where everything is computed; see :func:`usable_device`.
-        stop: set it to end the run after the current round.
+        stop: set it to end the run after the current round or evaluation.
         on_progress: called after every round and evaluation.
 
     Raises:
@@ -142,14 +142,14 @@ def execute_plain(
                 model, task.loss, clients, settings, config.rounds, after_round=after_round
             )
     except StopRunning:
-        pass  # the initial model is at the target
+        pass  # before the first round: the initial model is at the target, or a stop was asked for
     except UserError:
         raise
     except Exception as error:
         record_failure(outcome, error)
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = loop.ledger
-    outcome.samples_forwarded = loop.samples_seen
+    outcome.samples_forwarded = loop.samples_forwarded
     is_whole = trained is not None and outcome.status != "failed"
     alone = method.clients_alone(settings, model, clients, trained) if is_whole else None
     record_end(outcome, there, model, alone)
@@ -197,6 +197,13 @@ class PlainLoop:
         for (direction, kind), num_bytes in traffic.items():
             self._ledger.record(round, ALL_CLIENTS, direction, {kind: num_bytes})
         return RoundReport(round, self.samples_seen, None, len(cohort), {})
+
+    @property
+    def samples_forwarded(self) -> int:
+        """Samples that a client's forward and backward passes are counted for."""
+        return self._method.samples_forwarded(
+            self._settings, self._shape, self._attendance, self.samples_seen
+        )
 
     @property
     def ledger(self) -> Ledger:
