@@ -26,7 +26,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.P
         TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
         console=console,
-        transient=not console.is_terminal,
+        disable=not console.is_terminal,  # else a log gets an empty line for each run
     )
     started = time.monotonic()
     with bar:
