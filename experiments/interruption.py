@@ -50,8 +50,8 @@ def finish_first() -> Iterator[None]:
     finally:
         for end, handler in before.items():
             signal.signal(end, handler)
-    for end in dict.fromkeys(came):
-        signal.raise_signal(end)
+    for signum in dict.fromkeys(came):
+        signal.raise_signal(signum)
 
 
 def hold_interrupts() -> AbstractContextManager[None]:
