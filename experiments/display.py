@@ -30,7 +30,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.P
     )
     started = time.monotonic()
     with bar:
-        task_id = bar.add_task(title, total=1.0, status="starting workers")
+        task_id = bar.add_task(title, total=1.0, status="starting")
 
         def show(progress: execution.Progress) -> None:
             done = progress.share_done
