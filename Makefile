@@ -2,8 +2,9 @@
 # with venv and pip; every target makes its own environment in .venv.
 
 PYTHON ?= python3
-# Processes that run tests: a number, or auto for one a core (at most MAX_TEST_WORKERS).
-TEST_WORKERS ?= auto
+# Processes that run tests (at most MAX_TEST_WORKERS): one more than there are cores, since those
+# that wait for a simulation to start leave theirs idle.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 MAX_TEST_WORKERS ?= 8
 # More arguments for pytest, such as PYTEST_ARGS="tests/wire -x".
 PYTEST_ARGS ?=
