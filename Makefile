@@ -29,7 +29,7 @@ run: $(READY) ## the main job: compare the methods on digits, results in runs/di
 	$(VENV)/bin/leansplit compare digits --out "$(OUT)"
 
 test: $(READY) ## the whole test suite
-	$(IN_VENV) pytest -n $(TEST_WORKERS) --maxprocesses $(MAX_TEST_WORKERS) $(PYTEST_ARGS)
+	$(IN_VENV) pytest -n $(TEST_WORKERS) --maxprocesses $(MAX_TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY) ## style: ruff's rules and its formatting
 	$(IN_VENV) ruff check .
