@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -174,6 +175,7 @@ class Recorder:
         """Evaluate the global model and add a row.
 
         Raises:
+            RunFailedError: if the test loss is not finite.
             StopRunning: at the target accuracy, or when a stop was asked for.
         """
         metrics = self._add_row(round, arrays)
@@ -210,6 +212,10 @@ class Recorder:
             }
         )
         self._show_progress()
+        if not math.isfinite(loss):
+            raise RunFailedError(
+                f"non-finite test loss ({loss}) after round {round}; lower the learning rates"
+            )
         return {"accuracy": accuracy, "loss": loss}
 
     def _show_progress(self) -> None:
