@@ -51,6 +51,38 @@ def test_group_norm_takes_any_number_of_channels(channels):
     assert model(torch.randn(2, 1, 4, 4)).shape == (2, 2)
 
 
+@pytest.mark.parametrize("pooling", ["max", "average"])
+def test_memory_format_changes_speed_not_the_function(pooling):
+    models = [
+        build_model(
+            "cifar-cnn",
+            input_shape=(3, 32, 32),
+            num_classes=10,
+            seed=0,
+            options={"memory_format": kind, "norm": "group", "pooling": pooling},
+        )
+        for kind in ("contiguous", "channels_last")
+    ]
+    images = torch.randn(4, 3, 32, 32)
+    outputs, smashed, gradients = [], [], []
+    for model in models:
+        client_model = split_at(model, "norm2").client_model
+        smashed.append(client_model(images))
+        outputs.append(model(images))
+        outputs[-1].logsumexp(1).sum().backward()
+        gradients.append([parameter.grad for parameter in model.parameters()])
+    assert models[1].conv1(images).is_contiguous(memory_format=torch.channels_last)
+    assert smashed[1].is_contiguous()  # as a message would bring it
+    torch.testing.assert_close(outputs[1], outputs[0])
+    torch.testing.assert_close(smashed[1], smashed[0])
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=1e-4, atol=1e-5)
+
+
+def test_unknown_memory_format_is_refused():
+    with pytest.raises(UserError, match="memory_format"):
+        small_cnn((3, 8, 8), 3, memory_format="channels_first")
+
+
 def test_no_batch_norm():
     for norm in ("none", "group"):
         model = small_cnn((3, 32, 32), 10, norm=norm)

@@ -48,6 +48,7 @@ def test_options_are_the_builders_keyword_arguments_with_their_defaults():
         "norm": "none",
         "activation": "tanh",
         "pooling": "average",
+        "memory_format": "contiguous",
     }
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from torch import nn
 
 from leansplit.errors import UserError, require_choice
+from leansplit.models.memory_format import in_memory_format
 
 NORMS = ("none", "group")
 ACTIVATIONS = {"relu": nn.ReLU, "tanh": nn.Tanh}
@@ -30,6 +31,7 @@ def small_cnn(
     norm: str = "none",
     activation: str = "relu",
     pooling: str = "max",
+    memory_format: str = "contiguous",
 ) -> nn.Sequential:
     """Build 3x3 convolutions, some followed by 2x2 pooling, and a classifier.
 
@@ -46,6 +48,8 @@ def small_cnn(
         norm: ``none``, or ``group`` for group normalisation after each convolution.
         activation: ``relu`` or ``tanh``.
         pooling: ``max`` or ``average``.
+        memory_format: ``channels_last`` computes faster on a CPU, the same up to rounding; what
+            leaves the model is ``contiguous`` either way.
 
     Raises:
         UserError: if an option is out of range, or the input is too small for the pooling.
@@ -53,6 +57,9 @@ def small_cnn(
     require_choice("norm", norm, NORMS)
     activate = ACTIVATIONS[require_choice("activation", activation, ACTIVATIONS)]
     pool = POOLINGS[require_choice("pooling", pooling, POOLINGS)]
+    conv, group_norm, pool = (
+        in_memory_format(memory_format, layer) for layer in (nn.Conv2d, nn.GroupNorm, pool)
+    )
     if not channels or min(channels) < 1 or hidden < 0:
         raise UserError(
             f"channels must be positive and hidden at least 0, got {list(channels)} and {hidden}"
@@ -70,10 +77,10 @@ def small_cnn(
         )
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for number, out_channels in enumerate(channels, start=1):
-        layers[f"conv{number}"] = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1)
+        layers[f"conv{number}"] = conv(in_channels, out_channels, kernel_size=3, padding=1)
         if norm == "group":
             groups = math.gcd(out_channels, max(1, out_channels // _CHANNELS_PER_GROUP))
-            layers[f"norm{number}"] = nn.GroupNorm(groups, out_channels)
+            layers[f"norm{number}"] = group_norm(groups, out_channels)
         layers[f"{activation}{number}"] = activate()
         if number in pool_after:
             layers[f"pool{number}"] = pool(2)

@@ -130,7 +130,12 @@ register_model(
 register_model(
     "cifar-cnn",
     functools.partial(
-        small_cnn, channels=(16, 32, 64, 128), pool_after=(1, 2, 4), hidden=128, norm="none"
+        small_cnn,
+        channels=(16, 32, 64, 128),
+        pool_after=(1, 2, 4),
+        hidden=128,
+        norm="none",
+        memory_format="channels_last",
     ),
     description="Four convolutions for 32x32 images; 5,088 client parameters at the default cut.",
     default_cut_layer="relu2",

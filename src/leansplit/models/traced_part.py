@@ -14,7 +14,8 @@ from torch.fx.node import map_aggregate, map_arg
 class TracedPart(nn.Module):
     """Some steps of a traced model, over modules held under their full-model names.
 
-    Values are freed after their last use, so that inference peaks as in the unsplit model.
+    Values are freed after their last use, so that inference peaks as in the unsplit model. One
+    tensor is returned as a message would bring it, contiguous, whatever layout the steps used.
     """
 
     def __init__(self, root: nn.Module, nodes: list[fx.Node], inputs: list[str], output: Any):
@@ -61,7 +62,9 @@ class TracedPart(nn.Module):
                 values[step.name] = found(*args, **kwargs) if step.op == "call_module" else found
             for name in step.frees:
                 del values[name]
-        return map_aggregate(self._output, look_up)
+        result = map_aggregate(self._output, look_up)
+        # In another memory format, what follows would round otherwise than behind a message.
+        return result.contiguous() if isinstance(result, Tensor) else result
 
     def segments(self) -> list[nn.Module]:
         """Return the part as a chain of modules, cut wherever a single value is alive.
