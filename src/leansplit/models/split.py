@@ -16,12 +16,12 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 
-from leansplit.errors import UserError, did_you_mean
+from leansplit.errors import UserError, did_you_mean, require_choice
 from leansplit.models.traced_part import TracedPart
 
 _MAX_NAMED = 5
@@ -82,6 +82,19 @@ class SplitModel:
             half.load_state_dict({name: state[name] for name in half.state_dict()})
 
 
+@runtime_checkable
+class CutsItself(Protocol):
+    """A model with a way of its own to be cut, such as a language model after a block."""
+
+    def cut_layers(self) -> list[str]:
+        """Return the allowed cuts in forward order."""
+        ...
+
+    def halves_at(self, cut_layer: str) -> tuple[nn.Module, nn.Module]:
+        """Return client and server model at an allowed cut, on the model's own modules."""
+        ...
+
+
 def split_at(model: nn.Module, cut_layer: str) -> SplitModel:
     """Cut ``model`` after the module called ``cut_layer`` (as in ``model.named_modules()``).
 
@@ -98,6 +111,11 @@ def split_at(model: nn.Module, cut_layer: str) -> SplitModel:
             the server could train nothing, parameters would sit on both sides, anything but one
             tensor would cross, or the model cannot be traced.
     """
+    if isinstance(model, CutsItself):
+        client_model, server_model = model.halves_at(
+            require_choice("cut layer", cut_layer, model.cut_layers())
+        )
+        return SplitModel(client_model, server_model, cut_layer, model)
     if cut_layer not in {name for name, _ in model.named_modules(remove_duplicate=False) if name}:
         raise UserError(
             f"unknown cut layer {cut_layer!r}; " + did_you_mean(cut_layer, cut_layers(model))
@@ -117,6 +135,8 @@ def cut_layers(model: nn.Module) -> list[str]:
     Raises:
         UserError: if ``model.forward`` itself cannot be traced.
     """
+    if isinstance(model, CutsItself):
+        return model.cut_layers()
     return [name for name in _forward_order(model) if _allows_cut(model, name)]
 
 

@@ -3,6 +3,10 @@
 The blob's tensors are the record's payload fields; its only string metadata maps the record's type
 to its header fields as JSON (safetensors writes several entries in random order, and the same
 record must give the same bytes). The price of a record is read off the encoded bytes themselves.
+
+Where smashed data carry an attention mask (:mod:`leansplit.sequences`), hidden states and mask
+travel as two tensors, the mask as ``<field>.mask`` with a byte for each position. The smashed
+gradient travels without the mask's place, which is zero; an empty ``<field>.mask`` says so.
 """
 
 from __future__ import annotations
@@ -14,16 +18,19 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import safetensors.torch
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from leansplit.sequences import pack, unpack
 from leansplit.wire.kinds import Kind
-from leansplit.wire.records import KIND_KEY, MANY_KEY, Record
+from leansplit.wire.records import ALIKE_KEY, KIND_KEY, MANY_KEY, Record
 
 R = TypeVar("R", bound=Record)
 
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
+_MASK = ".mask"
 _MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RecursionError)
 
 
@@ -31,8 +38,13 @@ class DecodeError(ValueError):
     """Bytes that are no valid record."""
 
 
-def encode(record: Record) -> bytes:
-    """Return the bytes that cross the wire for ``record``."""
+def encode(record: Record, *, has_mask: bool = False) -> bytes:
+    """Return the bytes that cross the wire for ``record``.
+
+    Args:
+        record: what to encode.
+        has_mask: whether smashed data and their gradients have a place for an attention mask.
+    """
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {}
     for item in dataclasses.fields(record):
@@ -42,7 +54,7 @@ def encode(record: Record) -> bytes:
         elif item.metadata[MANY_KEY]:
             tensors |= {f"{item.name}/{key}": t.contiguous() for key, t in value.items()}
         elif not _is_default(item, value):  # an absent tensor costs nothing
-            tensors[item.name] = value.contiguous()
+            tensors |= _apart(item, value) if has_mask else {item.name: value.contiguous()}
     metadata = {type(record).__name__: json.dumps(header, separators=(",", ":"))}
     return safetensors.torch.save(tensors, metadata)
 
@@ -53,6 +65,35 @@ def _is_default(item: dataclasses.Field[Any], value: Tensor) -> bool:
         return False
     default: Tensor = item.default_factory()
     return value.shape == default.shape and value.dtype == default.dtype
+
+
+def _apart(item: dataclasses.Field[Any], value: Tensor) -> dict[str, Tensor]:
+    """Return the tensors that cross for a field whose last dimension may hold a mask."""
+    kind = item.metadata[KIND_KEY]
+    if kind not in ("smashed_data", "smashed_gradient"):
+        return {item.name: value.contiguous()}
+    hidden, mask = unpack(value)
+    if kind == "smashed_gradient":
+        mask = mask[:0].reshape(-1)
+    elif item.metadata[ALIKE_KEY]:
+        mask = mask[0]
+    return {item.name: hidden, f"{item.name}{_MASK}": mask.to(torch.uint8)}
+
+
+def _together(name: str, tensors: dict[str, Tensor], is_alike: bool) -> Tensor:
+    """Undo :func:`_apart`.
+
+    Raises:
+        ValueError: if the mask does not belong to the tensor.
+    """
+    value, mask = tensors[name], tensors.get(f"{name}{_MASK}")
+    if mask is None:
+        return value
+    if mask.dtype != torch.uint8 or (mask > 1).any():
+        raise ValueError(f"{name}{_MASK} holds more than zeros and ones")
+    if mask.shape == (0,) and value.shape[:-1] != (0,):
+        return pack(value, torch.zeros(value.shape[:-1]))
+    return pack(value, mask.expand(value.shape[:-1]) if is_alike else mask)
 
 
 def decode(blob: bytes) -> Record:
@@ -70,22 +111,25 @@ def decode(blob: bytes) -> Record:
             raise TypeError("the header is no JSON object")
     except (SafetensorError, *_MALFORMED) as error:
         raise DecodeError(f"not a leansplit record: {error}") from error
-    is_many = {
-        f.name: f.metadata[MANY_KEY]
-        for f in dataclasses.fields(record_type)
-        if KIND_KEY in f.metadata
-    }
+    fields = {f.name: f.metadata for f in dataclasses.fields(record_type) if KIND_KEY in f.metadata}
+    is_many = {name: metadata[MANY_KEY] for name, metadata in fields.items()}
     if misplaced := sorted(is_many.keys() & values.keys()):
         raise DecodeError(f"{record_type.__name__} has payload fields {misplaced} in its header")
     values |= {name: {} for name in is_many if is_many[name]}
     for name, tensor in sorted(tensors.items()):  # safetensors returns them in random order
         field_name, slash, key = name.partition("/")
+        is_mask = not slash and name.endswith(_MASK) and name.removesuffix(_MASK) in tensors
+        if is_mask and _may_have_mask(fields.get(name.removesuffix(_MASK))):
+            continue  # joined to its field
         if is_many.get(field_name) is not bool(slash):
             raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")
         if slash:
             values[field_name][key] = tensor
-        else:
-            values[field_name] = tensor
+            continue
+        try:
+            values[name] = _together(name, tensors, fields[name][ALIKE_KEY])
+        except (ValueError, RuntimeError) as error:
+            raise DecodeError(f"{record_type.__name__}.{name}: {error}") from error
     for name, adapter in _header_types(record_type).items():  # type: ignore[arg-type]
         if name in values:
             try:
@@ -97,6 +141,10 @@ def decode(blob: bytes) -> Record:
         return record_type(**values)
     except TypeError as error:
         raise DecodeError(f"{record_type.__name__}: {error}") from error
+
+
+def _may_have_mask(metadata: Mapping[str, Any] | None) -> bool:
+    return metadata is not None and metadata[KIND_KEY] in ("smashed_data", "smashed_gradient")
 
 
 @functools.cache
@@ -139,7 +187,9 @@ def price(blob: bytes) -> dict[Kind, int]:
         priced: dict[Kind, int] = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
-            kind = kinds[name.partition("/")[0]]
+            kind = kinds[name.partition("/")[0].removesuffix(_MASK)]
+            if name.endswith(_MASK):
+                kind = "masks"
             priced[kind] = priced.get(kind, 0) + end - begin
         priced["envelope"] = len(blob) - sum(priced.values())
     except _MALFORMED:

@@ -1,0 +1,184 @@
+"""A language model cut after a block: halves that share the blocks of the unsplit model."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from leansplit.models.language.families import Family
+from leansplit.sequences import pack, unpack
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class Facade(nn.Module):
+    """A model behind a forward of our own: same children, same parameter names."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        for name, child in inner.named_children():
+            self.add_module(name, child)
+        self.__dict__["inner"] = inner  # not registered: its children are, under their own names
+
+    @property
+    def _inner(self) -> Any:
+        return self.__dict__["inner"]
+
+    def train(self, mode: bool = True) -> Facade:
+        """Put the model in training or evaluation mode."""
+        self._inner.train(mode)
+        return super().train(mode)  # type: ignore[return-value]
+
+
+class WholeLanguageModel(Facade):
+    """An unsplit model from token ids and attention mask to logits; ``split_at`` cuts it.
+
+    Attributes:
+        family: how its architecture is put together.
+    """
+
+    def __init__(self, inner: nn.Module, family: Family) -> None:
+        super().__init__(inner)
+        self.family = family
+
+    @property
+    def inner(self) -> Any:
+        """The library's own model."""
+        return self._inner
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks it has."""
+        blocks: Any = self._inner.get_submodule(f"{self.family.stack}.{self.family.blocks}")
+        return len(blocks)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens [B, 2, S] (ids, attention mask) to logits."""
+        ids, mask = tokens.unbind(1)
+        return _logits(self._inner, self.family, mask, input_ids=ids)
+
+    def cut_layers(self) -> list[str]:
+        """Return the allowed cuts: how many blocks the client holds, at least one on each side."""
+        return [str(n) for n in range(1, self.num_blocks)]
+
+    def halves_at(self, cut_layer: str) -> tuple[nn.Module, nn.Module]:
+        """Return client and server model, on the modules of this one."""
+        n = int(cut_layer)
+        inner, family = self._inner, self.family
+        return client_half(inner, family, n), server_half(inner, family, n)
+
+
+class LanguageClientModel(Facade):
+    """Embeddings and the blocks up to the cut."""
+
+    def __init__(self, inner: nn.Module, family: Family) -> None:
+        super().__init__(inner)
+        self.family = family
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens [B, 2, S] (ids, attention mask) to packed smashed data [B, S, D + 1]."""
+        ids, mask = tokens.unbind(1)
+        stack = self.get_submodule(self.family.stack)
+        hidden = stack(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return pack(hidden, mask)
+
+
+class LanguageServerModel(Facade):
+    """The blocks above the cut, final norm and head."""
+
+    def __init__(self, inner: nn.Module, family: Family) -> None:
+        super().__init__(inner)
+        self.family = family
+
+    def forward(self, smashed_data: Tensor) -> Tensor:
+        """Map packed smashed data [B, S, D + 1] to logits."""
+        hidden, mask = unpack(smashed_data)
+        return _logits(self._inner, self.family, mask, inputs_embeds=hidden)
+
+
+def _logits(inner: Any, family: Family, mask: Tensor, **inputs: Tensor) -> Tensor:
+    """Run a model with a head, or its upper half."""
+    if family.is_causal and hasattr(inner, "score"):
+        # The library finds the last token by its id, which nobody has above the cut.
+        stack = inner.get_submodule(family.stack)
+        hidden = stack(attention_mask=mask, use_cache=False, **inputs).last_hidden_state
+        scores: Tensor = inner.score(hidden)
+        return scores[torch.arange(len(scores), device=scores.device), last_tokens(mask)]
+    logits: Tensor = inner(attention_mask=mask, use_cache=False, **inputs).logits
+    return logits
+
+
+def last_tokens(mask: Tensor) -> Tensor:
+    """Return the position [B] of each row's last token, from its mask [B, S]."""
+    positions = torch.arange(mask.shape[1], device=mask.device)
+    return (mask * positions).argmax(1)
+
+
+def client_half(inner: nn.Module, family: Family, num_blocks: int) -> LanguageClientModel:
+    """Return embeddings and the first blocks of ``inner``, on its own modules."""
+    root, stack = _opened(inner, family, slice(0, num_blocks))
+    for name, stand_in in family.above.items():
+        stack._modules[name] = stand_in()
+    head = family.stack.partition(".")[0]
+    for name in [name for name in root._modules if name != head]:
+        del root._modules[name]
+    return LanguageClientModel(root, family)
+
+
+def server_half(inner: nn.Module, family: Family, num_blocks: int) -> LanguageServerModel:
+    """Return all of ``inner`` above its first blocks, on its own modules."""
+    root, stack = _opened(inner, family, slice(num_blocks, None))
+    for name, stand_in in family.below.items():
+        stack._modules[name] = stand_in()
+    return LanguageServerModel(root, family)
+
+
+def shortened(config: Any, kept: slice) -> Any:
+    """Return the configuration of a model that has some of the blocks only."""
+    config = copy.deepcopy(config)
+    config.num_hidden_layers = len(range(*kept.indices(config.num_hidden_layers)))
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[kept]
+    return config
+
+
+class _Blocks(nn.ModuleList):
+    """Some blocks of a model, under the names they have in it."""
+
+    def __init__(self, blocks: Any = None, first: int = 0) -> None:
+        super().__init__()
+        for index, block in enumerate(blocks or (), first):
+            self.add_module(str(index), block)
+
+
+def _opened(inner: nn.Module, family: Family, kept: slice) -> tuple[nn.Module, nn.Module]:
+    """Return copies of ``inner`` and its stack that hold some blocks only, nothing else copied."""
+    root = _shell(inner)
+    all_blocks: Any = inner.get_submodule(f"{family.stack}.{family.blocks}")
+    root.config = config = shortened(inner.config, kept)
+    blocks = list(all_blocks)[kept]
+    at = root
+    stack = root
+    for depth, name in enumerate(path := [*family.stack.split("."), *family.blocks.split(".")]):
+        if depth == len(path) - 1:
+            at._modules[name] = _Blocks(blocks, kept.start)
+            break
+        shell = _shell(at._modules[name])
+        if hasattr(shell, "config"):
+            shell.config = config
+        at._modules[name] = at = shell
+        if depth == len(family.stack.split(".")) - 1:
+            stack = shell
+    return root, stack
+
+
+def _shell(module: M | None) -> M:
+    """Return a copy that shares layers and tensors, but can be written to."""
+    assert module is not None
+    shell = type(module).__new__(type(module))
+    for name, value in vars(module).items():
+        shell.__dict__[name] = value.copy() if isinstance(value, dict | list) else value
+    return shell
