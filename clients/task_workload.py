@@ -7,6 +7,7 @@ from collections.abc import Callable
 from leansplit.clients.partition import PartitionConfig
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.clients.workload import Workload
+from leansplit.errors import UserError
 from leansplit.tasks.task import Examples, Task
 from leansplit.tasks.workload import WorkloadConfig
 from leansplit.wire import ClientPlan
@@ -25,9 +26,20 @@ def provide_task_workload(plan: ClientPlan) -> Workload:
 
 
 def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples]:
-    """Return client id -> that client's samples; every process draws the same partition."""
+    """Return client id -> that client's samples; every process draws the same partition.
+
+    Raises:
+        UserError: if the labels should be spread unevenly, and there are none.
+    """
+    labels = task.train.labels
+    if not task.num_classes:
+        if config.partition.get("kind", "iid") != "iid":
+            raise UserError(
+                f"task {task.name!r} has no classes to spread unevenly; set partition=iid"
+            )
+        labels = labels.new_zeros(len(labels))
     shares = cached_partition(
-        task.train.labels,
+        labels,
         num_clients=config.num_clients,
         config=PartitionConfig(**config.partition),
         seed=config.partition_seed,

@@ -57,7 +57,7 @@ def compare(
         raise UserError(
             "--device is for plain loops: add --plain; a federation computes on the CPU"
         )
-    runner = plain_loops(device or "cpu") if plain else FLOWER
+    runner = plain_loops("cpu" if device is None else device) if plain else FLOWER
     path = find_experiment(experiment)
     planned = load_experiment(
         path, seeds=parse_seeds(seeds), overrides=parse_settings(set_), methods=parse_names(methods)

@@ -26,11 +26,11 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.P
         TextColumn("{task.fields[status]}"),
         TimeElapsedColumn(),
         console=console,
-        transient=not console.is_terminal,
+        disable=not console.is_terminal,  # else a log gets an empty line for each run
     )
     started = time.monotonic()
     with bar:
-        task_id = bar.add_task(title, total=1.0, status="starting workers")
+        task_id = bar.add_task(title, total=1.0, status="starting")
 
         def show(progress: execution.Progress) -> None:
             done = progress.share_done

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence, Set
 
+from leansplit.experiments.runner import Runner
 from leansplit.server_app.budget import MB, EndedBy
 from leansplit.server_app.results import Run
 
@@ -21,6 +22,24 @@ def ended_at_target(completed: Mapping[str, Sequence[Run]]) -> bool:
 def fairness_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
     """Return what is unequal between methods and should not be, under the budget that they had."""
     groups = {label: group for label, group in completed.items() if group}
+    return [*_runner_warnings(groups), *_budget_warnings(groups)]
+
+
+def _runner_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    made_by: dict[str, list[str]] = {}
+    for label, group in groups.items():
+        for runner in sorted({str(Runner.of(run.result)) for run in group}):
+            made_by.setdefault(runner, []).append(label)
+    if len(made_by) < 2:
+        return []
+    who = "; ".join(f"{runner}: {', '.join(labels)}" for runner, labels in made_by.items())
+    return [
+        f"Runs were not all made in the same way ({who}): traffic of plain loops leaves envelopes "
+        "out, and another device computes other bits. Make all of them in one way."
+    ]
+
+
+def _budget_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
     ends = {label: {run.result.ended_by for run in group} for label, group in groups.items()}
     kinds = set().union(*ends.values())
     if "accuracy" in kinds:

@@ -35,18 +35,23 @@ def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
 
 @contextmanager
 def finish_first() -> Iterator[None]:
-    """Put any Ctrl-C off until the block is done: for writing what hours of work have measured."""
+    """Put any end off until the block is done: for writing what hours of work have measured.
+
+    Neither Ctrl-C nor SIGTERM, by which a comparison that is aborted ends its processes, gets in.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    pressed = threading.Event()
-    before = signal.signal(signal.SIGINT, lambda signum, frame: pressed.set())
+    came: list[int] = []
+    ends = (signal.SIGINT, signal.SIGTERM)
+    before = {end: signal.signal(end, lambda signum, frame: came.append(signum)) for end in ends}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
-    if pressed.is_set():
-        signal.raise_signal(signal.SIGINT)
+        for end, handler in before.items():
+            signal.signal(end, handler)
+    for signum in dict.fromkeys(came):
+        signal.raise_signal(signum)
 
 
 def hold_interrupts() -> AbstractContextManager[None]:

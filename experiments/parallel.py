@@ -7,12 +7,14 @@ busy best by working on several at a time. Results do not depend on it: same bit
 from __future__ import annotations
 
 import os
+import signal
+import sys
 import threading
 from collections.abc import Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
+from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
@@ -44,8 +46,9 @@ def run_jobs(
     """Run jobs in the order given, ``num_processes`` at a time, and yield them as they end.
 
     A first Ctrl-C, or ``stop``, starts no more jobs; after Ctrl-C, those that run end after their
-    current round; a second aborts. A process that dies takes the runs of its pool with it; the
-    others go on in a new pool.
+    current round; a second aborts: whoever leaves before the end ends the processes, whatever they
+    are doing but writing. A process that dies takes the runs of its pool with it; the others go on
+    in a new pool.
 
     Yields:
         (key of the job, its result or what it raised; None: Ctrl-C came before it started).
@@ -58,6 +61,7 @@ def run_jobs(
 def _run_until(
     stop: threading.Event, jobs: Sequence[Job], num_processes: int
 ) -> Iterator[tuple[int, RunResult | RunFailedError | UserError | None]]:
+    strangers = active_children()
     waiting = list(reversed(jobs))
     running: dict[Future[RunResult], int] = {}
     pool = _pool(num_processes)
@@ -85,6 +89,11 @@ def _run_until(
                     yield key, error
                 else:
                     yield key, RunFailedError(f"its process ended: {type(error).__name__}: {error}")
+    except BaseException:
+        for process in active_children():
+            if process not in strangers:
+                process.terminate()
+        raise
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -92,12 +101,13 @@ def _run_until(
 def _pool(num_processes: int) -> ProcessPoolExecutor:
     # Spawned, not forked: a fork of a process with threads may hang, and would share its state.
     return ProcessPoolExecutor(
-        num_processes, mp_context=get_context("spawn"), initializer=_end_with_parent
+        num_processes, mp_context=get_context("spawn"), initializer=_end_when_nobody_waits
     )
 
 
-def _end_with_parent() -> None:
-    """End this process once its parent is gone, killed perhaps: nobody waits for the run."""
+def _end_when_nobody_waits() -> None:
+    """End this process cleanly when its parent says so, at once if that is gone, killed perhaps."""
+    signal.signal(signal.SIGTERM, lambda signum, frame: sys.exit(1))
     parent = parent_process()
     assert parent is not None
 
@@ -112,6 +122,9 @@ def _run(job: Job) -> RunResult:
     from leansplit.plugins import load_plugins
 
     load_plugins()
-    return run_and_write(
-        job.config, job.out_dir, label=job.label, command=job.command, runner=job.runner
-    )
+    try:
+        return run_and_write(
+            job.config, job.out_dir, label=job.label, command=job.command, runner=job.runner
+        )
+    except SystemExit:
+        os._exit(1)  # the pool would take it for an error of the job, and give this process another

@@ -135,8 +135,7 @@ def _standing(planned: PlannedRun, run_dir: Path) -> tuple[Run | None, str | Non
         return None, str(error)
     if run.result.config_hash != config_hash(planned.config.to_dict()):
         return None, f"its configuration changed ({_changes(run.result.config, planned)})"
-    if not planned.runner.made(run.result):
-        made_by = Runner(run.result.engine, run.result.device)
+    if (made_by := Runner.of(run.result)) != planned.runner:
         return None, f"it was made by {made_by}, not by {planned.runner}"
     if run.result.status != "completed":
         return None, f"it {'was ' if run.result.status == 'interrupted' else ''}{run.result.status}"

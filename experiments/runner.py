@@ -38,9 +38,10 @@ class Runner:
                 config, device=usable_device(self.device), stop=stop, on_progress=on_progress
             )
 
-    def made(self, result: RunResult) -> bool:
-        """Say whether a result is one of this runner's."""
-        return (result.engine, result.device) == (self.engine, self.device)
+    @classmethod
+    def of(cls, result: RunResult) -> Runner:
+        """Return who made a result."""
+        return cls(result.engine, result.device)
 
     def __str__(self) -> str:
         """Return what a reader calls it."""

@@ -58,7 +58,7 @@ class MethodSummary:
     num_reached_target: int
     samples_to_target: float | None  # None unless every completed seed reached it
     mb_to_target: float | None
-    num_exchanges: float | None
+    num_exchanges: float | None  # of federations; plain loops exchange nothing
     client_forwards_per_sample: float | None
     client_backwards_per_sample: float | None
     client_step_gflops: float | None
@@ -257,7 +257,7 @@ def _summarise_method(
         num_reached_target=len(reached),
         samples_to_target=_mean(samples for samples, _ in all_reached),
         mb_to_target=_mean((total_bytes for _, total_bytes in all_reached), MB),
-        num_exchanges=_mean(r.num_exchanges for r in results),
+        num_exchanges=_mean(r.num_exchanges for r in results if r.engine == "flower"),
         client_forwards_per_sample=_mean(r.client_forwards / r.samples_seen for r in trained),
         client_backwards_per_sample=_mean(r.client_backwards / r.samples_seen for r in trained),
         client_step_gflops=_mean((r.client_step_flops for r in results), 1e9),

@@ -115,8 +115,16 @@ class RunConfig:
         require_choice("method", self.method, METHODS)
         require_choice("task", self.task, TASKS)
         model = self.model or default_model(self.task)
+        if model not in MODELS and MODELS[default_model(self.task)].takes == "tokens":
+            # A language model by its name on the hub, or by its folder.
+            options = {**self.model_options, "source": model}
+            object.__setattr__(self, "model_options", options)
+            model = default_model(self.task)
         require_choice("model", model, MODELS)
         object.__setattr__(self, "model", model)
+        source = self.model_options.get("source", "")
+        if "tokenizer" in TASKS[self.task].options and not source.lstrip().startswith("{"):
+            object.__setattr__(self, "task_options", {"tokenizer": source, **self.task_options})
         object.__setattr__(self, "cut_layer", self.cut_layer or default_cut_layer(model))
         if self.initial_weights:
             digest = weights_digest(self.initial_weights)

@@ -19,7 +19,7 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
-from leansplit.parameters import checksum
+from leansplit.parameters import checksum, copied, load_state_
 from leansplit.server_app.budget import Budget, EndedBy
 from leansplit.server_app.client_costs import ClientCosts, measure
 from leansplit.server_app.config import RunConfig
@@ -191,17 +191,16 @@ class Recorder:
         return self._stop.is_set() and round < self._budget.rounds
 
     def _add_row(self, round: int, arrays: ArrayRecord) -> dict[str, float]:
-        self._model.load_state_dict(arrays.to_torch_state_dict())
-        accuracy, loss = evaluate(
+        load_state_(self._model, arrays.to_torch_state_dict())
+        metrics = evaluate(
             self._model, self._task, self._outcome.config.evaluation_batch_size
-        )
+        ).metrics
         ledger = self._watched.ledger
         self._outcome.rounds.append(
             {
                 "round": round,
                 "samples_seen": self._watched.samples_seen,
-                "accuracy": accuracy,
-                "loss": loss,
+                **metrics,
                 "train_loss": self._train_loss,
                 "uplink_bytes": ledger.total_bytes("uplink"),
                 "downlink_bytes": ledger.total_bytes("downlink"),
@@ -210,7 +209,7 @@ class Recorder:
             }
         )
         self._show_progress()
-        return {"accuracy": accuracy, "loss": loss}
+        return metrics
 
     def _show_progress(self) -> None:
         if self._on_progress is None:
@@ -268,7 +267,7 @@ def execute(
         ),
         evaluate_every=config.evaluation_period,
     )
-    evaluated = copy.deepcopy(model.full_model)
+    evaluated = copied(model.full_model)
     recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
     strategy.observers.append(recorder)
     watcher = _estimate_watcher(config, task)
@@ -323,7 +322,7 @@ def record_end(
     """Add the final model, and what clients reach without the server."""
     if clients_alone is not None:
         size = outcome.config.evaluation_batch_size
-        outcome.local_accuracy = evaluate(clients_alone, task, size)[0]
+        outcome.local_accuracy = evaluate(clients_alone, task, size).accuracy
     outcome.final_state = {k: v.cpu().clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
 

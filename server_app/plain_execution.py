@@ -6,7 +6,6 @@ a method runs on a GPU. On the CPU the final model is the federated run's, bit f
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import math
@@ -24,7 +23,7 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation
-from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.parameters import ParameterSpec, copied, trainable_parameters
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import (
     Outcome,
@@ -87,7 +86,7 @@ def execute_plain(
     Args:
         config: what to run; keys of the deployment, such as ``workers``, are not used.
         device: where everything is computed; see :func:`usable_device`.
-        stop: set it to end the run after the current round.
+        stop: set it to end the run after the current round or evaluation.
         on_progress: called after every round and evaluation.
 
     Raises:
@@ -105,15 +104,16 @@ def execute_plain(
     client_data = task_client_data(workload, task)
     clients = [client_data(m) for m in range(config.clients)]
     outcome.num_samples = {m: len(data) for m, data in enumerate(clients)}
-    outcome.label_counts = {
-        m: data.labels.bincount(minlength=task.num_classes).tolist()
-        for m, data in enumerate(clients)
-    }
+    if task.num_classes:
+        outcome.label_counts = {
+            m: data.labels.bincount(minlength=task.num_classes).tolist()
+            for m, data in enumerate(clients)
+        }
     loop = PlainLoop(config, settings, task, model, outcome.num_samples)
     model.full_model.to(device)
     clients = [_moved(data, device) for data in clients]
     there = dataclasses.replace(task, test=_moved(task.test, device))
-    evaluated = copy.deepcopy(model.full_model)
+    evaluated = copied(model.full_model)
     recorder = Recorder(outcome, there, loop, evaluated, stop or threading.Event(), on_progress)
 
     def evaluate(round: int) -> None:
@@ -142,14 +142,14 @@ def execute_plain(
                 model, task.loss, clients, settings, config.rounds, after_round=after_round
             )
     except StopRunning:
-        pass  # the initial model is at the target
+        pass  # before the first round: the initial model is at the target, or a stop was asked for
     except UserError:
         raise
     except Exception as error:
         record_failure(outcome, error)
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = loop.ledger
-    outcome.samples_forwarded = loop.samples_seen
+    outcome.samples_forwarded = loop.samples_forwarded
     is_whole = trained is not None and outcome.status != "failed"
     alone = method.clients_alone(settings, model, clients, trained) if is_whole else None
     record_end(outcome, there, model, alone)
@@ -197,6 +197,13 @@ class PlainLoop:
         for (direction, kind), num_bytes in traffic.items():
             self._ledger.record(round, ALL_CLIENTS, direction, {kind: num_bytes})
         return RoundReport(round, self.samples_seen, None, len(cohort), {})
+
+    @property
+    def samples_forwarded(self) -> int:
+        """Samples that a client's forward and backward passes are counted for."""
+        return self._method.samples_forwarded(
+            self._settings, self._shape, self._attendance, self.samples_seen
+        )
 
     @property
     def ledger(self) -> Ledger:

@@ -1,13 +1,25 @@
-"""The row of The frozen-client control."""
+"""The row of the frozen-client control."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
 from leansplit import reference
-from leansplit.costs import frozen_traffic
+from leansplit.costs import SplitShape, frozen_traffic
 from leansplit.federated import FrozenConfig
 from leansplit.server_app.client_costs import forward_step
 from leansplit.server_app.methods.spec import MethodSpec
 from leansplit.strategies import FrozenClient
+
+
+def samples_forwarded(
+    config: FrozenConfig, shape: SplitShape, attendance: Sequence[Set[int]], samples: int
+) -> int:
+    """With ``features_once`` each participant runs all the samples it holds forward, once."""
+    if not config.features_once:
+        return samples
+    return sum(shape.client_samples[m] for m in set().union(*attendance))
+
 
 FROZEN = MethodSpec(
     name="frozen",
@@ -23,5 +35,6 @@ FROZEN = MethodSpec(
     traffic=lambda config, shape, attendance, samples: frozen_traffic(
         shape, attendance, samples, features_once=config.features_once
     ),
+    samples_forwarded=samples_forwarded,
     client_step=lambda config, model, loss, x, y: forward_step(model, x),
 )

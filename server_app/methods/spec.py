@@ -43,6 +43,12 @@ def _all_alike(config: MethodConfig, model: SplitModel, num_clients: int) -> tup
     return ()
 
 
+def _all_samples(
+    config: MethodConfig, shape: SplitShape, attendance: Sequence[Set[int]], samples: int
+) -> int:
+    return samples
+
+
 def _uniform_cohort(
     config: MethodConfig, shape: SplitShape, population: Sequence[int], round: int
 ) -> list[int]:
@@ -83,6 +89,9 @@ class MethodSpec:
     memory, beside ``client_passes``."""
     traffic: Callable[[Any, SplitShape, Sequence[Set[int]], int], Traffic]
     """(config, sizes, attendance, samples) -> the closed formula that the ledger is held to."""
+    samples_forwarded: Callable[[Any, SplitShape, Sequence[Set[int]], int], int] = _all_samples
+    """(config, sizes, attendance, samples) -> samples that ``client_passes`` are counted for, as
+    :attr:`RunningStrategy.samples_forwarded`."""
     auxiliary_elements: Callable[[Any, SplitModel, Tensor], int] = lambda *_: 0
     """(config, model, z of one sample [1, ...]) -> d_a, for the sizes that traffic depends on."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]

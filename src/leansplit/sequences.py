@@ -63,11 +63,6 @@ def join(batches: Sequence[Tensor]) -> Tensor:
     return torch.cat(_equally_long(batches))
 
 
-def stack(batches: Sequence[Tensor]) -> Tensor:
-    """Stack batches [B, S_u, ...] to [U, B, max S_u, ...], padding on the right."""
-    return torch.stack(_equally_long(batches))
-
-
 def part(joint: Tensor, batches: Sequence[Tensor]) -> list[Tensor]:
     """Undo :func:`join` for a tensor of the joint batches' shape."""
     parts = torch.split(joint, [len(batch) for batch in batches])

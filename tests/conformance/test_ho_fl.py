@@ -85,7 +85,7 @@ def test_the_result_says_who_got_which_boundary(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"boundaries": ["none", "con1"]}, "unknown cut layer 'con1'; did you mean 'conv1'"),
+        ({"boundaries": ["none", "con1"]}, "unknown order boundary 'con1'; did you mean 'conv1'"),
         ({"memory_budgets_mb": [1.0, 1e-6]}, "no boundary fits in 1e-06 MB"),
     ],
 )

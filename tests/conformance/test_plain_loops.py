@@ -42,9 +42,17 @@ def test_every_loop_of_ours_can_be_watched():
     assert len(ours) == 14 and ours <= set(WATCHABLE)
 
 
-@pytest.mark.parametrize("method", WATCHABLE)
-def test_a_plain_run_is_the_federated_run(method, configure, run_in_process):
-    config = configure(method, "adamw")
+VARIANTS = [
+    *((method, {}) for method in WATCHABLE),
+    ("frozen", {"features_once": True}),
+    ("cse-fsl", {"frozen_client": True}),
+    ("heron-sfl", {"frozen_client": True}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), VARIANTS, ids=lambda value: str(value or ""))
+def test_a_plain_run_is_the_federated_run(method, options, configure, run_in_process):
+    config = configure(method, "adamw", **options)
     federated, plain = run_in_process(config), execute_plain(config, device=CPU)
     assert plain.status == "completed" and plain.error is None
     assert plain.final_model_checksum == federated.final_model_checksum

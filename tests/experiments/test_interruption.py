@@ -134,6 +134,20 @@ def test_writing_is_finished_first():
     assert done == ["all of it"]
 
 
+def test_writing_is_finished_before_a_process_is_ended():
+    def end(signum, frame):
+        raise SystemExit(1)
+
+    done, before = [], signal.signal(signal.SIGTERM, end)
+    try:
+        with pytest.raises(SystemExit), finish_first():
+            os.kill(os.getpid(), signal.SIGTERM)
+            done.append("all of it")
+    finally:
+        assert signal.signal(signal.SIGTERM, before) is end
+    assert done == ["all of it"]
+
+
 EXPERIMENT = f"""
 seeds = [0]
 [shared]

@@ -145,6 +145,31 @@ def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
     assert {json.loads(path.read_text())["status"] for path in results} == {"interrupted"}
 
 
+def test_a_second_ctrl_c_ends_what_runs_side_by_side(tmp_path):
+    """Also if the processes hear nothing of it, as when a script presses it."""
+    file, out = planned(tmp_path, rounds=100_000), tmp_path / "out"
+    command = "from leansplit.experiments.cli import main; main()"
+    parent = psutil.Popen(
+        [sys.executable, "-c", command, "compare", str(file), "--jobs", "2", "--out", str(out)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    while not {"sflv1", "frozen-client"} <= {path.name for path in out.glob("*")}:  # both run
+        assert parent.poll() is None
+        time.sleep(0.05)
+    children = parent.children(recursive=True)
+    parent.send_signal(signal.SIGINT)
+    time.sleep(1)
+    assert parent.poll() is None  # the runs hear nothing of the first, and go on
+    parent.send_signal(signal.SIGINT)
+    _, said = parent.communicate(timeout=60)
+    assert parent.returncode == 130
+    assert "leansplit: aborted" in said and "Traceback" not in said and "FAILED" not in said
+    assert not psutil.wait_procs(children, timeout=30)[1]
+    assert [path.name for path in out.iterdir()] == ["experiment.toml"]
+
+
 def test_processes_end_with_a_comparison_that_is_killed(tmp_path):
     file = planned(tmp_path, rounds=100_000)
     command = "from leansplit.experiments.cli import main; main()"

@@ -95,6 +95,7 @@ def test_plain_runs_go_side_by_side(compare, tmp_path):
     [
         (("--device", "cuda"), "--device is for plain loops: add --plain"),
         (("--plain", "--device", "cudda"), "device 'cudda' cannot be used here"),
+        (("--plain", "--device", ""), "device '' cannot be used here"),
     ],
 )
 def test_mistakes_are_one_line(options, message, compare):

@@ -366,6 +366,16 @@ def test_unequal_samples_are_said() -> None:
     assert summarise(comparison()[2:] + close).warnings == ()
 
 
+def test_rows_that_were_made_in_different_ways_are_said() -> None:
+    runs = comparison()[2:]
+    plain = [make_run("ho-sfl", seed, [0.8] * 4, engine="plain", device="cuda") for seed in (0, 1)]
+    (warning,) = summarise(runs + plain).warnings
+    assert "(Flower: SFLV1, Frozen client; plain loops on cuda: HO-SFL)" in warning
+    row = row_of(summarise(runs + plain), "ho-sfl")
+    assert row.num_exchanges is None and row.total_mb is not None  # nobody counted round trips
+    assert summarise(plain[:1]).warnings == summarise([make_run("ho-sfl", 0, [0.8] * 4)]).warnings
+
+
 def test_failed_and_interrupted_seeds_are_counted_named_and_kept_out_of_means() -> None:
     failed = make_run(
         "ho-sfl", 2, [0.1], status="failed", error="client 3: out of memory\nTraceback"

@@ -122,7 +122,7 @@ def test_halves_put_together_by_hand_have_boundaries_too():
 
 @pytest.mark.parametrize("boundary", ["conv1", "", "None"])
 def test_an_unknown_boundary_names_those_that_exist(boundary):
-    with pytest.raises(UserError, match=r"unknown cut layer.*allowed: 0, 1, 2, 3"):
+    with pytest.raises(UserError, match=r"unknown order boundary.*allowed: 0, 1, 2, 3, all"):
         segments_at(network(), boundary)
 
 

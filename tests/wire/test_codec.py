@@ -280,12 +280,17 @@ def test_foreign_blobs(blob):
     refuse(blob)
 
 
-def test_a_lying_header_cannot_make_bytes_up():
+@pytest.mark.parametrize(
+    "offsets", [[0, 10**12], [0, 1.5], [0.0, 4.0], [0, float("nan")], [False, True], [8, 0]]
+)
+def test_a_lying_header_cannot_make_bytes_up(offsets):
     length = int.from_bytes(BLOB[:8], "little")
     header = json.loads(BLOB[8 : 8 + length])
-    header["smashed_data"]["data_offsets"] = [0, 10**12]
+    header["smashed_data"]["data_offsets"] = offsets
     text = json.dumps(header).encode()
-    refuse(len(text).to_bytes(8, "little") + text + BLOB[8 + length :])
+    blob = len(text).to_bytes(8, "little") + text + BLOB[8 + length :]
+    refuse(blob)
+    assert price(blob) == {"envelope": len(blob)}
 
 
 def test_header_values_keep_their_types():

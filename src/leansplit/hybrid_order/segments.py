@@ -7,8 +7,9 @@ from typing import Final
 
 from torch import nn
 
+from leansplit.errors import require_choice
 from leansplit.federated import HOFLConfig
-from leansplit.models import SplitModel, split_at
+from leansplit.models import SplitModel, cut_layers, split_at
 from leansplit.parameters import ParameterDict, ParameterSpec, trainable_parameters
 
 NONE: Final = "none"
@@ -107,6 +108,9 @@ def segments_at(model: SplitModel, boundary: str) -> Segments:
         return Segments(None, whole)
     if boundary == ALL:
         return Segments(whole, None)
+    layers = {name for name, _ in whole.named_modules(remove_duplicate=False) if name}
+    if boundary not in {CUT, *layers}:
+        require_choice("order boundary", boundary, (NONE, CUT, ALL, *cut_layers(whole)))
     # Halves that were put together by hand are chained as layers "0" and "1".
     is_chained = isinstance(whole, nn.Sequential)
     cut_layer = model.cut_layer if not is_chained else "0"

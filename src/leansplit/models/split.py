@@ -23,6 +23,7 @@ from torch import Tensor, fx, nn
 
 from leansplit.errors import UserError, did_you_mean, require_choice
 from leansplit.models.traced_part import TracedPart
+from leansplit.parameters import trainable_parameters
 
 _MAX_NAMED = 5
 _TUPLE_LAYERS = (nn.RNNBase, nn.MultiheadAttention)  # others show it by how they are used
@@ -38,12 +39,17 @@ class SplitModel:
         client_model: the layers up to and including ``cut_layer``; returns the smashed data.
         server_model: the layers above it; takes the smashed data as its only argument.
         cut_layer: qualified name of the last client-side module.
+        has_mask: whether z carries an attention mask; see :mod:`leansplit.sequences`.
+        frozen_stays: whether states leave out what is never trained, which every process loads from
+            the same source.
     """
 
     client_model: nn.Module
     server_model: nn.Module
     cut_layer: str
     _composition: nn.Module | None = field(default=None, repr=False, compare=False)
+    has_mask: bool = False
+    frozen_stays: bool = False
 
     @property
     def full_model(self) -> nn.Module:
@@ -56,7 +62,11 @@ class SplitModel:
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """Return both halves' state under the names, and in the order, of the unsplit model."""
-        state = {**self.client_model.state_dict(), **self.server_model.state_dict()}
+        halves = self.client_model, self.server_model
+        state = {name: value for half in halves for name, value in half.state_dict().items()}
+        if self.frozen_stays:
+            trained = {name for half in halves for name in trainable_parameters(half)}
+            state = {name: value for name, value in state.items() if name in trained}
         known = [name for name in self.full_model.state_dict() if name in state]
         return {name: state[name] for name in dict.fromkeys([*known, *state])}
 
@@ -79,12 +89,13 @@ class SplitModel:
                 f"{_few(missing)}; unexpected {_few(unexpected)}; of wrong shape {_few(wrong)}"
             )
         for half in (self.client_model, self.server_model):
-            half.load_state_dict({name: state[name] for name in half.state_dict()})
+            held = {name: state[name] for name in half.state_dict() if name in state}
+            half.load_state_dict(held, strict=not self.frozen_stays)
 
 
 @runtime_checkable
 class CutsItself(Protocol):
-    """A model with a way of its own to be cut, such as a language model after a block."""
+    """A language model: cut after a block, its smashed data carry a mask, its base stays put."""
 
     def cut_layers(self) -> list[str]:
         """Return the allowed cuts in forward order."""
@@ -115,7 +126,9 @@ def split_at(model: nn.Module, cut_layer: str) -> SplitModel:
         client_model, server_model = model.halves_at(
             require_choice("cut layer", cut_layer, model.cut_layers())
         )
-        return SplitModel(client_model, server_model, cut_layer, model)
+        return SplitModel(
+            client_model, server_model, cut_layer, model, has_mask=True, frozen_stays=True
+        )
     if cut_layer not in {name for name, _ in model.named_modules(remove_duplicate=False) if name}:
         raise UserError(
             f"unknown cut layer {cut_layer!r}; " + did_you_mean(cut_layer, cut_layers(model))

@@ -27,6 +27,7 @@ from leansplit.noise import alignment_seed, client_dropout_seed, numpy_generator
 from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
 from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.sequences import join
 
 
 def fsl_sage(
@@ -113,8 +114,8 @@ def fsl_sage(
         server.train(t, uploads, num_samples)
         for m in cohort:
             old = [buffers[m]] if m in buffers else []
-            z_all = torch.cat([z for z, _ in (*old, *uploads[m])])
-            y_all = torch.cat([y for _, y in (*old, *uploads[m])])
+            z_all = join([z for z, _ in (*old, *uploads[m])])
+            y_all = join([y for _, y in (*old, *uploads[m])])
             newest = config.alignment.max_samples
             buffers[m] = z_all[-newest:], y_all[-newest:]
         average_(local, trained, num_samples)

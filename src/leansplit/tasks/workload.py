@@ -67,12 +67,14 @@ class WorkloadConfig:
         Raises:
             UserError: if model, cut or weights do not fit.
         """
+        known = MODELS[self.model].options if self.model in MODELS else {}
+        implied = {name: value for name, value in task.model_options.items() if name in known}
         model = build_model(
             self.model,
             input_shape=task.input_shape,
             num_classes=task.num_classes,
             seed=derive_seed(self.root_seed, "model"),
-            options=self.model_options,
+            options={**implied, **self.model_options},
         )
         split = split_at(model, self.cut_layer)
         if self.initial_weights:

@@ -52,9 +52,10 @@ def encode(record: Record, *, has_mask: bool = False) -> bytes:
         if KIND_KEY not in item.metadata:
             header[item.name] = value
         elif item.metadata[MANY_KEY]:
-            tensors |= {f"{item.name}/{key}": t.contiguous() for key, t in value.items()}
+            for key, tensor in value.items():
+                tensors |= _apart(f"{item.name}/{key}", tensor, item.metadata, has_mask=has_mask)
         elif not _is_default(item, value):  # an absent tensor costs nothing
-            tensors |= _apart(item, value) if has_mask else {item.name: value.contiguous()}
+            tensors |= _apart(item.name, value, item.metadata, has_mask=has_mask)
     metadata = {type(record).__name__: json.dumps(header, separators=(",", ":"))}
     return safetensors.torch.save(tensors, metadata)
 
@@ -67,20 +68,21 @@ def _is_default(item: dataclasses.Field[Any], value: Tensor) -> bool:
     return value.shape == default.shape and value.dtype == default.dtype
 
 
-def _apart(item: dataclasses.Field[Any], value: Tensor) -> dict[str, Tensor]:
-    """Return the tensors that cross for a field whose last dimension may hold a mask."""
-    kind = item.metadata[KIND_KEY]
-    if kind not in ("smashed_data", "smashed_gradient"):
-        return {item.name: value.contiguous()}
+def _apart(
+    name: str, value: Tensor, metadata: Mapping[str, Any], *, has_mask: bool
+) -> dict[str, Tensor]:
+    """Return the tensors that cross for one, by name: its mask, if it may hold one, is another."""
+    if not (has_mask and _may_hold_mask(metadata)):
+        return {name: value.contiguous()}
     hidden, mask = unpack(value)
-    if kind == "smashed_gradient":
-        mask = mask[:0].reshape(-1)
-    elif item.metadata[ALIKE_KEY]:
+    if metadata[KIND_KEY] == "smashed_gradient":
+        mask = mask.new_empty(0)
+    elif metadata[ALIKE_KEY]:
         mask = mask[0]
-    return {item.name: hidden, f"{item.name}{_MASK}": mask.to(torch.uint8)}
+    return {name: hidden, f"{name}{_MASK}": mask.to(torch.uint8)}
 
 
-def _together(name: str, tensors: dict[str, Tensor], is_alike: bool) -> Tensor:
+def _together(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Tensor:
     """Undo :func:`_apart`.
 
     Raises:
@@ -89,11 +91,15 @@ def _together(name: str, tensors: dict[str, Tensor], is_alike: bool) -> Tensor:
     value, mask = tensors[name], tensors.get(f"{name}{_MASK}")
     if mask is None:
         return value
-    if mask.dtype != torch.uint8 or (mask > 1).any():
-        raise ValueError(f"{name}{_MASK} holds more than zeros and ones")
-    if mask.shape == (0,) and value.shape[:-1] != (0,):
-        return pack(value, torch.zeros(value.shape[:-1]))
-    return pack(value, mask.expand(value.shape[:-1]) if is_alike else mask)
+    positions = value.shape[:-1]
+    expected = positions[1:] if metadata[ALIKE_KEY] else positions
+    if metadata[KIND_KEY] == "smashed_gradient":
+        expected = torch.Size([0])
+    if mask.dtype != torch.uint8 or mask.shape != expected or (mask > 1).any():
+        raise ValueError("its mask is not one of zeros and ones for every position")
+    if metadata[KIND_KEY] == "smashed_gradient":
+        return pack(value, value.new_zeros(positions))
+    return pack(value, mask.expand(positions))
 
 
 def decode(blob: bytes) -> Record:
@@ -116,20 +122,21 @@ def decode(blob: bytes) -> Record:
     if misplaced := sorted(is_many.keys() & values.keys()):
         raise DecodeError(f"{record_type.__name__} has payload fields {misplaced} in its header")
     values |= {name: {} for name in is_many if is_many[name]}
-    for name, tensor in sorted(tensors.items()):  # safetensors returns them in random order
+    for name in sorted(tensors):  # safetensors returns them in random order
         field_name, slash, key = name.partition("/")
-        is_mask = not slash and name.endswith(_MASK) and name.removesuffix(_MASK) in tensors
-        if is_mask and _may_have_mask(fields.get(name.removesuffix(_MASK))):
-            continue  # joined to its field
+        metadata = fields.get(field_name.removesuffix(_MASK), {})
+        if name.endswith(_MASK) and name.removesuffix(_MASK) in tensors and _may_hold_mask(metadata):
+            continue  # joined to what it is the mask of
         if is_many.get(field_name) is not bool(slash):
             raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")
+        try:
+            tensor = _together(name, tensors, metadata)
+        except ValueError as error:
+            raise DecodeError(f"{record_type.__name__}.{name}: {error}") from error
         if slash:
             values[field_name][key] = tensor
-            continue
-        try:
-            values[name] = _together(name, tensors, fields[name][ALIKE_KEY])
-        except (ValueError, RuntimeError) as error:
-            raise DecodeError(f"{record_type.__name__}.{name}: {error}") from error
+        else:
+            values[field_name] = tensor
     for name, adapter in _header_types(record_type).items():  # type: ignore[arg-type]
         if name in values:
             try:
@@ -143,8 +150,9 @@ def decode(blob: bytes) -> Record:
         raise DecodeError(f"{record_type.__name__}: {error}") from error
 
 
-def _may_have_mask(metadata: Mapping[str, Any] | None) -> bool:
-    return metadata is not None and metadata[KIND_KEY] in ("smashed_data", "smashed_gradient")
+def _may_hold_mask(metadata: Mapping[str, Any]) -> bool:
+    """Say whether tensors of a field have a place for an attention mask, where there are masks."""
+    return metadata.get(KIND_KEY) in ("smashed_data", "smashed_gradient")
 
 
 @functools.cache
@@ -187,8 +195,10 @@ def price(blob: bytes) -> dict[Kind, int]:
         priced: dict[Kind, int] = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]
+            if type(begin) is not int or type(end) is not int:
+                raise TypeError("offsets count bytes")
             kind = kinds[name.partition("/")[0].removesuffix(_MASK)]
-            if name.endswith(_MASK):
+            if name.endswith(_MASK) and kind in ("smashed_data", "smashed_gradient"):
                 kind = "masks"
             priced[kind] = priced.get(kind, 0) + end - begin
         priced["envelope"] = len(blob) - sum(priced.values())

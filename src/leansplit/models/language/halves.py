@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import copy
-from typing import Any, TypeVar
+from typing import Any, Final, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
+from leansplit.errors import UserError
 from leansplit.models.language.families import Family
 from leansplit.sequences import pack, unpack
 
 M = TypeVar("M", bound=nn.Module)
+
+Outputs = Literal["classes", "next_token", "tokens"]
+"""What a model puts out: scores of classes [B, C], logits of the token that follows the last one
+[B, V], or of the token that follows each position [B, S, V]."""
+OUTPUTS: Final[tuple[str, ...]] = get_args(Outputs)
 
 
 class Facade(nn.Module):
@@ -34,15 +40,18 @@ class Facade(nn.Module):
 
 
 class WholeLanguageModel(Facade):
-    """An unsplit model from token ids and attention mask to logits; ``split_at`` cuts it.
+    """An unsplit model from token ids and attention mask to outputs; ``split_at`` cuts it.
 
-    Attributes:
+    Args:
+        inner: a model of the transformers library with the head that ``outputs`` asks for.
         family: how its architecture is put together.
+        outputs: what it puts out.
     """
 
-    def __init__(self, inner: nn.Module, family: Family) -> None:
+    def __init__(self, inner: nn.Module, family: Family, outputs: Outputs) -> None:
         super().__init__(inner)
         self.family = family
+        self.outputs = outputs
 
     @property
     def inner(self) -> Any:
@@ -56,9 +65,9 @@ class WholeLanguageModel(Facade):
         return len(blocks)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [B, 2, S] (ids, attention mask) to logits."""
+        """Map tokens [B, 2, S] (ids, attention mask) to outputs."""
         ids, mask = tokens.unbind(1)
-        return _logits(self._inner, self.family, mask, input_ids=ids)
+        return _outputs(self._inner, self.family, self.outputs, mask, input_ids=ids)
 
     def cut_layers(self) -> list[str]:
         """Return the allowed cuts: how many blocks the client holds, at least one on each side."""
@@ -67,8 +76,8 @@ class WholeLanguageModel(Facade):
     def halves_at(self, cut_layer: str) -> tuple[nn.Module, nn.Module]:
         """Return client and server model, on the modules of this one."""
         n = int(cut_layer)
-        inner, family = self._inner, self.family
-        return client_half(inner, family, n), server_half(inner, family, n)
+        client = client_half(self._inner, self.family, n)
+        return client, server_half(self._inner, self.family, self.outputs, slice(n, None))
 
 
 class LanguageClientModel(Facade):
@@ -87,28 +96,59 @@ class LanguageClientModel(Facade):
 
 
 class LanguageServerModel(Facade):
-    """The blocks above the cut, final norm and head."""
+    """Blocks above the cut, final norm and head; all of them, or the first in an auxiliary head."""
 
-    def __init__(self, inner: nn.Module, family: Family) -> None:
+    def __init__(
+        self, inner: nn.Module, family: Family, outputs: Outputs, blocks: range, of: nn.Module
+    ) -> None:
         super().__init__(inner)
         self.family = family
+        self.outputs = outputs
+        self.blocks = blocks
+        self.__dict__["whole"] = of
+
+    @property
+    def num_classes(self) -> int:
+        """Outputs of a classification head; the library's own default where there is none."""
+        return int(self._inner.config.num_labels)
+
+    def first_blocks(self, num_blocks: int) -> LanguageServerModel:
+        """Return a server model of the first blocks only, on the modules of this one.
+
+        Raises:
+            UserError: if there are fewer.
+        """
+        if num_blocks > len(self.blocks):
+            raise UserError(
+                f"auxiliary.num_blocks is {num_blocks}, but the server model has "
+                f"{len(self.blocks)} blocks; use fewer, or another cut"
+            )
+        kept = slice(self.blocks.start, self.blocks.start + num_blocks)
+        return server_half(self.__dict__["whole"], self.family, self.outputs, kept)
 
     def forward(self, smashed_data: Tensor) -> Tensor:
-        """Map packed smashed data [B, S, D + 1] to logits."""
+        """Map packed smashed data [B, S, D + 1] to outputs."""
         hidden, mask = unpack(smashed_data)
-        return _logits(self._inner, self.family, mask, inputs_embeds=hidden)
+        return _outputs(self._inner, self.family, self.outputs, mask, inputs_embeds=hidden)
 
 
-def _logits(inner: Any, family: Family, mask: Tensor, **inputs: Tensor) -> Tensor:
+def _outputs(
+    inner: Any, family: Family, outputs: Outputs, mask: Tensor, **inputs: Tensor
+) -> Tensor:
     """Run a model with a head, or its upper half."""
-    if family.is_causal and hasattr(inner, "score"):
-        # The library finds the last token by its id, which nobody has above the cut.
-        stack = inner.get_submodule(family.stack)
-        hidden = stack(attention_mask=mask, use_cache=False, **inputs).last_hidden_state
-        scores: Tensor = inner.score(hidden)
-        return scores[torch.arange(len(scores), device=scores.device), last_tokens(mask)]
-    logits: Tensor = inner(attention_mask=mask, use_cache=False, **inputs).logits
-    return logits
+    if outputs == "tokens" or not family.is_causal:
+        logits: Tensor = inner(attention_mask=mask, use_cache=False, **inputs).logits
+        return logits
+    # The library would look for the last token by its id, which nobody has above the cut, and put
+    # out the logits of all positions where one is wanted.
+    stack = inner.get_submodule(family.stack)
+    hidden = stack(attention_mask=mask, use_cache=False, **inputs).last_hidden_state
+    last = hidden[torch.arange(len(hidden), device=hidden.device), last_tokens(mask)]
+    if outputs == "classes":
+        return inner.score(last)  # type: ignore[no-any-return]
+    logits = inner.lm_head(last)
+    cap = getattr(inner.config, "final_logit_softcapping", None)
+    return logits if cap is None else torch.tanh(logits / cap) * cap
 
 
 def last_tokens(mask: Tensor) -> Tensor:
@@ -128,12 +168,16 @@ def client_half(inner: nn.Module, family: Family, num_blocks: int) -> LanguageCl
     return LanguageClientModel(root, family)
 
 
-def server_half(inner: nn.Module, family: Family, num_blocks: int) -> LanguageServerModel:
-    """Return all of ``inner`` above its first blocks, on its own modules."""
-    root, stack = _opened(inner, family, slice(num_blocks, None))
+def server_half(
+    inner: nn.Module, family: Family, outputs: Outputs, kept: slice
+) -> LanguageServerModel:
+    """Return some blocks of ``inner`` above the cut with all that follows, on its own modules."""
+    root, stack = _opened(inner, family, kept)
     for name, stand_in in family.below.items():
         stack._modules[name] = stand_in()
-    return LanguageServerModel(root, family)
+    num_blocks = len(list(inner.get_submodule(f"{family.stack}.{family.blocks}").children()))
+    blocks = range(*kept.indices(num_blocks))
+    return LanguageServerModel(root, family, outputs, blocks, inner)
 
 
 def shortened(config: Any, kept: slice) -> Any:

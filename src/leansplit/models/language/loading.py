@@ -20,12 +20,8 @@ from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from leansplit.errors import UserError, require_choice
 from leansplit.models.language.families import Family, family_of
-from leansplit.models.language.halves import shortened
+from leansplit.models.language.halves import OUTPUTS, Outputs, shortened
 
-Head = Literal["classification", "next_token", "tokens"]
-"""What a model puts out: scores of classes [B, C], logits of the next token [B, V], or of every
-position's next token [B, S, V]."""
-HEADS: Final[tuple[str, ...]] = get_args(Head)
 Precision = Literal["float32", "bfloat16", "float16"]
 PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
 
@@ -71,7 +67,7 @@ def has_weights(source: str) -> bool:
 
 
 def load_whole(
-    source: str, *, head: Head, num_classes: int, precision: Precision
+    source: str, *, outputs: Outputs, num_classes: int, precision: Precision
 ) -> tuple[nn.Module, Family]:
     """Return an unsplit model with a head, and its family.
 
@@ -82,18 +78,18 @@ def load_whole(
         UserError: for a source, architecture or option that does not exist.
     """
     require_choice("precision", precision, PRECISIONS)
-    require_choice("head", head, HEADS)
+    require_choice("outputs", outputs, OUTPUTS)
     config = load_config(source)
     family = family_of(config.model_type)
-    if not family.is_causal and head != "classification":
+    if not family.is_causal and outputs != "classes":
         raise UserError(
             f"{family.name} models predict no next token; use a classification task, or a decoder"
         )
-    if head == "classification":
+    if outputs == "classes":
         config.num_labels = num_classes
     of_head: Any = (
         transformers.AutoModelForSequenceClassification
-        if head == "classification"
+        if outputs == "classes"
         else transformers.AutoModelForCausalLM
     )
     inner = _load(of_head, source, config, precision)

@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from leansplit.errors import UserError
-from leansplit.tasks.image_columns import encoded_images, find_columns, read_labels
+from leansplit.tasks.columns import encoded_images, find_columns, read_labels
 
 PETS = ClassLabel(names=["cat", "dog", "owl"])
 USUAL = Features({"img": datasets.Image(), "label": PETS})
