@@ -18,11 +18,19 @@ def provide_task_workload(plan: ClientPlan) -> Workload:
     config = WorkloadConfig.from_dict(plan.workload)
     task = config.load_task()
     return Workload(
-        model=config.build_model(task),
+        model=config.build_client_model(task, extra_blocks=_extra_blocks(plan)),
         client_data=task_client_data(config, task),
         loss=task.loss,
         num_classes=task.num_classes,
     )
+
+
+def _extra_blocks(plan: ClientPlan) -> int | None:
+    """Return how many blocks above the cut clients hold; None = all."""
+    auxiliary = getattr(plan.config, "auxiliary", None)
+    if plan.is_whole_model or (auxiliary is not None and auxiliary.kind == "copy"):
+        return None
+    return auxiliary.num_blocks if auxiliary is not None and auxiliary.kind == "blocks" else 0
 
 
 def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples]:

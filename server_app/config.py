@@ -96,6 +96,9 @@ class RunConfig:
     """``validation``: hold out a fifth of the training data and evaluate on that (for tuning)."""
     evaluation_batch_size: int = 500
     """Test samples evaluated at once."""
+    generated_texts: int = 100
+    """Different test prompts that the final model continues, for BLEU and ROUGE-L, where the task
+    is to write text; 0 = none."""
     workers: int = 0
     """Ray worker processes; 0 = one for each core; -1 = no Ray, everything in this process."""
     clients_per_node: int = 1
@@ -139,7 +142,12 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        lowest_allowed = {"evaluate_every": 0, "telemetry_every": 0, "workers": -1}
+        lowest_allowed = {
+            "generated_texts": 0,
+            "evaluate_every": 0,
+            "telemetry_every": 0,
+            "workers": -1,
+        }
         for name, lowest in lowest_allowed.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")

@@ -19,12 +19,15 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
+from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import checksum, copied, load_state_
 from leansplit.server_app.budget import Budget, EndedBy
 from leansplit.server_app.client_costs import ClientCosts, measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
+from leansplit.server_app.generation import Written, write_texts
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.results import ROUNDS_COLUMNS
 from leansplit.server_app.telemetry import EstimateWatcher
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import Deployment, RoundReport, StopRunning
@@ -90,6 +93,12 @@ class Outcome:
     """Who ran it: Flower, or the method's plain loop."""
     device: str = "cpu"
     """Where it was computed."""
+    measures: dict[str, float] = field(default_factory=dict)
+    """The task's further metrics of the final model, by name."""
+    written: Written | None = None
+    """What the final model wrote, where the task is to write text."""
+    language_model: WholeLanguageModel | None = None
+    """The final model, if it is one that has adapters to save."""
     final_model_checksum: str = ""
     final_state: dict[str, torch.Tensor] = field(default_factory=dict)
     num_samples: dict[int, int] = field(default_factory=dict)
@@ -323,6 +332,18 @@ def record_end(
     if clients_alone is not None:
         size = outcome.config.evaluation_batch_size
         outcome.local_accuracy = evaluate(clients_alone, task, size).accuracy
+    final_row = outcome.rounds[-1] if outcome.rounds else {}
+    outcome.measures = {k: v for k, v in final_row.items() if k not in ROUNDS_COLUMNS}
+    if isinstance(model.full_model, WholeLanguageModel):
+        outcome.language_model = model.full_model
+        if task.generation is not None and outcome.config.generated_texts:
+            outcome.written = write_texts(
+                model.full_model,
+                task.generation,
+                batch_size=outcome.config.evaluation_batch_size,
+                at_most=outcome.config.generated_texts,
+            )
+            outcome.measures |= outcome.written.scores()
     outcome.final_state = {k: v.cpu().clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
 

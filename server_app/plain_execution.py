@@ -11,7 +11,7 @@ import inspect
 import math
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 import torch
@@ -20,7 +20,7 @@ from flwr.app import ArrayRecord
 from leansplit.clients.task_workload import task_client_data
 from leansplit.costs import SplitShape
 from leansplit.errors import RunFailedError, UserError
-from leansplit.federated import MethodConfig
+from leansplit.federated import ClientData, MethodConfig, take_batch
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation
 from leansplit.parameters import ParameterSpec, copied, trainable_parameters
@@ -109,7 +109,7 @@ def execute_plain(
             m: data.labels.bincount(minlength=task.num_classes).tolist()
             for m, data in enumerate(clients)
         }
-    loop = PlainLoop(config, settings, task, model, outcome.num_samples)
+    loop = PlainLoop(config, settings, task, model, clients)
     model.full_model.to(device)
     clients = [_moved(data, device) for data in clients]
     there = dataclasses.replace(task, test=_moved(task.test, device))
@@ -172,8 +172,10 @@ class PlainLoop:
         settings: MethodConfig,
         task: Task,
         model: SplitModel,
-        num_samples: Mapping[int, int],
+        clients: Sequence[ClientData],
     ) -> None:
+        num_samples = {m: len(data.labels) for m, data in enumerate(clients)}
+        self._clients = clients
         self.samples_seen = 0
         self._method = METHODS[config.method]
         self._settings = settings
@@ -190,6 +192,11 @@ class PlainLoop:
         self._attendance.append(set(cohort))
         size, steps = self._settings.batch_size, getattr(self._settings, "local_steps", 1)
         self.samples_seen += sum(steps * min(size, self._num_samples[m]) for m in cohort)
+        if self._model.has_mask:
+            earlier = set().union(*self._attendance[:-1])
+            positions = uploaded_positions(self._clients, self._settings, round, cohort, earlier)
+            total = self._shape.num_positions + positions
+            self._shape = dataclasses.replace(self._shape, num_positions=total)
         self._ledger = Ledger()
         traffic = self._method.traffic(
             self._settings, self._shape, self._attendance, self.samples_seen
@@ -226,14 +233,44 @@ def split_shape(
     method = METHODS[config.method]
     with torch.inference_mode():
         smashed = model.client_model.eval()(task.train.inputs[:1])
+    is_classes = task.num_classes > 0
     return SplitShape(
-        smashed_elements=smashed.numel(),
+        smashed_elements=smashed.shape[-1] - 1 if model.has_mask else smashed.numel(),
+        smashed_bytes=smashed.element_size(),
+        labels_per_sample=1 if is_classes else 0,
         auxiliary_elements=method.auxiliary_elements(settings, model, smashed),
         client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
         full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
         client_samples=num_samples,
         zeroth_elements=method.zeroth_elements(settings, model, config.clients),
     )
+
+
+def uploaded_positions(
+    clients: Sequence[ClientData],
+    config: MethodConfig,
+    round: int,
+    cohort: Iterable[int],
+    earlier: Set[int],
+) -> int:
+    """Return the positions of all batches of sequences that go up in a round, padding included.
+
+    Args:
+        clients: everybody's samples.
+        config: of the method.
+        round: the round.
+        cohort: the clients that take part.
+        earlier: those that took part before.
+    """
+    if getattr(config, "features_once", False):
+        new = [clients[m].inputs for m in cohort if m not in earlier]
+        return sum(inputs.shape[0] * inputs.shape[2] for inputs in new)
+    steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
+    seed, size = config.root_seed, config.batch_size
+    batches = [
+        take_batch(clients[m], seed, round, m, h, batch_size=size) for m in cohort for h in steps
+    ]
+    return sum(inputs.shape[0] * inputs.shape[2] for inputs, _ in batches)
 
 
 @contextmanager

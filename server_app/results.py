@@ -130,6 +130,8 @@ class RunResult:
     final_accuracy: Fraction | None = None
     best_accuracy: Fraction | None = None
     final_loss: Number | None = None
+    # the task's other metrics, of the final model
+    measures: dict[str, Number] = Field(default_factory=dict)
     local_accuracy: Fraction | None = None  # client model and auxiliary head, without the server
     num_exchanges: Count = 0  # round trips on the critical path
     # kind of record -> {"uplink_bytes": ..., "downlink_bytes": ...}; see Ledger.by_kind
@@ -356,9 +358,7 @@ def _read_result(path: Path) -> RunResult:
         raise UserError(f"cannot read {path}: {'; '.join(problems[:3])}") from error
 
 
-def read_table(
-    path: Path, columns: Mapping[str, str], others: str | None = None
-) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, str], others: str | None = None) -> pd.DataFrame:
     """Read a parquet file of ours; UserError if it is missing, damaged or another table."""
     try:
         return typed_table(pd.read_parquet(io.BytesIO(path.read_bytes())), columns, others)

@@ -91,7 +91,7 @@ def load_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
 
 
 def copied(module: M) -> M:
-    """Return a copy with trained parameters of its own; frozen ones, often far larger, are shared."""
+    """Return a copy with trained parameters of its own; frozen ones, often larger, are shared."""
     frozen = [p for p in module.parameters() if not p.requires_grad]
     return copy.deepcopy(module, {id(parameter): parameter for parameter in frozen})
 

@@ -17,8 +17,8 @@ import PIL
 import torch
 
 from leansplit.errors import UserError
-from leansplit.tasks.image_cache import DecodedImages, cache_key, load_or_decode
 from leansplit.tasks.columns import encoded_images, find_columns, read_labels
+from leansplit.tasks.image_cache import DecodedImages, cache_key, load_or_decode
 from leansplit.tasks.image_pixels import Pixels, decode_pixels, standardise
 from leansplit.tasks.source import SplitPair, find_local, read_hub, read_local
 from leansplit.tasks.task import Examples, Task

@@ -129,7 +129,7 @@ def build_e2e_task(
 def _place(
     name: str, data_path: str | Path | None, hub: str, hub_config: str | None = None
 ) -> dict[str, Any]:
-    """Return the options that say where a data set lies: as given, under LEANSPLIT_DATA, the hub."""
+    """Return the options that say where a data set lies: as given, LEANSPLIT_DATA, or the hub."""
     root = os.environ.get(DATA_VARIABLE)
     path = Path(data_path) if data_path is not None else None
     if path is None and root and (Path(root).expanduser() / name).exists():

@@ -101,7 +101,7 @@ def build_text_task(
         name: the task's name in results.
 
     Raises:
-        UserError: if data, columns, prompt or tokenizer do not fit; the message says what to change.
+        UserError: if data, columns, prompt or tokenizer do not fit; it says what to change.
     """
     splits, provenance = _load(
         name, data_path, dataset, dataset_config, train_split=train_split, test_split=test_split
@@ -186,12 +186,24 @@ def build_generation_task(
     """Return a task of texts to continue: the loss is on the target alone.
 
     A row is the prompt's tokens, the target's and the end token; accuracy is that of the target's
-    tokens, each predicted from what comes before it. Arguments as for :func:`build_text_task`, and:
+    tokens, each predicted from what comes before it.
 
     Args:
+        data_path: see :func:`build_text_task`, as for all that is not named here.
+        dataset: see there.
+        dataset_config: see there.
         source_column: the column that the prompt is made of.
         target_column: the column of the wanted text.
         template: the prompt, with column names in braces; "" = the source and a line break.
+        train_split: see there.
+        test_split: see there.
+        tokenizer: see there.
+        pad_token: see there.
+        max_length: of prompt and target together; a longer prompt loses its beginning.
+        padding_side: see there.
+        max_train: see there.
+        max_test: see there.
+        name: the task's name in results.
 
     Raises:
         UserError: as :func:`build_text_task`.

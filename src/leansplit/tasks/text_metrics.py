@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -64,7 +63,7 @@ def num_wanted(labels: Tensor) -> int:
 
 
 def macro_f1(predictions: Tensor, labels: Tensor) -> Mapping[str, float]:
-    """Return ``f1``: the mean over classes of 2 TP / (2 TP + FP + FN), as scikit-learn's macro F1."""
+    """Return ``f1``: the mean over classes of 2 TP / (2 TP + FP + FN)."""
     from sklearn.metrics import f1_score
 
     return {"f1": float(f1_score(labels.numpy(), predictions.numpy(), average="macro"))}

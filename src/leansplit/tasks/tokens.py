@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from leansplit.errors import UserError, require_choice
+from leansplit.models.language.sources import resolved
 
 PaddingSide = Literal["right", "left"]
 PADDING_SIDES: Final[tuple[str, ...]] = get_args(PaddingSide)
@@ -49,9 +50,7 @@ class ByteTokenizer:
         if pairs is None:
             return [[*ids, self.eos_id] for ids in first]
         second = self.encode_plain(pairs)
-        return [
-            [*a, self.eos_id, *b, self.eos_id] for a, b in zip(first, second, strict=True)
-        ]
+        return [[*a, self.eos_id, *b, self.eos_id] for a, b in zip(first, second, strict=True)]
 
     def encode_plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Return bytes + 2."""
@@ -77,8 +76,10 @@ class PretrainedTokenizer:
         from transformers import AutoTokenizer
 
         try:
-            loaded: Any = AutoTokenizer.from_pretrained(source)
-        except Exception as error:  # missing files, unknown classes and networks have no common base
+            loaded: Any = AutoTokenizer.from_pretrained(resolved(source))
+        except UserError:
+            raise
+        except Exception as error:  # missing files and networks have no common base
             reason = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
             raise UserError(
                 f"no tokenizer at {source!r}: {reason}; give task_options.tokenizer a folder with "

@@ -125,7 +125,8 @@ def decode(blob: bytes) -> Record:
     for name in sorted(tensors):  # safetensors returns them in random order
         field_name, slash, key = name.partition("/")
         metadata = fields.get(field_name.removesuffix(_MASK), {})
-        if name.endswith(_MASK) and name.removesuffix(_MASK) in tensors and _may_hold_mask(metadata):
+        is_mask = name.endswith(_MASK) and name.removesuffix(_MASK) in tensors
+        if is_mask and _may_hold_mask(metadata):
             continue  # joined to what it is the mask of
         if is_many.get(field_name) is not bool(slash):
             raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")

@@ -17,7 +17,6 @@ from torch import Tensor
 from leansplit.wire.codec import DecodeError
 from leansplit.wire.records import KIND_KEY, Record
 
-
 ANY: Final = -1
 """A dimension of any size, such as the length of a batch of sequences."""
 

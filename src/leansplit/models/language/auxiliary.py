@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from leansplit.errors import UserError
-from leansplit.models.language.halves import LanguageServerModel
+from leansplit.models.language.halves import HeldElsewhere, LanguageServerModel
 from leansplit.parameters import copied
 from leansplit.sequences import unpack
 
@@ -32,7 +32,7 @@ class PooledHead(nn.Module):
 
 
 def language_head(
-    config: AuxiliaryConfig, server_model: LanguageServerModel, width: int, num_classes: int
+    config: AuxiliaryConfig, server_model: LanguageServerModel | HeldElsewhere, width: int
 ) -> nn.Module:
     """Build the auxiliary head of a language model.
 
@@ -41,9 +41,8 @@ def language_head(
 
     Args:
         config: kind and initial weights.
-        server_model: the layers above the cut.
+        server_model: the layers above the cut; for a linear head its outputs are enough.
         width: D of the hidden states.
-        num_classes: C, where the model puts out classes.
 
     Raises:
         UserError: if there is no such head for what the model puts out.
@@ -55,11 +54,12 @@ def language_head(
                 "where tokens are predicted use auxiliary.kind=blocks or copy with "
                 "auxiliary.initialise=server"
             )
-        return PooledHead(width, num_classes)
+        return PooledHead(width, server_model.num_classes)
     if config.initialise != "server":
         raise UserError(
             f"auxiliary.kind={config.kind} of a language model starts from the server's pretrained "
             "blocks; set auxiliary.initialise=server, or use auxiliary.kind=linear"
         )
+    assert isinstance(server_model, LanguageServerModel), "clients load the blocks of their head"
     is_copy = config.kind == "copy"
     return copied(server_model if is_copy else server_model.first_blocks(config.num_blocks))

@@ -10,12 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 from leansplit.errors import UserError, did_you_mean
+
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
+"""Of the weights that are not trained."""
 
 StandIn = Callable[[], nn.Module | None]
 """Makes what stands in for a module that the other half holds."""

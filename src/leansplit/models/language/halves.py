@@ -132,6 +132,24 @@ class LanguageServerModel(Facade):
         return _outputs(self._inner, self.family, self.outputs, mask, inputs_embeds=hidden)
 
 
+class HeldElsewhere(nn.Module):
+    """Stands in for the server model where only a client is.
+
+    Attributes:
+        outputs: what the model puts out.
+        num_classes: of a classification head.
+    """
+
+    def __init__(self, outputs: Outputs, num_classes: int) -> None:
+        super().__init__()
+        self.outputs = outputs
+        self.num_classes = num_classes
+
+    def forward(self, smashed_data: Tensor) -> Tensor:
+        """Refuse: a client has no server model."""
+        raise RuntimeError("a client holds its own blocks only, not the server model")
+
+
 def _outputs(
     inner: Any, family: Family, outputs: Outputs, mask: Tensor, **inputs: Tensor
 ) -> Tensor:

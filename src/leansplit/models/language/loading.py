@@ -1,4 +1,4 @@
-"""Language models from the hub, a local folder or a bare configuration; whole, or the client's part.
+"""Language models from the hub, a local folder or a bare configuration, whole or in part.
 
 The client's part is loaded as a model of the client's depth: the library then reads the tensors of
 that model from the safetensors files and no other.
@@ -10,8 +10,7 @@ import contextlib
 import json
 import logging
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Final, Literal, get_args
+from typing import Any
 
 import torch
 import transformers
@@ -19,11 +18,9 @@ from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from leansplit.errors import UserError, require_choice
-from leansplit.models.language.families import Family, family_of
+from leansplit.models.language.families import PRECISIONS, Family, Precision, family_of
 from leansplit.models.language.halves import OUTPUTS, Outputs, shortened
-
-Precision = Literal["float32", "bfloat16", "float16"]
-PRECISIONS: Final[tuple[str, ...]] = get_args(Precision)
+from leansplit.models.language.sources import is_pretrained, resolved
 
 
 def load_config(source: str) -> PretrainedConfig:
@@ -44,8 +41,8 @@ def load_config(source: str) -> PretrainedConfig:
             return AutoConfig.for_model(model_type, **values)
         except (ValueError, KeyError, TypeError) as error:
             raise UserError(
-                f"the model configuration {_shortened(text)} cannot be read ({_first_line(error)}); give the "
-                "content of a config.json, with a model_type"
+                f"the model configuration {_shortened(text)} cannot be read "
+                f"({_first_line(error)}); give the content of a config.json, with a model_type"
             ) from error
     if not text:
         raise UserError(
@@ -53,7 +50,7 @@ def load_config(source: str) -> PretrainedConfig:
             "the content of a config.json"
         )
     try:
-        return AutoConfig.from_pretrained(text)  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(resolved(text))  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"no model at {text!r}: {_first_line(error)}; give a folder that holds config.json and "
@@ -61,18 +58,25 @@ def load_config(source: str) -> PretrainedConfig:
         ) from error
 
 
-def has_weights(source: str) -> bool:
-    """Say whether a source is more than a configuration."""
-    return not source.strip().startswith("{")
-
-
 def load_whole(
-    source: str, *, outputs: Outputs, num_classes: int, precision: Precision
+    source: str,
+    *,
+    outputs: Outputs,
+    num_classes: int,
+    precision: Precision,
+    num_blocks: int | None = None,
 ) -> tuple[nn.Module, Family]:
     """Return an unsplit model with a head, and its family.
 
     What the source does not hold, such as a new classification head, is drawn from torch's
     generator. Tied input and output embeddings are untied: the halves train apart.
+
+    Args:
+        source: see :func:`load_config`.
+        outputs: which head.
+        num_classes: of a classification head.
+        precision: of all weights.
+        num_blocks: load so many of the lowest blocks only, below the head; None = all.
 
     Raises:
         UserError: for a source, architecture or option that does not exist.
@@ -87,6 +91,8 @@ def load_whole(
         )
     if outputs == "classes":
         config.num_labels = num_classes
+    if num_blocks is not None:
+        config = shortened(config, slice(0, num_blocks))
     of_head: Any = (
         transformers.AutoModelForSequenceClassification
         if outputs == "classes"
@@ -119,11 +125,11 @@ def load_client_part(
 def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precision) -> nn.Module:
     dtype = getattr(torch, precision)
     with _quiet():
-        if not has_weights(source):
+        if not is_pretrained(source):
             model: nn.Module = of_head.from_config(config).to(dtype)
             return model
         try:
-            model = of_head.from_pretrained(source, config=config, dtype=dtype)
+            model = of_head.from_pretrained(resolved(source), config=config, dtype=dtype)
         except (OSError, ValueError, RuntimeError) as error:
             raise UserError(f"cannot load the model {source!r}: {_first_line(error)}") from error
     return model
@@ -160,8 +166,3 @@ def _first_line(error: BaseException) -> str:
 
 def _shortened(text: str, at_most: int = 60) -> str:
     return text if len(text) <= at_most else f"{text[:at_most]}..."
-
-
-def is_folder(source: str) -> bool:
-    """Say whether a source is a folder on this machine."""
-    return has_weights(source) and Path(source).is_dir()

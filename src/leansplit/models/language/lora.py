@@ -1,86 +1,51 @@
-"""Low-rank adapters (LoRA, Hu et al. 2022) by the peft library, and which parameters are trained."""
+"""Adapters by the peft library, put into a model of the transformers library."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Final
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
 from torch import nn
 
-from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.errors import UserError, did_you_mean
+from leansplit.models.language.adapters import AdapterConfig
 from leansplit.models.language.families import Family
 
-Trained = Literal["adapters", "all"]
-TRAINED: Final[tuple[str, ...]] = get_args(Trained)
 HEADS: Final = ("score", "classifier")
 """Modules that a classification model adds to a pretrained one: always trained, never adapted."""
 ADAPTER: Final = "default"
 """What peft calls an adapter that nobody named."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class AdapterConfig:
-    """Which parameters of a language model are trained."""
+def to_peft(config: AdapterConfig, modules: Sequence[str], heads: Sequence[str] = ()) -> LoraConfig:
+    """Return peft's configuration of adapters in the modules with these full names.
 
-    train: Trained = "adapters"
-    """``adapters``: LoRA in the blocks; ``all``: every parameter, no LoRA. A new classification
-    head is always trained."""
-    full_blocks: int = 0
-    """So many of the lowest blocks are trained whole and get no adapters; with the number of the
-    client's blocks, its part is fine-tuned in full."""
-    full_embeddings: bool = False
-    """Whether the embeddings are trained too."""
-    rank: int = 8
-    """r, the inner dimension of B A."""
-    alpha: float = 16.0
-    """An adapter adds (alpha / r) B A x, or (alpha / sqrt(r)) B A x with ``rank_stabilised``."""
-    dropout: float = 0.0
-    """Chance that an input of an adapter is dropped while training."""
-    targets: tuple[str, ...] = ()
-    """Last names of the linear layers to adapt; () = query and value projections."""
-    rank_stabilised: bool = False
-    """Scale by alpha / sqrt(r) (Kalajdzievski, arXiv 2312.03732)."""
-
-    def __post_init__(self) -> None:
-        """Refuse adapters that cannot be built."""
-        require_choice("train", self.train, TRAINED)
-        if self.full_blocks < 0:
-            raise UserError(f"full_blocks must be at least 0, got {self.full_blocks}")
-        if self.rank < 1:
-            raise UserError(f"lora_rank must be at least 1, got {self.rank}")
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"lora_alpha must be positive and finite, got {self.alpha}")
-        if not 0 <= self.dropout < 1:
-            raise UserError(f"lora_dropout must be at least 0 and below 1, got {self.dropout}")
-
-    def to_peft(self, modules: Sequence[str], heads: Sequence[str] = ()) -> LoraConfig:
-        """Return peft's configuration of adapters in the modules with these full names."""
-        return LoraConfig(
-            r=self.rank,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it, whatever it is
-            lora_dropout=self.dropout,
-            use_rslora=self.rank_stabilised,
-            target_modules=list(modules),
-            modules_to_save=list(heads) or None,
-            bias="none",
-        )
+    Args:
+        config: ours.
+        modules: what is adapted.
+        heads: modules that are trained whole and saved beside the adapters.
+    """
+    return LoraConfig(
+        r=config.rank,
+        lora_alpha=config.alpha,  # type: ignore[arg-type]  # peft divides it, whatever it is
+        lora_dropout=config.dropout,
+        use_rslora=config.rank_stabilised,
+        target_modules=list(modules),
+        modules_to_save=list(heads) or None,
+        bias="none",
+    )
 
 
 def adapted_modules(inner: nn.Module, family: Family, config: AdapterConfig) -> list[str]:
     """Return the full names of the modules that get an adapter.
 
     Raises:
-        UserError: if there are fewer blocks than ``full_blocks``, or a target matches no linear
-            layer of a block, naming those that exist.
+        UserError: if a target matches no linear layer of a block, naming those that exist.
     """
     path = f"{family.stack}.{family.blocks}"
     blocks = list(inner.get_submodule(path).named_children())
-    if config.full_blocks > len(blocks):
-        raise UserError(f"full_blocks is {config.full_blocks}, but there are {len(blocks)} blocks")
     linear = [
         (at, f"{path}.{index}.{name}")
         for at, (index, block) in enumerate(blocks)
@@ -114,8 +79,8 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
         config: what is trained.
 
     Raises:
-        UserError: if the model has no such blocks or targets, or what is to be trained of a model
-            itself is not float32.
+        UserError: if the model has no such targets, or what is to be trained of a model itself is
+            not float32.
     """
     trains_base = config.train == "all" or config.full_blocks or config.full_embeddings
     precision = next(inner.parameters()).dtype
@@ -136,7 +101,7 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
     for part in whole:
         part.requires_grad_(True)
     if modules:
-        inject_adapter_in_model(config.to_peft(modules), inner, adapter_name=ADAPTER)
+        inject_adapter_in_model(to_peft(config, modules), inner, adapter_name=ADAPTER)
     for name, parameter in inner.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
