@@ -93,7 +93,7 @@ def test_labels_become_class_indices(
     [
         ([0, 1], [-1], PETS, r"label -1 \(-1 usually means unlabelled\).*3 classes, 0 to 2"),
         (["a", "b"], ["c"], Value("string"), "label 'c' .* does not occur among the 2 classes"),
-        ([0, None], [1], PETS, "training split has 1 missing labels"),
+        ([0, None], [1], PETS, "training split has 1 missing values"),
     ],
 )
 def test_labels_that_mean_nothing(

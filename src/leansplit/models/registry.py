@@ -118,8 +118,9 @@ def build_model(
             f"model {name!r} takes {wanted}, but the inputs are {tuple(input_shape)}; choose "
             f"another task, or one of the models {fitting}"
         )
-    if num_classes < 1:
-        raise UserError(f"num_classes must be at least 1, got {num_classes}")
+    lowest = 0 if spec.takes == "tokens" else 1  # 0: tokens are predicted, not classes
+    if num_classes < lowest:
+        raise UserError(f"num_classes must be at least {lowest}, got {num_classes}")
     if not 0 <= seed < _NUM_SEEDS:
         raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
     # The CPU generator alone: torch.manual_seed would reseed accelerators, which are not restored.

@@ -7,10 +7,12 @@ the server trains on the batches they upload, and now and then teaches each clie
 from __future__ import annotations
 
 import copy
+import contextlib
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leansplit.federated import (
     ClientData,
@@ -55,7 +57,9 @@ def fsl_sage(
     def gradient_at_cut(half: nn.Module, z: Tensor, y: Tensor, *, keep: bool = False) -> Tensor:
         """d(mean loss)/dz, by evaluation-mode layers."""
         z = z.detach().requires_grad_(True)
-        value = loss(half.eval()(z), y)
+        # Attention by other kernels than the plain one cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH) if keep else contextlib.nullcontext():
+            value = loss(half.eval()(z), y)
         return torch.autograd.grad(value, [z], create_graph=keep)[0]
 
     for t in range(1, num_rounds + 1):

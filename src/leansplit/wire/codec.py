@@ -89,7 +89,7 @@ def _together(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
         ValueError: if the mask does not belong to the tensor.
     """
     value, mask = tensors[name], tensors.get(f"{name}{_MASK}")
-    if mask is None:
+    if mask is None or not _may_hold_mask(metadata):
         return value
     positions = value.shape[:-1]
     expected = positions[1:] if metadata[ALIKE_KEY] else positions

@@ -77,7 +77,11 @@ def test_split_logits_equal_unsplit_logits_at_every_cut(name, outputs, side, tra
         if outputs == "tokens":  # what comes after padding means nothing
             kept = tokens[:, 1] == 1
             wanted, got, whole = wanted[kept], got[kept], whole[kept]
-        assert torch.equal(got, wanted) and torch.equal(whole, wanted)
+        assert torch.equal(got, whole)
+        if outputs == "next_token":  # one position's logits, where the library computes all
+            torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+        else:
+            assert torch.equal(got, wanted)
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -145,7 +149,7 @@ def test_halves_can_be_copied_and_pickled(name):
         pickle.loads(pickle.dumps(split.client_model)),
     ):
         assert torch.equal(again(tokens), wanted)
-        own = next(p for p in again.parameters() if p.requires_grad)
+        own = next(p for key, p in again.named_parameters() if "lora_B" in key)
         with torch.no_grad():
             own.add_(1.0)
         assert not torch.equal(again(tokens), wanted)

@@ -39,7 +39,7 @@ def save_adapter(
         )
     adapted = [name for name, module in inner.named_modules() if _is_adapted(module)]
     heads = [name for name, _ in inner.named_children() if name in HEADS]
-    peft_config = to_peft(config, adapted, heads)
+    peft_config = to_peft(config, inner, adapted, heads)
     peft_config.task_type = _TASK_TYPES[model.outputs]
     peft_config.base_model_name_or_path = source if is_pretrained(source) else ""
     peft_config.inference_mode = True

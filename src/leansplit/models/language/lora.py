@@ -19,11 +19,14 @@ ADAPTER: Final = "default"
 """What peft calls an adapter that nobody named."""
 
 
-def to_peft(config: AdapterConfig, modules: Sequence[str], heads: Sequence[str] = ()) -> LoraConfig:
+def to_peft(
+    config: AdapterConfig, inner: nn.Module, modules: Sequence[str], heads: Sequence[str] = ()
+) -> LoraConfig:
     """Return peft's configuration of adapters in the modules with these full names.
 
     Args:
         config: ours.
+        inner: the model.
         modules: what is adapted.
         heads: modules that are trained whole and saved beside the adapters.
     """
@@ -34,6 +37,7 @@ def to_peft(config: AdapterConfig, modules: Sequence[str], heads: Sequence[str] 
         use_rslora=config.rank_stabilised,
         target_modules=list(modules),
         modules_to_save=list(heads) or None,
+        fan_in_fan_out=any(_is_transposed(inner.get_submodule(name)) for name in modules),
         bias="none",
     )
 
@@ -92,7 +96,9 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
     if config.train == "all":
         inner.requires_grad_(True)
         return
-    modules = adapted_modules(inner, family, config)
+    if modules := adapted_modules(inner, family, config):
+        peft_config = to_peft(config, inner, modules)
+        inject_adapter_in_model(peft_config, inner, adapter_name=ADAPTER)
     inner.requires_grad_(False)
     stack = inner.get_submodule(family.stack)
     whole = list(stack.get_submodule(family.blocks).children())[: config.full_blocks]
@@ -100,8 +106,6 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
         whole += [part for name in family.below if (part := getattr(stack, name)) is not None]
     for part in whole:
         part.requires_grad_(True)
-    if modules:
-        inject_adapter_in_model(to_peft(config, modules), inner, adapter_name=ADAPTER)
     for name, parameter in inner.named_parameters():
         if "lora_" in name:
             parameter.data = parameter.data.float()
@@ -116,6 +120,11 @@ def _to_own_precision(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torc
     """Hand a float32 head what a base of lower precision computes."""
     [features] = inputs
     return features.to(next(head.parameters()).dtype)
+
+
+def _is_transposed(module: nn.Module) -> bool:
+    """Say whether a module is GPT-2's kind of linear layer, adapted or not."""
+    return type(getattr(module, "base_layer", module)).__name__ == "Conv1D"
 
 
 def _is_linear(module: nn.Module) -> bool:
