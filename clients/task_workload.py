@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leansplit.clients.partition import PartitionConfig
 from leansplit.clients.partition_cache import cached_partition
@@ -37,7 +40,17 @@ def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Exam
     """Return client id -> that client's samples; every process draws the same partition.
 
     Raises:
-        UserError: if the labels should be spread unevenly, and there are none.
+        UserError: as :func:`task_shares`.
+    """
+    shares = task_shares(config, task)
+    return lambda client_id: task.train.select(shares[client_id])
+
+
+def task_shares(config: WorkloadConfig, task: Task) -> Sequence[NDArray[np.int64]]:
+    """Return the training samples that each client holds, by position.
+
+    Raises:
+        UserError: if they cannot be spread like that.
     """
     labels = task.train.labels
     if not task.num_classes:
@@ -46,10 +59,9 @@ def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Exam
                 f"task {task.name!r} has no classes to spread unevenly; set partition=iid"
             )
         labels = labels.new_zeros(len(labels))
-    shares = cached_partition(
+    return cached_partition(
         labels,
         num_clients=config.num_clients,
         config=PartitionConfig(**config.partition),
         seed=config.partition_seed,
     )
-    return lambda client_id: task.train.select(shares[client_id])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -30,11 +31,12 @@ class Written:
     def scores(self) -> dict[str, float]:
         """Return corpus BLEU (sacrebleu) and mean ROUGE-L (best reference), both in 0 to 100."""
         import sacrebleu
-        from rouge_score.rouge_scorer import RougeScorer
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
 
         most = max(map(len, self.references))
         # sacrebleu wants as many references for each text: the missing ones are None.
-        columns = [[r[i] if i < len(r) else None for r in self.references] for i in range(most)]
+        filled = [[*r, *[None] * (most - len(r))] for r in self.references]
+        columns: Any = list(zip(*filled, strict=True))
         bleu = sacrebleu.corpus_bleu(self.texts, columns).score
         scorer = RougeScorer(["rougeL"], use_stemmer=False)
         best = [

@@ -11,9 +11,9 @@ import safetensors.torch
 from leansplit.clients.partition import PartitionReport
 from leansplit.models import adapter_config_of
 from leansplit.server_app.environment import collect_environment
-from leansplit.server_app.execution import Engine, Outcome
 from leansplit.server_app.generation import Written
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.recording import Engine, Outcome
 from leansplit.server_app.results import (
     OrderBoundary,
     RunResult,

@@ -25,16 +25,9 @@ from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation
 from leansplit.parameters import ParameterSpec, copied, trainable_parameters
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.execution import (
-    Outcome,
-    Progress,
-    Recorder,
-    new_outcome,
-    record_end,
-    record_failure,
-    settled_config,
-)
+from leansplit.server_app.execution import new_outcome, record_end, record_failure, settled_config
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.strategies.running import RoundReport, StopRunning
 from leansplit.tasks import Examples
 from leansplit.tasks.task import Task

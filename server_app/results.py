@@ -326,7 +326,7 @@ def typed_table(
     unexpected = [name for name in table.columns if name not in columns]
     if missing or (unexpected and others is None):
         raise ValueError(f"table columns: missing {missing}, unexpected {unexpected}")
-    types = {**columns, **dict.fromkeys(unexpected, others)}
+    types: Any = {**columns, **dict.fromkeys(unexpected, others)}
     return table[list(types)].astype(types).reset_index(drop=True)
 
 

@@ -12,9 +12,10 @@ from leansplit.costs import SplitShape
 from leansplit.federated import MethodConfig
 from leansplit.parameters import checksum
 from leansplit.server_app.config import RunConfig, run_config
-from leansplit.server_app.execution import Outcome, execute, settled_config
+from leansplit.server_app.execution import execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.plain_execution import split_shape, uploaded_positions
+from leansplit.server_app.recording import Outcome
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 
 OPTIMIZERS = {

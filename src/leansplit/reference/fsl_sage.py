@@ -6,8 +6,8 @@ the server trains on the batches they upload, and now and then teaches each clie
 
 from __future__ import annotations
 
-import copy
 import contextlib
+import copy
 from collections.abc import Sequence
 
 import torch

@@ -124,7 +124,7 @@ def decode(blob: bytes) -> Record:
     values |= {name: {} for name in is_many if is_many[name]}
     for name in sorted(tensors):  # safetensors returns them in random order
         field_name, slash, key = name.partition("/")
-        metadata = fields.get(field_name.removesuffix(_MASK), {})
+        metadata: Mapping[str, Any] = fields.get(field_name.removesuffix(_MASK), {})
         is_mask = name.endswith(_MASK) and name.removesuffix(_MASK) in tensors
         if is_mask and _may_hold_mask(metadata):
             continue  # joined to what it is the mask of

@@ -12,7 +12,7 @@ from leansplit.errors import UserError
 from leansplit.models.language.adapters import AdapterConfig
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.models.language.lora import ADAPTER, HEADS, to_peft
-from leansplit.models.language.sources import is_pretrained
+from leansplit.models.language.sources import is_pretrained, resolved
 
 _TASK_TYPES = {"classes": "SEQ_CLS", "next_token": "CAUSAL_LM", "tokens": "CAUSAL_LM"}
 
@@ -50,7 +50,7 @@ def save_adapter(
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    peft_config.save_pretrained(folder)
+    peft_config.save_pretrained(str(folder))
     safetensors.torch.save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
 
 
@@ -62,6 +62,14 @@ def save_merged(model: WholeLanguageModel, folder: str | Path) -> None:
         folder: made if it is not there.
     """
     model.inner.save_pretrained(Path(folder), state_dict=merged_state(model.inner))
+
+
+def save_tokenizer(source: str, folder: str | Path) -> None:
+    """Write a pretrained tokenizer beside a model; ``bytes`` and none leave nothing."""
+    from transformers import AutoTokenizer
+
+    if source and source != "bytes":
+        AutoTokenizer.from_pretrained(resolved(source)).save_pretrained(folder)
 
 
 def merged_state(inner: nn.Module) -> dict[str, Tensor]:
@@ -82,4 +90,5 @@ def merged_state(inner: nn.Module) -> dict[str, Tensor]:
 
 
 def _is_adapted(module: nn.Module) -> bool:
-    return isinstance(getattr(module, "lora_A", None), nn.ModuleDict) and ADAPTER in module.lora_A
+    adapters = getattr(module, "lora_A", None)
+    return isinstance(adapters, nn.ModuleDict) and ADAPTER in adapters

@@ -36,7 +36,7 @@ class Facade(nn.Module):
     def train(self, mode: bool = True) -> Facade:
         """Put the model in training or evaluation mode."""
         self._inner.train(mode)
-        return super().train(mode)  # type: ignore[return-value]
+        return super().train(mode)
 
 
 class WholeLanguageModel(Facade):

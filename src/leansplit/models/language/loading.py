@@ -65,7 +65,7 @@ def load_whole(
     num_classes: int,
     precision: Precision,
     num_blocks: int | None = None,
-) -> tuple[nn.Module, Family]:
+) -> tuple[Any, Family]:
     """Return an unsplit model with a head, and its family.
 
     What the source does not hold, such as a new classification head, is drawn from torch's
@@ -103,9 +103,7 @@ def load_whole(
     return inner, family
 
 
-def load_client_part(
-    source: str, *, num_blocks: int, precision: Precision
-) -> tuple[nn.Module, Family]:
+def load_client_part(source: str, *, num_blocks: int, precision: Precision) -> tuple[Any, Family]:
     """Return the lowest blocks of a pretrained model with their embeddings, under its names.
 
     Raises:
@@ -116,18 +114,17 @@ def load_client_part(
     family = family_of(config.model_type)
     config = shortened(config, slice(0, num_blocks))
     base = _load(AutoModel, source, config, precision)
-    root = nn.Module()
+    root: Any = nn.Module()
     root.config = base.config
     root.add_module(family.stack.partition(".")[0], base)
     return root, family
 
 
-def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precision) -> nn.Module:
+def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precision) -> Any:
     dtype = getattr(torch, precision)
     with _quiet():
         if not is_pretrained(source):
-            model: nn.Module = of_head.from_config(config).to(dtype)
-            return model
+            return of_head.from_config(config).to(dtype)
         try:
             model = of_head.from_pretrained(resolved(source), config=config, dtype=dtype)
         except (OSError, ValueError, RuntimeError) as error:
@@ -135,10 +132,10 @@ def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precis
     return model
 
 
-def _untie_(inner: nn.Module) -> None:
+def _untie_(inner: Any) -> None:
     """Give the output embeddings a parameter of their own if they share that of the inputs."""
-    embeddings: Any = inner.get_input_embeddings()  # type: ignore[operator]
-    head: Any = getattr(inner, "lm_head", None)
+    embeddings = inner.get_input_embeddings()
+    head = getattr(inner, "lm_head", None)
     if head is not None and head.weight is embeddings.weight:
         head.weight = nn.Parameter(head.weight.detach().clone())
         inner.config.tie_word_embeddings = False
@@ -150,14 +147,15 @@ def _quiet() -> Iterator[None]:
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
-    bars = transformers.utils.logging.is_progress_bar_enabled()
-    transformers.utils.logging.disable_progress_bar()
+    said: Any = transformers.utils.logging
+    bars = said.is_progress_bar_enabled()
+    said.disable_progress_bar()
     try:
         yield
     finally:
         logger.setLevel(level)
         if bars:
-            transformers.utils.logging.enable_progress_bar()
+            said.enable_progress_bar()
 
 
 def _first_line(error: BaseException) -> str:
