@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from leansplit.models.language.chunked import ChunkedLogits
 from leansplit.sequences import IGNORED
 
 
@@ -37,21 +38,25 @@ class Verbalizer:
         return self.scores(logits).argmax(1)
 
 
-def token_loss(logits: Tensor, labels: Tensor) -> Tensor:
+def token_loss(logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy over all wanted tokens, in nats.
 
     Args:
         logits: of the token after each position, [B, S, V]; S may be longer than the labels', if
-            the batch was joined with longer ones.
+            the batch was joined with longer ones; or what they would be computed from.
         labels: the wanted token of each position [B, S], ``IGNORED`` where none is.
     """
+    if isinstance(logits, ChunkedLogits):
+        return logits.total_loss(labels) / num_wanted(labels)
     kept = logits[:, : labels.shape[1]]
     total = F.cross_entropy(kept.flatten(0, 1), labels.flatten(), reduction="sum")
     return total / num_wanted(labels)
 
 
-def token_accuracy(logits: Tensor, labels: Tensor) -> float:
+def token_accuracy(logits: Tensor | ChunkedLogits, labels: Tensor) -> float:
     """Return the fraction of wanted tokens that are the likeliest."""
+    if isinstance(logits, ChunkedLogits):
+        return logits.num_hits(labels) / num_wanted(labels)
     kept = logits[:, : labels.shape[1]]
     hits = (kept.argmax(-1) == labels) & (labels != IGNORED)
     return float(hits.sum()) / num_wanted(labels)

@@ -62,4 +62,6 @@ def language_head(
         )
     assert isinstance(server_model, LanguageServerModel), "clients load the blocks of their head"
     is_copy = config.kind == "copy"
-    return copied(server_model if is_copy else server_model.first_blocks(config.num_blocks))
+    head = copied(server_model if is_copy else server_model.first_blocks(config.num_blocks))
+    head.is_chunked = True  # a client has no room for the logits of a whole batch
+    return head

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any, Final, Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
 
 from leansplit.errors import UserError
+from leansplit.models.language.chunked import ChunkedLogits
 from leansplit.models.language.families import Family
 from leansplit.sequences import pack, unpack
 
@@ -96,7 +98,11 @@ class LanguageClientModel(Facade):
 
 
 class LanguageServerModel(Facade):
-    """Blocks above the cut, final norm and head; all of them, or the first in an auxiliary head."""
+    """Blocks above the cut, final norm and head; all of them, or the first in an auxiliary head.
+
+    Attributes:
+        is_chunked: put out :class:`ChunkedLogits` where tokens are predicted.
+    """
 
     def __init__(
         self, inner: nn.Module, family: Family, outputs: Outputs, blocks: range, of: nn.Module
@@ -105,6 +111,7 @@ class LanguageServerModel(Facade):
         self.family = family
         self.outputs = outputs
         self.blocks = blocks
+        self.is_chunked = False
         self.__dict__["whole"] = of
 
     @property
@@ -126,9 +133,13 @@ class LanguageServerModel(Facade):
         kept = slice(self.blocks.start, self.blocks.start + num_blocks)
         return server_half(self.__dict__["whole"], self.family, self.outputs, kept)
 
-    def forward(self, smashed_data: Tensor) -> Tensor:
-        """Map packed smashed data [B, S, D + 1] to outputs."""
+    def forward(self, smashed_data: Tensor) -> Any:
+        """Map packed smashed data [B, S, D + 1] to outputs, or what they are computed from."""
         hidden, mask = unpack(smashed_data)
+        if self.is_chunked and self.outputs == "tokens":
+            stack: Any = self.get_submodule(self.family.stack)
+            states = stack(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
+            return ChunkedLogits(states.last_hidden_state, functools.partial(_unembed, self._inner))
         return _outputs(self._inner, self.family, self.outputs, mask, inputs_embeds=hidden)
 
 
@@ -164,7 +175,12 @@ def _outputs(
     last = hidden[torch.arange(len(hidden), device=hidden.device), last_tokens(mask)]
     if outputs == "classes":
         return inner.score(last)  # type: ignore[no-any-return]
-    logits = inner.lm_head(last)
+    return _unembed(inner, last)
+
+
+def _unembed(inner: Any, hidden: Tensor) -> Tensor:
+    """Return the logits [..., V] of hidden states [..., D] after the final norm."""
+    logits: Tensor = inner.lm_head(hidden)
     cap = getattr(inner.config, "final_logit_softcapping", None)
     return logits if cap is None else torch.tanh(logits / cap) * cap
 
