@@ -1,8 +1,8 @@
 """Logits of tokens that are never held all at once.
 
-
-
-a token is wanted, and again in the backward pass.
+A vocabulary is far wider than a model: the logits of a batch, B S V numbers, would be most of what
+a client with an auxiliary head has to hold. They are computed for some positions at a time, only
+where a token is wanted, and again in the backward pass.
 """
 
 from __future__ import annotations
