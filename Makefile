@@ -2,8 +2,9 @@
 # with venv and pip; every target makes its own environment in .venv.
 
 PYTHON ?= python3
-# Processes that run tests: a number, or auto for one a core (at most MAX_TEST_WORKERS).
-TEST_WORKERS ?= auto
+# Processes that run tests (at most MAX_TEST_WORKERS): one more than there are cores, since those
+# that wait for a simulation to start leave theirs idle.
+TEST_WORKERS ?= $(shell $(PYTHON) -c 'import os; print((os.cpu_count() or 1) + 1)')
 MAX_TEST_WORKERS ?= 8
 # More arguments for pytest, such as PYTEST_ARGS="tests/wire -x".
 PYTEST_ARGS ?=
@@ -28,7 +29,7 @@ run: $(READY) ## the main job: compare the methods on digits, results in runs/di
 	$(VENV)/bin/leansplit compare digits --out "$(OUT)"
 
 test: $(READY) ## the whole test suite
-	$(IN_VENV) pytest -n $(TEST_WORKERS) --maxprocesses $(MAX_TEST_WORKERS) $(PYTEST_ARGS)
+	$(IN_VENV) pytest -n $(TEST_WORKERS) --maxprocesses $(MAX_TEST_WORKERS) --dist worksteal $(PYTEST_ARGS)
 
 lint: $(READY) ## style: ruff's rules and its formatting
 	$(IN_VENV) ruff check .

@@ -7,7 +7,7 @@ from leansplit.server_app.methods import METHODS
 
 FIRST = ["ho-sfl", "sflv1", "sflv2", "fedavg", "frozen"]
 # One of each set of handlers and records; in one process every method equals its plain loop.
-OF_OTHER_FAMILIES = ["fsl-sage", "mu-splitfed", "hosl", "decomfl", "ho-fl"]
+OF_OTHER_FAMILIES = ["fsl-sage", "mu-splitfed", "decomfl", "ho-fl"]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 

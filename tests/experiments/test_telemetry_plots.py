@@ -13,9 +13,17 @@ import pandas as pd
 import pytest
 import safetensors.torch
 import torch
+import typer
+from typer.testing import CliRunner
 
 from leansplit.errors import UserError
-from leansplit.experiments.estimator_study import build_problem, study, study_markdown, sweeps
+from leansplit.experiments.estimator_study import (
+    build_problem,
+    main,
+    study,
+    study_markdown,
+    sweeps,
+)
 from leansplit.experiments.plots_telemetry import (
     plot_telemetry,
     study_figure,
@@ -191,8 +199,10 @@ def test_the_studys_table_and_figure() -> None:
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
-    done = run_study(*arguments)
-    assert done.returncode == 2
+    app = typer.Typer()
+    app.command()(main)
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
     assert message in done.stderr and "Traceback" not in done.stderr
 
 

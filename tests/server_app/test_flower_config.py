@@ -15,6 +15,12 @@ TABLE = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text()
 DEFAULTS = flatten(TABLE["app"]["config"])
 
 
+@pytest.fixture(autouse=True)
+def _nodes_that_are_all_there(monkeypatch):
+    """Do not wait for more of them."""
+    monkeypatch.setattr("leansplit.strategies.roster._SETTLED_S", 0.0)
+
+
 class ThreeNodes:
     def get_node_ids(self):
         return [30, 10, 20]
