@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
@@ -91,6 +92,19 @@ def test_heads_of_the_servers_blocks(
     assert (outcome.status, outcome.error) == ("completed", None)
     assert outcome.final_model_checksum == reference_checksum(config)
     require_formula(config, outcome, expected)
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "heron-sfl", "sflv1", "zo-sfl", "hosl"])
+def test_a_base_in_half_precision(method, texts, run_in_process, reference_checksum, expected):
+    config = configure(method, "llama", texts, **{"model_options.precision": "bfloat16"})
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error) == ("completed", None)
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+    assert {value.dtype for value in outcome.final_state.values()} == {torch.float32}
+    whole = run_in_process(configure(method, "llama", texts))
+    smashed = [run.ledger.total_bytes("uplink", "smashed_data") for run in (outcome, whole)]
+    assert 2 * smashed[0] == smashed[1]
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -109,7 +109,7 @@ def ho_sfl(
                     minus = z_m
                     if zo.estimator == "central":
                         minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
-                    product = (plus - minus) * lambda_m
+                    product = (plus.float() - minus) * lambda_m  # also in half precision
                     v.append(float64_sum(product))
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 

@@ -68,7 +68,7 @@ def test_a_batch_s_logits_are_never_held(differentiates):
 
     lean = peak_tensor_bytes(lambda: step(ChunkedLogits(hidden, unembed)))
     full = peak_tensor_bytes(lambda: step(unembed(hidden)))
-    assert full > 8 * 64 * vocabulary * 4 > 3 * lean
+    assert full > 8 * 64 * vocabulary * 4 > 2 * lean
 
 
 @pytest.mark.parametrize("kind", ["blocks", "copy"])
