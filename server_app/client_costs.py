@@ -48,7 +48,8 @@ class ClientCosts:
 
     Attributes:
         flops: by torch's counter, a multiply-accumulate counting 2.
-        peak_memory_bytes: live tensor storage, parameters, batch and optimizer state included.
+        peak_memory_bytes: live tensor storage, parameters and batch included; optimizer state where
+            the step contains the update, so not for HO-SFL, HOSL and the frozen client.
     """
 
     flops: int

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import math
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
@@ -19,7 +18,7 @@ from flwr.app import ArrayRecord
 
 from leansplit.clients.task_workload import task_client_data
 from leansplit.costs import SplitShape
-from leansplit.errors import RunFailedError, UserError
+from leansplit.errors import UserError
 from leansplit.federated import ClientData, MethodConfig, take_batch
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation
@@ -109,19 +108,12 @@ def execute_plain(
     evaluated = copied(model.full_model)
     recorder = Recorder(outcome, there, loop, evaluated, stop or threading.Event(), on_progress)
 
-    def evaluate(round: int) -> None:
-        recorder.evaluate(round, loop.arrays())
-        if not math.isfinite(loss := outcome.rounds[-1]["loss"]):
-            raise RunFailedError(
-                f"non-finite test loss ({loss}) after round {round}; lower the learning rates"
-            )
-
     def after_round(round: int) -> bool:
         if not recorder.on_round(loop.finish(round)):
             return False
         try:
             if round % config.evaluation_period == 0 or round == config.rounds:
-                evaluate(round)
+                recorder.evaluate(round, loop.arrays())
         except StopRunning:
             return False
         return True
@@ -130,7 +122,7 @@ def execute_plain(
     started = time.monotonic()
     try:
         with exact_float32():
-            evaluate(0)
+            recorder.evaluate(0, loop.arrays())
             trained = method.reference(
                 model, task.loss, clients, settings, config.rounds, after_round=after_round
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -11,6 +12,7 @@ from typing import Any, Literal, Protocol
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
+from leansplit.errors import RunFailedError
 from leansplit.federated import MethodConfig
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models.language.halves import WholeLanguageModel
@@ -172,6 +174,7 @@ class Recorder:
         """Evaluate the global model and add a row.
 
         Raises:
+            RunFailedError: if the test loss is not finite.
             StopRunning: at the target accuracy, or when a stop was asked for.
         """
         metrics = self._add_row(round, arrays)
@@ -207,6 +210,10 @@ class Recorder:
             }
         )
         self._show_progress()
+        if not math.isfinite(loss := metrics["loss"]):
+            raise RunFailedError(
+                f"non-finite test loss ({loss}) after round {round}; lower the learning rates"
+            )
         return metrics
 
     def _show_progress(self) -> None:

@@ -118,6 +118,17 @@ def test_a_run_that_diverges_fails_and_keeps_what_it_measured(configure):
     assert plain.rounds[0]["round"] == 0 and len(plain.rounds) > 1
 
 
+@pytest.mark.parametrize("budget", [{"rounds": 1}, {"samples": 1}], ids=["rounds", "samples"])
+def test_a_run_that_diverges_in_its_last_round_fails_too(budget, configure, run_in_process):
+    """No client reports a loss after the last step: only the evaluation shows what it did."""
+    rates = {"client.lr": 3e38, "server.lr": 3e38}
+    config = configure("sflv1", "sgd", local_steps=1, **rates, **budget)
+    for outcome in (run_in_process(config), execute_plain(config, device=CPU)):
+        assert outcome.status == outcome.ended_by == "failed"
+        assert "non-finite test loss" in outcome.error and "after round 1" in outcome.error
+        assert [row["round"] for row in outcome.rounds] == [0, 1]
+
+
 def test_results_are_written_and_read_like_any_others(configure, tmp_path):
     outcome = execute_plain(configure("ho-sfl"), device=CPU)
     write_outcome(tmp_path, outcome, command=["x"], started_at=NOW)
