@@ -70,7 +70,7 @@ def client_app(provider: Provider) -> ClientApp:
         trained = model.full_model if plan.is_whole_model else model.client_model
         fixed = checksum(fixed_state(trained))
         replies = {
-            client_id: encode(_report(plan, worker, client_id, fixed))
+            client_id: encode(_report(plan, worker, client_id, fixed), has_mask=plan.has_mask)
             for client_id in plan.hosted_clients(_partition_id(context))
         }
         return Message(pack(replies), reply_to=message)
@@ -90,7 +90,8 @@ def client_app(provider: Provider) -> ClientApp:
                 try:
                     request = decode_as(blob, request_type)
                     session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-                    replies[client_id] = encode(handler(session, request))
+                    reply = handler(session, request)
+                    replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
             return Message(pack(replies, failures), reply_to=message)

@@ -104,7 +104,7 @@ class Uploads:
         """Return the answer to the round's one request."""
         return LocalTrainReply(
             weights={name: value.clone() for name, value in weights.items()},
-            smashed_data=torch.stack(self.smashed_data),
-            labels=torch.stack(self.labels),
+            smashed_data={str(u): z for u, z in enumerate(self.smashed_data)},
+            labels={str(u): y for u, y in enumerate(self.labels)},
             num_samples=self.num_samples,
         )

@@ -10,6 +10,7 @@ from leansplit.clients.replicas import up_to_date
 from leansplit.clients.session import Session
 from leansplit.federated import FrozenConfig
 from leansplit.parameters import ParameterDict
+from leansplit.sequences import join
 from leansplit.wire import BehindReply, ForwardRequest, SmashedDataReply
 from leansplit.zeroth_order import forward_only
 
@@ -38,7 +39,7 @@ def _features(session: Session, model: nn.Module, parameters: ParameterDict) -> 
     size = min(session.plan.config.batch_size, len(inputs))
     filled = torch.arange(-(-len(inputs) // size) * size) % len(inputs)
     parts = [forward_only(model, parameters, inputs[part]) for part in torch.split(filled, size)]
-    return torch.cat(parts)[: len(inputs)]
+    return join(parts)[: len(inputs)]
 
 
 HANDLERS: HandlerTable = {

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leansplit.clients.partition import PartitionConfig
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.clients.workload import Workload
+from leansplit.errors import UserError
 from leansplit.tasks.task import Examples, Task
 from leansplit.tasks.workload import WorkloadConfig
 from leansplit.wire import ClientPlan
@@ -17,19 +21,47 @@ def provide_task_workload(plan: ClientPlan) -> Workload:
     config = WorkloadConfig.from_dict(plan.workload)
     task = config.load_task()
     return Workload(
-        model=config.build_model(task),
+        model=config.build_client_model(task, extra_blocks=_extra_blocks(plan)),
         client_data=task_client_data(config, task),
         loss=task.loss,
         num_classes=task.num_classes,
     )
 
 
+def _extra_blocks(plan: ClientPlan) -> int | None:
+    """Return how many blocks above the cut clients hold; None = all."""
+    auxiliary = getattr(plan.config, "auxiliary", None)
+    if plan.is_whole_model or (auxiliary is not None and auxiliary.kind == "copy"):
+        return None
+    return auxiliary.num_blocks if auxiliary is not None and auxiliary.kind == "blocks" else 0
+
+
 def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples]:
-    """Return client id -> that client's samples; every process draws the same partition."""
-    shares = cached_partition(
-        task.train.labels,
+    """Return client id -> that client's samples; every process draws the same partition.
+
+    Raises:
+        UserError: as :func:`task_shares`.
+    """
+    shares = task_shares(config, task)
+    return lambda client_id: task.train.select(shares[client_id])
+
+
+def task_shares(config: WorkloadConfig, task: Task) -> Sequence[NDArray[np.int64]]:
+    """Return the training samples that each client holds, by position.
+
+    Raises:
+        UserError: if they cannot be spread like that.
+    """
+    labels = task.train.labels
+    if not task.num_classes:
+        if config.partition.get("kind", "iid") != "iid":
+            raise UserError(
+                f"task {task.name!r} has no classes to spread unevenly; set partition=iid"
+            )
+        labels = labels.new_zeros(len(labels))
+    return cached_partition(
+        labels,
         num_clients=config.num_clients,
         config=PartitionConfig(**config.partition),
         seed=config.partition_seed,
     )
-    return lambda client_id: task.train.select(shares[client_id])

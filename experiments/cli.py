@@ -58,6 +58,12 @@ def run(
     target_accuracy: Annotated[
         float | None, typer.Option(help="End at the first evaluation at or above this fraction.")
     ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Model; of a text task also a hub name or a folder.")
+    ] = None,
+    cut: Annotated[
+        str | None, typer.Option(help="Last client-side layer, or number of blocks.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of client and server.")] = None,
     seed: Annotated[int | None, typer.Option(help="Root seed.")] = None,
@@ -89,6 +95,8 @@ def run(
         "samples": samples,
         "megabytes": megabytes,
         "target_accuracy": target_accuracy,
+        "model": model,
+        "cut_layer": cut,
         "batch_size": batch_size,
         "client.lr": lr,
         "server.lr": lr,
@@ -121,6 +129,18 @@ def run(
 
 for _command in (compare, tune, sweep, report):
     cli.command()(_command)
+
+
+@cli.command()
+def export(
+    run_folder: Annotated[Path, typer.Argument(help="Folder of a run of a language model.")],
+    out: Annotated[Path, typer.Option(help="Folder for the merged model.")],
+) -> None:
+    """Write a run's language model with its adapters merged, for `from_pretrained`."""
+    from leansplit.experiments.export import export_run
+
+    export_run(run_folder, out)
+    Console().print(f"model in {out}", soft_wrap=True)
 
 
 @cli.command("methods")

@@ -11,14 +11,14 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
 from leansplit.experiments.summary import boundaries_text
-from leansplit.server_app import execution
+from leansplit.server_app import recording
 from leansplit.server_app.results import RunResult
 
 _MB = 1e6
 
 
 @contextmanager
-def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.Progress], None]]:
+def progress_bar(console: Console, title: str) -> Iterator[Callable[[recording.Progress], None]]:
     """Show a bar with accuracy, samples, traffic and time left; yields what moves it."""
     bar = Progress(
         TextColumn("{task.description}"),
@@ -32,7 +32,7 @@ def progress_bar(console: Console, title: str) -> Iterator[Callable[[execution.P
     with bar:
         task_id = bar.add_task(title, total=1.0, status="starting")
 
-        def show(progress: execution.Progress) -> None:
+        def show(progress: recording.Progress) -> None:
             done = progress.share_done
             accuracy = "–" if progress.accuracy is None else f"{100 * progress.accuracy:.1f} %"
             parts = [

@@ -14,7 +14,8 @@ from flwr.serverapp import Grid
 from leansplit.errors import RunFailedError
 from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.execution import Outcome, Progress, execute
+from leansplit.server_app.execution import execute
+from leansplit.server_app.recording import Outcome, Progress
 
 IN_PROCESS = -1
 """Value of ``workers`` that keeps Ray out."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 
-from leansplit.clients.partition_cache import cached_partition
+from leansplit.clients.task_workload import task_shares
 from leansplit.errors import UserError
 from leansplit.experiments.launch import IN_PROCESS
 from leansplit.models.batch_statistics import refuse_batch_statistics
@@ -42,9 +42,4 @@ def check_run(config: RunConfig) -> None:
         )
     settings = settled_config(config, task, model)
     METHODS[config.method].zeroth_elements(settings, model, config.clients)
-    cached_partition(
-        task.train.labels,
-        num_clients=config.clients,
-        config=config.partition_config(),
-        seed=workload.partition_seed,
-    )
+    task_shares(workload, task)

@@ -16,7 +16,7 @@ from leansplit.experiments.parallel import Job, run_jobs
 from leansplit.experiments.runner import Runner
 from leansplit.experiments.running import command_line, run_and_write
 from leansplit.server_app.config import flatten
-from leansplit.server_app.execution import Progress
+from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run, to_plain
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]

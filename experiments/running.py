@@ -11,8 +11,8 @@ from leansplit.experiments.interruption import finish_first, stop_on_interrupt
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.execution import Progress
 from leansplit.server_app.outputs import write_outcome
+from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import RunResult, results_folder, utc_now
 
 

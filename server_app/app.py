@@ -13,9 +13,10 @@ from flwr.serverapp import Grid, ServerApp
 from leansplit.errors import RunFailedError, UserError
 from leansplit.plugins import load_plugins
 from leansplit.server_app.config import RunConfig, run_config
-from leansplit.server_app.execution import Outcome, execute
+from leansplit.server_app.execution import execute
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.outputs import write_outcome
+from leansplit.server_app.recording import Outcome
 from leansplit.server_app.results import utc_now
 from leansplit.strategies.roster import connected_nodes
 

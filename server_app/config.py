@@ -96,6 +96,9 @@ class RunConfig:
     """``validation``: hold out a fifth of the training data and evaluate on that (for tuning)."""
     evaluation_batch_size: int = 500
     """Test samples evaluated at once."""
+    generated_texts: int = 100
+    """Different test prompts that the final model continues, for BLEU and ROUGE-L, where the task
+    is to write text; 0 = none."""
     workers: int = 0
     """Ray worker processes; 0 = one for each core; -1 = no Ray, everything in this process."""
     clients_per_node: int = 1
@@ -115,8 +118,16 @@ class RunConfig:
         require_choice("method", self.method, METHODS)
         require_choice("task", self.task, TASKS)
         model = self.model or default_model(self.task)
+        if model not in MODELS and MODELS[default_model(self.task)].takes == "tokens":
+            # A language model by its name on the hub, or by its folder.
+            options = {**self.model_options, "source": model}
+            object.__setattr__(self, "model_options", options)
+            model = default_model(self.task)
         require_choice("model", model, MODELS)
         object.__setattr__(self, "model", model)
+        source = self.model_options.get("source", "")
+        if "tokenizer" in TASKS[self.task].options and not source.lstrip().startswith("{"):
+            object.__setattr__(self, "task_options", {"tokenizer": source, **self.task_options})
         object.__setattr__(self, "cut_layer", self.cut_layer or default_cut_layer(model))
         if self.initial_weights:
             digest = weights_digest(self.initial_weights)
@@ -131,7 +142,12 @@ class RunConfig:
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        lowest_allowed = {"evaluate_every": 0, "telemetry_every": 0, "workers": -1}
+        lowest_allowed = {
+            "generated_texts": 0,
+            "evaluate_every": 0,
+            "telemetry_every": 0,
+            "workers": -1,
+        }
         for name, lowest in lowest_allowed.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")

@@ -2,24 +2,62 @@
 
 from __future__ import annotations
 
-import torch
-from torch import nn
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor, nn
+
+from leansplit.sequences import trim
 from leansplit.tasks.task import Task
 
+_LARGEST_EXPONENT = 700.0  # beyond it float64 overflows
 
-def evaluate(model: nn.Module, task: Task, batch_size: int) -> tuple[float, float]:
-    """Return (accuracy in [0, 1], mean loss) of ``model`` on all test samples."""
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model reaches on the test set.
+
+    Attributes:
+        accuracy: in [0, 1]: of samples, or of the tokens that a text task asks for.
+        loss: mean over the same, in nats.
+        measures: the task's other metrics by name; ``perplexity`` = exp(loss) where tokens count.
+    """
+
+    accuracy: float
+    loss: float
+    measures: Mapping[str, float] = field(default_factory=dict)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All of them by name."""
+        return {"accuracy": self.accuracy, "loss": self.loss, **self.measures}
+
+
+def evaluate(model: nn.Module, task: Task, batch_size: int) -> Evaluation:
+    """Evaluate ``model`` on all test samples."""
     was_training = model.training
     model.eval()
-    correct, loss_sum = 0.0, 0.0
+    correct, loss_sum, total = 0.0, 0.0, 0
+    predictions: list[Tensor] = []
     examples = task.test
     with torch.inference_mode():
         for first in range(0, len(examples), batch_size):
-            inputs = examples.inputs[first : first + batch_size]
-            labels = examples.labels[first : first + batch_size]
+            rows = slice(first, first + batch_size)
+            inputs, labels = trim(examples.inputs[rows], examples.labels[rows])
             outputs = model(inputs)
-            correct += task.metric(outputs, labels) * len(labels)
-            loss_sum += float(task.loss(outputs, labels)) * len(labels)
+            count = task.count(labels)
+            total += count
+            correct += task.metric(outputs, labels) * count
+            loss_sum += float(task.loss(outputs, labels)) * count
+            if task.measures is not None:
+                predictions.append(task.predict(outputs).cpu())
     model.train(was_training)
-    return correct / len(examples), loss_sum / len(examples)
+    accuracy, loss = correct / total, loss_sum / total
+    measures: dict[str, float] = {}
+    if task.measures is not None:
+        measures |= task.measures(torch.cat(predictions), examples.labels.cpu())
+    if task.num_classes == 0:
+        measures["perplexity"] = math.exp(min(loss, _LARGEST_EXPONENT))
+    return Evaluation(accuracy, loss, measures)

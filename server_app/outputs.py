@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
 import safetensors.torch
 
 from leansplit.clients.partition import PartitionReport
+from leansplit.models import adapter_config_of
 from leansplit.server_app.environment import collect_environment
-from leansplit.server_app.execution import Engine, Outcome
+from leansplit.server_app.generation import Written
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.recording import Engine, Outcome
 from leansplit.server_app.results import (
     OrderBoundary,
     RunResult,
@@ -24,6 +27,8 @@ from leansplit.server_app.results import (
 from leansplit.server_app.telemetry import TELEMETRY_FILE, telemetry_summary, telemetry_table
 
 MODEL_FILE = "model.safetensors"
+ADAPTER_FOLDER = "adapter"
+TEXTS_FILE = "texts.jsonl"
 
 
 _ENGINE_NOTES: dict[Engine, str] = {
@@ -67,6 +72,7 @@ def run_result(
         best_accuracy=max(accuracies, default=None),
         local_accuracy=outcome.local_accuracy,
         final_loss=outcome.rounds[-1]["loss"] if outcome.rounds else None,
+        measures=outcome.measures,
         num_exchanges=outcome.num_exchanges,
         traffic=outcome.ledger.by_kind(),
         uplink_bytes=outcome.ledger.total_bytes("uplink"),
@@ -94,8 +100,15 @@ def run_result(
 def write_outcome(
     out_dir: Path, outcome: Outcome, *, command: list[str], started_at: str, label: str = ""
 ) -> RunResult:
-    """Write result, rounds, ledger, telemetry and the final model; return the result."""
+    """Write result, rounds, ledger, telemetry and the final model; return the result.
+
+    Of a language model with adapters, also the adapter in peft's format; what it wrote, if it did.
+    """
     result = run_result(outcome, command=command, started_at=started_at, label=label)
+    if outcome.language_model is not None:
+        _write_adapter(out_dir, outcome)
+    if outcome.written is not None:
+        write_files(out_dir, {TEXTS_FILE: _texts(outcome.written)})
     if outcome.final_state:
         write_files(out_dir, {MODEL_FILE: safetensors.torch.save(outcome.final_state)})
     if outcome.config.telemetry_every:
@@ -105,6 +118,27 @@ def write_outcome(
         (out_dir / TELEMETRY_FILE).unlink(missing_ok=True)  # an earlier run's, in the same folder
     write_run(out_dir, result, rounds_table(outcome.rounds), ledger_table(outcome.ledger))
     return result
+
+
+def _write_adapter(out_dir: Path, outcome: Outcome) -> None:
+    """Write the final adapter, unless weights of the base were trained too."""
+    from leansplit.models.language.export import save_adapter
+
+    assert outcome.language_model is not None
+    config = adapter_config_of(outcome.config.model_options)
+    if config.holds_everything:
+        source = str(outcome.config.model_options.get("source", ""))
+        save_adapter(outcome.language_model, config, out_dir / ADAPTER_FOLDER, source=source)
+
+
+def _texts(written: Written) -> bytes:
+    """Return what a model wrote as JSON lines."""
+    rows = zip(written.prompts, written.texts, written.references, strict=True)
+    lines = [
+        json.dumps({"prompt": prompt, "written": text, "wanted": wanted}, ensure_ascii=False)
+        for prompt, text, wanted in rows
+    ]
+    return ("\n".join(lines) + "\n").encode()
 
 
 def _partition(outcome: Outcome) -> dict[str, object]:

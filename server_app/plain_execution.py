@@ -6,12 +6,11 @@ a method runs on a GPU. On the CPU the final model is the federated run's, bit f
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
 
 import torch
@@ -20,21 +19,14 @@ from flwr.app import ArrayRecord
 from leansplit.clients.task_workload import task_client_data
 from leansplit.costs import SplitShape
 from leansplit.errors import UserError
-from leansplit.federated import MethodConfig
+from leansplit.federated import ClientData, MethodConfig, take_batch
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation
-from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.parameters import ParameterSpec, copied, trainable_parameters
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.execution import (
-    Outcome,
-    Progress,
-    Recorder,
-    new_outcome,
-    record_end,
-    record_failure,
-    settled_config,
-)
+from leansplit.server_app.execution import new_outcome, record_end, record_failure, settled_config
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.strategies.running import RoundReport, StopRunning
 from leansplit.tasks import Examples
 from leansplit.tasks.task import Task
@@ -104,15 +96,16 @@ def execute_plain(
     client_data = task_client_data(workload, task)
     clients = [client_data(m) for m in range(config.clients)]
     outcome.num_samples = {m: len(data) for m, data in enumerate(clients)}
-    outcome.label_counts = {
-        m: data.labels.bincount(minlength=task.num_classes).tolist()
-        for m, data in enumerate(clients)
-    }
-    loop = PlainLoop(config, settings, task, model, outcome.num_samples)
+    if task.num_classes:
+        outcome.label_counts = {
+            m: data.labels.bincount(minlength=task.num_classes).tolist()
+            for m, data in enumerate(clients)
+        }
+    loop = PlainLoop(config, settings, task, model, clients)
     model.full_model.to(device)
     clients = [_moved(data, device) for data in clients]
     there = dataclasses.replace(task, test=_moved(task.test, device))
-    evaluated = copy.deepcopy(model.full_model)
+    evaluated = copied(model.full_model)
     recorder = Recorder(outcome, there, loop, evaluated, stop or threading.Event(), on_progress)
 
     def after_round(round: int) -> bool:
@@ -164,8 +157,10 @@ class PlainLoop:
         settings: MethodConfig,
         task: Task,
         model: SplitModel,
-        num_samples: Mapping[int, int],
+        clients: Sequence[ClientData],
     ) -> None:
+        num_samples = {m: len(data.labels) for m, data in enumerate(clients)}
+        self._clients = clients
         self.samples_seen = 0
         self._method = METHODS[config.method]
         self._settings = settings
@@ -182,6 +177,11 @@ class PlainLoop:
         self._attendance.append(set(cohort))
         size, steps = self._settings.batch_size, getattr(self._settings, "local_steps", 1)
         self.samples_seen += sum(steps * min(size, self._num_samples[m]) for m in cohort)
+        if self._model.has_mask:
+            earlier = set().union(*self._attendance[:-1])
+            positions = uploaded_positions(self._clients, self._settings, round, cohort, earlier)
+            total = self._shape.num_positions + positions
+            self._shape = dataclasses.replace(self._shape, num_positions=total)
         self._ledger = Ledger()
         traffic = self._method.traffic(
             self._settings, self._shape, self._attendance, self.samples_seen
@@ -218,14 +218,44 @@ def split_shape(
     method = METHODS[config.method]
     with torch.inference_mode():
         smashed = model.client_model.eval()(task.train.inputs[:1])
+    is_classes = task.num_classes > 0
     return SplitShape(
-        smashed_elements=smashed.numel(),
+        smashed_elements=smashed.shape[-1] - 1 if model.has_mask else smashed.numel(),
+        smashed_bytes=smashed.element_size(),
+        labels_per_sample=1 if is_classes else 0,
         auxiliary_elements=method.auxiliary_elements(settings, model, smashed),
         client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
         full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
         client_samples=num_samples,
         zeroth_elements=method.zeroth_elements(settings, model, config.clients),
     )
+
+
+def uploaded_positions(
+    clients: Sequence[ClientData],
+    config: MethodConfig,
+    round: int,
+    cohort: Iterable[int],
+    earlier: Set[int],
+) -> int:
+    """Return the positions of all batches of sequences that go up in a round, padding included.
+
+    Args:
+        clients: everybody's samples.
+        config: of the method.
+        round: the round.
+        cohort: the clients that take part.
+        earlier: those that took part before.
+    """
+    if getattr(config, "features_once", False):
+        new = [clients[m].inputs for m in cohort if m not in earlier]
+        return sum(inputs.shape[0] * inputs.shape[2] for inputs in new)
+    steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
+    seed, size = config.root_seed, config.batch_size
+    batches = [
+        take_batch(clients[m], seed, round, m, h, batch_size=size) for m in cohort for h in steps
+    ]
+    return sum(inputs.shape[0] * inputs.shape[2] for inputs, _ in batches)
 
 
 @contextmanager

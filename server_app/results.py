@@ -130,6 +130,8 @@ class RunResult:
     final_accuracy: Fraction | None = None
     best_accuracy: Fraction | None = None
     final_loss: Number | None = None
+    # the task's other metrics, of the final model
+    measures: dict[str, Number] = Field(default_factory=dict)
     local_accuracy: Fraction | None = None  # client model and auxiliary head, without the server
     num_exchanges: Count = 0  # round trips on the critical path
     # kind of record -> {"uplink_bytes": ..., "downlink_bytes": ...}; see Ledger.by_kind
@@ -184,8 +186,11 @@ def utc_now() -> str:
 
 
 def rounds_table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
-    """Return evaluations (mappings with the keys of ROUNDS_COLUMNS) as a typed table."""
-    return typed_table(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS)
+    """Return evaluations (mappings with the keys of ROUNDS_COLUMNS) as a typed table.
+
+    Other keys are the task's further metrics: columns of float64.
+    """
+    return typed_table(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS, others="float64")
 
 
 def ledger_table(entries: Iterable[LedgerEntry]) -> pd.DataFrame:
@@ -276,7 +281,7 @@ def write_run(out_dir: Path, result: RunResult, rounds: pd.DataFrame, ledger: pd
     text = json.dumps(to_plain(asdict(result)), indent=2, ensure_ascii=False, allow_nan=False)
     contents = {
         LEDGER_FILE: parquet_bytes(typed_table(ledger, LEDGER_COLUMNS)),
-        ROUNDS_FILE: parquet_bytes(typed_table(rounds, ROUNDS_COLUMNS)),
+        ROUNDS_FILE: parquet_bytes(typed_table(rounds, ROUNDS_COLUMNS, others="float64")),
         RESULT_FILE: (text + "\n").encode("utf-8", "backslashreplace"),
     }
     write_files(out_dir, contents)
@@ -290,7 +295,7 @@ def read_run(run_dir: Path) -> Run:
     """
     return Run(
         result=_read_result(run_dir / RESULT_FILE),
-        rounds=read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS),
+        rounds=read_table(run_dir / ROUNDS_FILE, ROUNDS_COLUMNS, others="float64"),
         ledger=read_table(run_dir / LEDGER_FILE, LEDGER_COLUMNS),
         path=run_dir,
     )
@@ -307,15 +312,22 @@ def find_runs(root: Path) -> list[Path]:
     return sorted(path.parent for path in root.rglob(RESULT_FILE))
 
 
-def typed_table(table: pd.DataFrame, columns: Mapping[str, str]) -> pd.DataFrame:
-    """Return ``table`` with exactly these columns and types; ValueError if some are not there."""
+def typed_table(
+    table: pd.DataFrame, columns: Mapping[str, str], others: str | None = None
+) -> pd.DataFrame:
+    """Return ``table`` with these columns and types, and any others only if they have a type.
+
+    Raises:
+        ValueError: if columns are missing, or there are others and there should be none.
+    """
     if table.columns.empty:  # pandas names no columns for a list of no rows
         table = pd.DataFrame(columns=list(columns))
     missing = [name for name in columns if name not in table.columns]
     unexpected = [name for name in table.columns if name not in columns]
-    if missing or unexpected:
+    if missing or (unexpected and others is None):
         raise ValueError(f"table columns: missing {missing}, unexpected {unexpected}")
-    return table[list(columns)].astype(dict(columns)).reset_index(drop=True)
+    types: Any = {**columns, **dict.fromkeys(unexpected, others)}
+    return table[list(types)].astype(types).reset_index(drop=True)
 
 
 def parquet_bytes(table: pd.DataFrame) -> bytes:
@@ -346,10 +358,10 @@ def _read_result(path: Path) -> RunResult:
         raise UserError(f"cannot read {path}: {'; '.join(problems[:3])}") from error
 
 
-def read_table(path: Path, columns: Mapping[str, str]) -> pd.DataFrame:
+def read_table(path: Path, columns: Mapping[str, str], others: str | None = None) -> pd.DataFrame:
     """Read a parquet file of ours; UserError if it is missing, damaged or another table."""
     try:
-        return typed_table(pd.read_parquet(io.BytesIO(path.read_bytes())), columns)
+        return typed_table(pd.read_parquet(io.BytesIO(path.read_bytes())), columns, others)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     except (ValueError, pa.ArrowException) as error:

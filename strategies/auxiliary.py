@@ -92,7 +92,10 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         """Return what a client's answer must look like."""
         sample, size = self.federation.samples[client_id], self.federation.batch_size(client_id)
         return {
-            **sample.stacked(len(self.config.upload_steps), size),
+            **{
+                name: dict.fromkeys(map(str, range(len(self.config.upload_steps))), form)
+                for name, form in sample.stacked(size).items()
+            },
             "weights": forms_of(self.trained_weights()),
             "num_samples": self.config.local_steps * size,
         }
@@ -168,7 +171,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         optimizer = self.server_optimizer(config.server_optimizer, round)
         losses: dict[int, list[float]] = {m: [] for m in replies}
         for m, index, h in turns:
-            z, y = replies[m].smashed_data[index], replies[m].labels[index]
+            z, y = replies[m].uploads[index]
             seed = server_dropout_seed(config.root_seed, round, m, h)
             if self._replicas is not None:
                 if index == 0:
@@ -196,8 +199,8 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
                 self.model.server_model,
                 self.loss,
                 optimizer,
-                [reply.smashed_data[index] for reply in replies.values()],
-                [reply.labels[index] for reply in replies.values()],
+                [reply.uploads[index][0] for reply in replies.values()],
+                [reply.uploads[index][1] for reply in replies.values()],
                 [1.0] * len(replies),
                 dropout_seed=server_dropout_seed(self.config.root_seed, round, local_step=h),
             )

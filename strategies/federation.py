@@ -45,7 +45,7 @@ class Federation(Roster):
         of_node: dict[int, dict[int, bytes]] = {}
         for client_id in self.reachable(sorted(requests)):
             node = of_node.setdefault(self.node_of(client_id), {})
-            node[client_id] = encode(requests[client_id])
+            node[client_id] = encode(requests[client_id], has_mask=self.plan.has_mask)
         return [
             Message(pack(payloads), node_id, f"train.{action}", group_id=str(round))
             for node_id, payloads in of_node.items()

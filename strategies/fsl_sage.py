@@ -32,6 +32,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import align_
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
+from leansplit.sequences import join
 from leansplit.strategies.auxiliary import AuxiliaryStrategy
 from leansplit.wire import LocalTrainReply
 
@@ -111,9 +112,7 @@ class FSLSAGE(AuxiliaryStrategy[FSLSAGEConfig]):
         for m, reply in replies.items():
             head = self.heads[m]
             head.is_at_client = True
-            z = reply.smashed_data.flatten(0, 1)
-            y = reply.labels.flatten(0, 1)
-            if head.smashed_data is not None:
-                z, y = torch.cat([head.smashed_data, z]), torch.cat([head.labels, y])
+            old = [] if head.smashed_data is None else [(head.smashed_data, head.labels)]
+            z, y = (join(batches) for batches in zip(*old, *reply.uploads, strict=True))
             newest = self.config.alignment.max_samples
             head.smashed_data, head.labels = z[-newest:].clone(), y[-newest:].clone()

@@ -14,6 +14,7 @@ from leansplit.errors import RunFailedError
 from leansplit.strategies.flower_records import NODE, pack, unpack, unpack_failures
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.wire import (
+    ANY,
     ClientPlan,
     DecodeError,
     SetupReply,
@@ -68,8 +69,12 @@ class Sample:
     labels: TensorForm
 
     @classmethod
-    def of(cls, report: SetupReply) -> Sample:
+    def of(cls, report: SetupReply, *, has_mask: bool) -> Sample:
         """Read it off a client's report.
+
+        Args:
+            report: of the client.
+            has_mask: whether samples are sequences, whose length may be any.
 
         Raises:
             DecodeError: if what should hold no sample is another tensor.
@@ -79,10 +84,12 @@ class Sample:
                 raise DecodeError(
                     f"SetupReply.{name} is {TensorForm.of(tensor)}, not of no samples"
                 )
-        smashed, labels = report.smashed_data, report.labels
+        smashed, labels = (tuple(t.shape[1:]) for t in (report.smashed_data, report.labels))
+        if has_mask:
+            smashed, labels = (ANY, *smashed[1:]), (ANY,) * len(labels)
         return cls(
-            TensorForm(tuple(smashed.shape[1:]), smashed.dtype),
-            TensorForm(tuple(labels.shape[1:]), labels.dtype, len(report.label_counts)),
+            TensorForm(smashed, report.smashed_data.dtype),
+            TensorForm(labels, report.labels.dtype, len(report.label_counts)),
         )
 
     def stacked(self, *leading: int) -> dict[str, TensorForm]:
@@ -230,7 +237,7 @@ class Roster:
                 f"client {client_id} builds a model whose frozen parameters or buffers differ from "
                 "the server's; load the same checkpoint on both sides"
             )
-        sample = Sample.of(report)
+        sample = Sample.of(report, has_mask=self.plan.has_mask)
         self._require_alike(client_id, sample)
         self._node_of_client[client_id] = node_id
         self.num_samples[client_id] = report.num_samples

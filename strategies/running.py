@@ -158,6 +158,7 @@ class RunningStrategy(EstimateReporting, Strategy):
             replica_storage=self.deployment.replica_storage,
             num_threads=self.deployment.num_threads,
             is_whole_model=self.is_whole_model,
+            has_mask=self.model.has_mask,
             fixed_checksum=checksum(fixed_state(self.trained_module)),
             workload=self.deployment.workload,
         )

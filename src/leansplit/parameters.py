@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+M = TypeVar("M", bound=nn.Module)
 
 ParameterDict = dict[str, Tensor]
 """Qualified parameter name -> tensor."""
@@ -74,6 +78,22 @@ def load_parameters_(model: nn.Module, parameters: Mapping[str, Tensor]) -> None
     with torch.no_grad():
         for name, value in parameters.items():
             own[name].copy_(value)
+
+
+def load_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Copy ``state``, all of the model's or a part, into the model.
+
+    Raises:
+        KeyError: if the model has no tensor of a name.
+    """
+    if unexpected := model.load_state_dict(dict(state), strict=False).unexpected_keys:
+        raise KeyError(f"the model has no {unexpected[0]!r}")
+
+
+def copied(module: M) -> M:
+    """Return a copy with trained parameters of its own; frozen ones, often larger, are shared."""
+    frozen = [p for p in module.parameters() if not p.requires_grad]
+    return copy.deepcopy(module, {id(parameter): parameter for parameter in frozen})
 
 
 def checksum(tensors: Mapping[str, Tensor]) -> str:

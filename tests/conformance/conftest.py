@@ -1,18 +1,21 @@
 """Runs of any method on small digits federations, without Ray unless a test asks for it."""
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
 
 from leansplit.clients.app import app
-from leansplit.clients.partition_cache import cached_partition
+from leansplit.clients.task_workload import task_client_data
 from leansplit.costs import SplitShape
 from leansplit.federated import MethodConfig
-from leansplit.parameters import ParameterSpec, checksum, trainable_parameters
+from leansplit.parameters import checksum
 from leansplit.server_app.config import RunConfig, run_config
-from leansplit.server_app.execution import Outcome, execute, settled_config
+from leansplit.server_app.execution import execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.plain_execution import split_shape, uploaded_positions
+from leansplit.server_app.recording import Outcome
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 
 OPTIMIZERS = {
@@ -99,23 +102,20 @@ def expected() -> Callable[[RunConfig], Expected]:
         method, task = METHODS[config.method], config.workload().load_task()
         model = config.workload().build_model(task)
         settings = settled_config(config, task, model)
-        smashed = model.client_model(task.train.inputs[:1]).detach()
-        shape = SplitShape(
-            smashed_elements=smashed.numel(),
-            auxiliary_elements=method.auxiliary_elements(settings, model, smashed),
-            client_elements=_num_trainable(model.client_model),
-            full_elements=_num_trainable(model.full_model),
-            zeroth_elements=method.zeroth_elements(settings, model, config.clients),
-        )
+        clients = [task_client_data(config.workload(), task)(m) for m in range(config.clients)]
+        num_samples = {m: len(data.labels) for m, data in enumerate(clients)}
+        shape = split_shape(config, settings, task, model, num_samples)
         rounds, population = range(1, config.rounds + 1), range(config.clients)
         attendance = [set(method.cohort(settings, shape, population, t)) for t in rounds]
+        if model.has_mask:
+            positions = [
+                uploaded_positions(clients, settings, t, cohort, set())
+                for t, cohort in zip(rounds, attendance, strict=True)
+            ]
+            shape = dataclasses.replace(shape, num_positions=sum(positions))
         return Expected(settings, shape, attendance)
 
     return build
-
-
-def _num_trainable(model) -> int:
-    return ParameterSpec.of(trainable_parameters(model)).num_elements
 
 
 @pytest.fixture
@@ -126,14 +126,9 @@ def reference_checksum() -> Callable[[RunConfig], str]:
         workload = config.workload()
         task = workload.load_task()
         model = workload.build_model(task)
-        shares = cached_partition(
-            task.train.labels,
-            num_clients=config.clients,
-            config=config.partition_config(),
-            seed=workload.partition_seed,
-        )
+        client_data = task_client_data(workload, task)
         method = METHODS[config.method]
-        clients = [task.train.select(share) for share in shares]
+        clients = [client_data(m) for m in range(config.clients)]
         settings = settled_config(config, task, model)
         method.reference(model, task.loss, clients, settings, config.rounds)
         return checksum(model.full_state_dict())

@@ -404,7 +404,7 @@ def test_shipped_experiments_are_valid():
 
 
 def test_ctrl_c_keeps_what_was_measured(leansplit, tmp_path, monkeypatch):
-    from leansplit.server_app.execution import Recorder
+    from leansplit.server_app.recording import Recorder
 
     original = Recorder.on_round
 

@@ -220,14 +220,14 @@ def test_path_missing(tmp_path: Path) -> None:
 
 
 def test_nothing_to_read(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no parquet file and no image found"):
+    with pytest.raises(UserError, match="no table and no image found"):
         build_images_task(data_path=tmp_path)
 
 
-def test_a_file_that_is_not_parquet(tmp_path: Path) -> None:
-    (tmp_path / "data.csv").write_text("a,b")
-    with pytest.raises(UserError, match=r"is not a \.parquet file"):
-        build_images_task(data_path=tmp_path / "data.csv")
+def test_a_file_that_is_no_table(tmp_path: Path) -> None:
+    (tmp_path / "data.txt").write_text("a,b")
+    with pytest.raises(UserError, match=r"is no table \(\.parquet, \.csv"):
+        build_images_task(data_path=tmp_path / "data.txt")
 
 
 def test_a_broken_parquet_file(tmp_path: Path) -> None:

@@ -21,11 +21,11 @@ def own_registry() -> Iterator[None]:
 
 
 def test_built_in_tasks() -> None:
-    assert {"digits", "cifar10", "images"} <= set(TASKS)
+    assert {"digits", "cifar10", "images", "sst2", "rte", "e2e", "text"} <= set(TASKS)
     for name, spec in TASKS.items():
         assert spec.name == name
         assert spec.description
-        assert spec.default_model in ("digits-cnn", "cifar-cnn")
+        assert spec.default_model in ("digits-cnn", "cifar-cnn", "language")
 
 
 def test_options_are_the_builders_arguments_with_defaults() -> None:

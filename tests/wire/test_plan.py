@@ -61,6 +61,7 @@ def test_every_field_changes_the_digest():
         "replica_storage": "worker",
         "num_threads": 1,
         "is_whole_model": True,
+        "has_mask": True,
         "fixed_checksum": "0123456789abcdef",
         "workload": {},
     }

@@ -2,7 +2,8 @@
 
 They are what the ledger is held to: a run's ledger must equal them exactly, kind by kind, but for
 the envelope, which is whatever the encoding adds. Sizes are in elements unless a name says bytes;
-the wire carries float32 (4 bytes), int64 labels (8 bytes) and uint32 seeds (4 bytes).
+the wire carries float32 (4 bytes), int64 labels (8 bytes), uint32 seeds (4 bytes) and masks of
+one byte a position. B D_z and B labels stand for all positions where samples are sequences.
 """
 
 from __future__ import annotations
@@ -24,9 +25,14 @@ class SplitShape:
     """Sizes that traffic depends on."""
 
     smashed_elements: int
-    """D_z, elements of smashed data for each sample."""
+    """D_z, elements of smashed data for each sample, or for each position of sequences."""
+    smashed_bytes: int = FLOAT_BYTES
+    """Bytes of an element of smashed data: 4, or 2 in half precision."""
     labels_per_sample: int = 1
-    """Labels for each sample: 1 for classification, S for sequences."""
+    """Labels for each sample: 1 for classes, S where each of S positions has one; 0 where sequences
+    have a label for each of ``num_positions``."""
+    num_positions: int = 0
+    """Positions of all uploaded batches of sequences, padding included; 0 = no sequences."""
     client_elements: int = 0
     """d_c, trainable parameters of the client model."""
     auxiliary_elements: int = 0
@@ -38,6 +44,22 @@ class SplitShape:
     zeroth_elements: tuple[int, ...] = ()
     """d_i, parameters that client i trains by zeroth-order steps, of clients 0, 1, ...; only for
     methods whose clients differ in it."""
+
+    def uploads(self, num_samples: int, *, activations: int = 1, masks: int = 1) -> Traffic:
+        """Return the bytes of smashed data, labels and attention masks.
+
+        Args:
+            num_samples: samples whose smashed data go up.
+            activations: smashed data for each sample.
+            masks: of them, those that carry a mask; the others share one.
+        """
+        smashed = (self.num_positions or num_samples) * self.smashed_elements * self.smashed_bytes
+        labels = num_samples * self.labels_per_sample or self.num_positions
+        return {
+            ("uplink", "smashed_data"): activations * smashed,
+            ("uplink", "labels"): labels * LABEL_BYTES,
+            ("uplink", "masks"): masks * self.num_positions,
+        }
 
 
 def ho_sfl_traffic(
@@ -63,12 +85,11 @@ def ho_sfl_traffic(
     participations = sum(len(cohort) for cohort in attendance)
     scalars = participations * num_perturbations * FLOAT_BYTES
     missed = len(participants) * len(attendance) - participations
-    smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
+    uploads = shape.uploads(num_samples)
     return without_zeros(
-        {
-            ("uplink", "smashed_data"): smashed,
-            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
-            ("downlink", "smashed_gradient"): smashed,
+        uploads
+        | {
+            ("downlink", "smashed_gradient"): uploads["uplink", "smashed_data"],
             ("downlink", "seeds"): participations * num_perturbations * SEED_BYTES,
             ("uplink", "scalars"): scalars,
             ("downlink", "scalars"): scalars,
@@ -84,12 +105,11 @@ def splitfed_traffic(
     """SFLV1 and SFLV2: 2 B D_z floats a step, client weights both ways each participation."""
     participations = sum(len(cohort) for cohort in attendance)
     weights = participations * shape.client_elements * FLOAT_BYTES
-    smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
+    uploads = shape.uploads(num_samples)
     return without_zeros(
-        {
-            ("uplink", "smashed_data"): smashed,
-            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
-            ("downlink", "smashed_gradient"): smashed,
+        uploads
+        | {
+            ("downlink", "smashed_gradient"): uploads["uplink", "smashed_data"],
             ("downlink", "weights"): weights,
             ("uplink", "weights"): weights,
         }
@@ -119,9 +139,8 @@ def frozen_traffic(
     if features_once:
         num_samples = sum(shape.client_samples[m] for m in participants)
     return without_zeros(
-        {
-            ("uplink", "smashed_data"): num_samples * shape.smashed_elements * FLOAT_BYTES,
-            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
+        shape.uploads(num_samples)
+        | {
             ("downlink", "weights"): len(participants) * shape.client_elements * FLOAT_BYTES,
         }
     )

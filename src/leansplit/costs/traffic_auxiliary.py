@@ -6,7 +6,6 @@ from collections.abc import Sequence, Set
 
 from leansplit.costs.communication import (
     FLOAT_BYTES,
-    LABEL_BYTES,
     SplitShape,
     Traffic,
     without_zeros,
@@ -95,7 +94,4 @@ def fsl_sage_traffic(
 def _uploads(shape: SplitShape, num_samples: int, local_steps: int, upload_period: int) -> Traffic:
     """Return what smashed data and labels take; all batches of a client have one size."""
     uploaded = num_samples // local_steps * -(-local_steps // upload_period)
-    return {
-        ("uplink", "smashed_data"): uploaded * shape.smashed_elements * FLOAT_BYTES,
-        ("uplink", "labels"): uploaded * shape.labels_per_sample * LABEL_BYTES,
-    }
+    return shape.uploads(uploaded)

@@ -6,7 +6,6 @@ from collections.abc import Sequence, Set
 
 from leansplit.costs.communication import (
     FLOAT_BYTES,
-    LABEL_BYTES,
     SEED_BYTES,
     SplitShape,
     Traffic,
@@ -34,10 +33,7 @@ def hosl_traffic(
         probes_per_direction: c, perturbed smashed data of each direction: 1 or 2.
     """
     uploads = 1 + probes_per_direction * num_perturbations
-    up: Traffic = {
-        ("uplink", "smashed_data"): num_samples * uploads * shape.smashed_elements * FLOAT_BYTES,
-        ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
-    }
+    up = shape.uploads(num_samples, activations=uploads, masks=1 + probes_per_direction)
     return without_zeros(up | _replay_traffic(attendance, num_perturbations, shape.client_elements))
 
 

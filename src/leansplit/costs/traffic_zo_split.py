@@ -6,7 +6,6 @@ from collections.abc import Sequence, Set
 
 from leansplit.costs.communication import (
     FLOAT_BYTES,
-    LABEL_BYTES,
     SplitShape,
     Traffic,
     without_zeros,
@@ -38,11 +37,11 @@ def zo_split_traffic(
     """
     participations = sum(len(cohort) for cohort in attendance)
     weights = participations * shape.client_elements * FLOAT_BYTES
-    smashed = num_samples * shape.smashed_elements * FLOAT_BYTES
+    # Unperturbed, plus and minus: all P of one kind have the same mask.
+    masks = num_activations // num_perturbations + num_activations % num_perturbations
     return without_zeros(
-        {
-            ("uplink", "smashed_data"): num_activations * smashed,
-            ("uplink", "labels"): num_samples * shape.labels_per_sample * LABEL_BYTES,
+        shape.uploads(num_samples, activations=num_activations, masks=masks)
+        | {
             ("downlink", "scalars"): participations * local_steps * num_perturbations * FLOAT_BYTES,
             ("downlink", "weights"): weights,
             ("uplink", "weights"): weights,

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from leansplit.errors import UserError
 from leansplit.noise import derive_seed, numpy_generator
+from leansplit.sequences import trim
 
 
 def require_cohort(cohort_size: int, num_clients: int) -> None:
@@ -113,4 +114,4 @@ def take_batch(
             batch_size=batch_size,
         )
     )
-    return data.inputs[indices], data.labels[indices]
+    return trim(data.inputs[indices], data.labels[indices])

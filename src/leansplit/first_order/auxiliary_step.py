@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leansplit.first_order.client_step import backward_step, train_forward
 from leansplit.first_order.server_step import Loss
@@ -73,10 +74,12 @@ def imitated_gradient(
     head.eval()
     z = smashed_data.detach().requires_grad_(True)
     with torch.enable_grad():
-        value = loss(head(z), labels)
         if is_trained:
+            with sdpa_kernel(SDPBackend.MATH):  # the other kernels' gradients have no gradient
+                value = loss(head(z), labels)
             [gradient] = torch.autograd.grad(value, [z], create_graph=True)
             return gradient
+        value = loss(head(z), labels)
         # Not autograd.grad: torch's FLOP counter cannot watch a leaf that it captures.
         torch.autograd.backward([value], inputs=[z])
     assert z.grad is not None

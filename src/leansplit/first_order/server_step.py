@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from leansplit.noise.torch_rng import torch_seeded
+from leansplit.sequences import join, part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [B, ...], labels [B, ...]) -> mean loss, a scalar tensor."""
@@ -53,8 +54,7 @@ def server_step(
         dropout_seed: seed for random layers.
     """
     server_model.train()
-    batches = list(smashed_data)  # one alone is not copied, which a device would feel
-    joint = (torch.cat(batches) if len(batches) > 1 else batches[0]).detach().requires_grad_(True)
+    joint = join(smashed_data).detach().requires_grad_(True)
     sizes = [len(z) for z in smashed_data]
     with torch_seeded(dropout_seed), torch.enable_grad():
         outputs = torch.split(server_model(joint), sizes)
@@ -66,7 +66,7 @@ def server_step(
     if optimizer is not None:
         optimizer.step()
     assert joint.grad is not None
-    gradients = torch.split(joint.grad, sizes)
+    gradients = part(joint.grad, smashed_data)
     return ServerStep(
         losses=tuple(float(value.detach()) for value in losses),
         smashed_gradients=tuple(

@@ -6,6 +6,9 @@ from leansplit.models.auxiliary import LocalModel as LocalModel
 from leansplit.models.auxiliary import build_auxiliary as build_auxiliary
 from leansplit.models.chain import chain as chain
 from leansplit.models.cnn import small_cnn as small_cnn
+from leansplit.models.language.builder import adapter_config_of as adapter_config_of
+from leansplit.models.language.builder import client_part as client_part
+from leansplit.models.language.sources import is_pretrained as is_pretrained
 from leansplit.models.registry import MODELS as MODELS
 from leansplit.models.registry import ModelSpec as ModelSpec
 from leansplit.models.registry import build_model as build_model

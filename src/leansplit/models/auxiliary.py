@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from leansplit.errors import UserError, require_choice
 from leansplit.models.blocks import first_blocks
+from leansplit.models.language.auxiliary import language_head
+from leansplit.models.language.halves import HeldElsewhere, LanguageServerModel
 from leansplit.models.split import SplitModel
 from leansplit.parameters import checksum, fixed_state
 
@@ -133,8 +135,10 @@ def build_auxiliary(
     """
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)
+        device = next(iter(model.client_model.parameters())).device
+        if isinstance(model.server_model, LanguageServerModel | HeldElsewhere):
+            return language_head(config, model.server_model, smashed_shape[-1] - 1).to(device)
         smashed = torch.zeros(1, *smashed_shape)
-        device = next(iter(model.server_model.parameters())).device
         server_model = copy.deepcopy(model.server_model).cpu().eval()
         if config.kind == "copy":
             is_random = config.initialise == "random"

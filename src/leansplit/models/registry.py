@@ -7,17 +7,19 @@ import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from leansplit.errors import UserError, did_you_mean, require_choice
 from leansplit.models.cnn import small_cnn
+from leansplit.models.language.builder import language_model
 from leansplit.models.resnet import resnet18
 
 # builder(input_shape (C, H, W), num_classes, **options) -> model
 Builder = Callable[..., nn.Module]
+Takes = Literal["images", "tokens"]
 _NUM_SEEDS = 2**64  # what torch.Generator.manual_seed accepts
 
 
@@ -31,6 +33,7 @@ class ModelSpec:
         default_cut_layer: the cut used when none is given.
         builder: builder(input_shape, num_classes, **options) returns the model.
         options: the options the builder takes, with their defaults.
+        takes: what its inputs are: ``images`` [C, H, W] or ``tokens`` [2, S].
     """
 
     name: str
@@ -38,6 +41,7 @@ class ModelSpec:
     default_cut_layer: str
     builder: Builder
     options: Mapping[str, Any]
+    takes: Takes = "images"
 
 
 _specs: dict[str, ModelSpec] = {}
@@ -45,7 +49,12 @@ MODELS: Mapping[str, ModelSpec] = MappingProxyType(_specs)
 
 
 def register_model(
-    name: str, builder: Builder, *, description: str, default_cut_layer: str
+    name: str,
+    builder: Builder,
+    *,
+    description: str,
+    default_cut_layer: str,
+    takes: Takes = "images",
 ) -> ModelSpec:
     """Add a model to ``MODELS``; its options are the builder's keyword-only arguments.
 
@@ -65,7 +74,7 @@ def register_model(
     if without_default:
         raise UserError(f"give the options {without_default} of model {name!r} a default")
     options = MappingProxyType({parameter.name: parameter.default for parameter in keywords})
-    _specs[name] = ModelSpec(name, description, default_cut_layer, builder, options)
+    _specs[name] = ModelSpec(name, description, default_cut_layer, builder, options, takes)
     return _specs[name]
 
 
@@ -83,7 +92,7 @@ def build_model(
 
     Args:
         name: a key of ``MODELS``.
-        input_shape: (C, H, W) of one sample.
+        input_shape: of one sample: (C, H, W), or (2, S) for token ids and mask.
         num_classes: number of logits.
         seed: 0 to 2**64 - 1; decides the initial weights.
         options: of this model; see ``MODELS[name].options``.
@@ -98,10 +107,20 @@ def build_model(
         if option not in spec.options:
             hint = did_you_mean(option, spec.options)
             raise UserError(f"model {name!r} has no option {option!r}; {hint}")
-    if len(input_shape) != 3 or min(input_shape) < 1:
-        raise UserError(f"input_shape is (channels, height, width), got {tuple(input_shape)}")
-    if num_classes < 1:
-        raise UserError(f"num_classes must be at least 1, got {num_classes}")
+    is_image = len(input_shape) == 3 and min(input_shape) >= 1
+    is_tokens = len(input_shape) == 2 and input_shape[0] == 2 and input_shape[1] >= 1
+    if not (is_image if spec.takes == "images" else is_tokens):
+        wanted = "images (channels, height, width)"
+        if spec.takes == "tokens":
+            wanted = "tokens (2, length)"
+        fitting = ", ".join(sorted(n for n, other in MODELS.items() if other.takes != spec.takes))
+        raise UserError(
+            f"model {name!r} takes {wanted}, but the inputs are {tuple(input_shape)}; choose "
+            f"another task, or one of the models {fitting}"
+        )
+    lowest = 0 if spec.takes == "tokens" else 1  # 0: tokens are predicted, not classes
+    if num_classes < lowest:
+        raise UserError(f"num_classes must be at least {lowest}, got {num_classes}")
     if not 0 <= seed < _NUM_SEEDS:
         raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
     # The CPU generator alone: torch.manual_seed would reseed accelerators, which are not restored.
@@ -145,4 +164,12 @@ register_model(
     resnet18,
     description="ResNet-18 for small images (He et al. 2016), with group or frozen batch norm.",
     default_cut_layer="layer1.0",
+)
+register_model(
+    "language",
+    language_model,
+    description="Any causal language model or encoder of a known family, with LoRA; name it with "
+    "model_options.source, or as the model itself: a hub name or a folder.",
+    default_cut_layer="1",
+    takes="tokens",
 )

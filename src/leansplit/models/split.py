@@ -16,13 +16,14 @@ import inspect
 import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, fx, nn
 
-from leansplit.errors import UserError, did_you_mean
+from leansplit.errors import UserError, did_you_mean, require_choice
 from leansplit.models.traced_part import TracedPart
+from leansplit.parameters import trainable_parameters
 
 _MAX_NAMED = 5
 _TUPLE_LAYERS = (nn.RNNBase, nn.MultiheadAttention)  # others show it by how they are used
@@ -38,12 +39,17 @@ class SplitModel:
         client_model: the layers up to and including ``cut_layer``; returns the smashed data.
         server_model: the layers above it; takes the smashed data as its only argument.
         cut_layer: qualified name of the last client-side module.
+        has_mask: whether z carries an attention mask; see :mod:`leansplit.sequences`.
+        frozen_stays: whether states leave out what is never trained, which every process loads from
+            the same source.
     """
 
     client_model: nn.Module
     server_model: nn.Module
     cut_layer: str
     _composition: nn.Module | None = field(default=None, repr=False, compare=False)
+    has_mask: bool = False
+    frozen_stays: bool = False
 
     @property
     def full_model(self) -> nn.Module:
@@ -56,7 +62,11 @@ class SplitModel:
 
     def full_state_dict(self) -> dict[str, Tensor]:
         """Return both halves' state under the names, and in the order, of the unsplit model."""
-        state = {**self.client_model.state_dict(), **self.server_model.state_dict()}
+        halves = self.client_model, self.server_model
+        state = {name: value for half in halves for name, value in half.state_dict().items()}
+        if self.frozen_stays:
+            trained = {name for half in halves for name in trainable_parameters(half)}
+            state = {name: value for name, value in state.items() if name in trained}
         known = [name for name in self.full_model.state_dict() if name in state]
         return {name: state[name] for name in dict.fromkeys([*known, *state])}
 
@@ -79,7 +89,21 @@ class SplitModel:
                 f"{_few(missing)}; unexpected {_few(unexpected)}; of wrong shape {_few(wrong)}"
             )
         for half in (self.client_model, self.server_model):
-            half.load_state_dict({name: state[name] for name in half.state_dict()})
+            held = {name: state[name] for name in half.state_dict() if name in state}
+            half.load_state_dict(held, strict=not self.frozen_stays)
+
+
+@runtime_checkable
+class CutsItself(Protocol):
+    """A language model: cut after a block, its smashed data carry a mask, its base stays put."""
+
+    def cut_layers(self) -> list[str]:
+        """Return the allowed cuts in forward order."""
+        ...
+
+    def halves_at(self, cut_layer: str) -> tuple[nn.Module, nn.Module]:
+        """Return client and server model at an allowed cut, on the model's own modules."""
+        ...
 
 
 def split_at(model: nn.Module, cut_layer: str) -> SplitModel:
@@ -98,6 +122,13 @@ def split_at(model: nn.Module, cut_layer: str) -> SplitModel:
             the server could train nothing, parameters would sit on both sides, anything but one
             tensor would cross, or the model cannot be traced.
     """
+    if isinstance(model, CutsItself):
+        client_model, server_model = model.halves_at(
+            require_choice("cut layer", cut_layer, model.cut_layers())
+        )
+        return SplitModel(
+            client_model, server_model, cut_layer, model, has_mask=True, frozen_stays=True
+        )
     if cut_layer not in {name for name, _ in model.named_modules(remove_duplicate=False) if name}:
         raise UserError(
             f"unknown cut layer {cut_layer!r}; " + did_you_mean(cut_layer, cut_layers(model))
@@ -117,6 +148,8 @@ def cut_layers(model: nn.Module) -> list[str]:
     Raises:
         UserError: if ``model.forward`` itself cannot be traced.
     """
+    if isinstance(model, CutsItself):
+        return model.cut_layers()
     return [name for name in _forward_order(model) if _allows_cut(model, name)]
 
 

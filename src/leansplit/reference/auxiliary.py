@@ -23,6 +23,7 @@ from leansplit.first_order import Loss
 from leansplit.models import LocalModel, SplitModel, build_auxiliary
 from leansplit.noise import auxiliary_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.sequences import join
 
 Upload = tuple[Tensor, Tensor]
 """(z, y) of one uploaded batch."""
@@ -111,7 +112,7 @@ class Server:
             turns = [([m], index, h) for index, h in steps for m in order]
         for served, index, h in turns:
             # One step on the sum of the served clients' mean losses.
-            z = torch.cat([uploads[m][index][0] for m in served]).detach().requires_grad_(True)
+            z = join([uploads[m][index][0] for m in served]).detach().requires_grad_(True)
             sizes = [len(uploads[m][index][1]) for m in served]
             is_one = config.server_mode == "sequential"
             dropout = (

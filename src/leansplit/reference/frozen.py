@@ -23,6 +23,7 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import server_dropout_seed, torch_seeded
 from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.sequences import join
 
 
 def frozen(
@@ -48,7 +49,7 @@ def frozen(
             optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
         assert optimizer is not None
         with torch_seeded(server_dropout_seed(seed, t)):
-            outputs = server_model(torch.cat(smashed).detach().clone()).split(sizes)
+            outputs = server_model(join(smashed).detach().clone()).split(sizes)
             losses = [loss(o, y) for o, (_, y) in zip(outputs, data, strict=True)]
         weights = sample_weights(sizes)
         mean_loss = torch.stack([w * v for w, v in zip(weights, losses, strict=True)]).sum()

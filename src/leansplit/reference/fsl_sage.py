@@ -6,11 +6,13 @@ the server trains on the batches they upload, and now and then teaches each clie
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leansplit.federated import (
     ClientData,
@@ -27,6 +29,7 @@ from leansplit.noise import alignment_seed, client_dropout_seed, numpy_generator
 from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
 from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.sequences import join
 
 
 def fsl_sage(
@@ -54,7 +57,9 @@ def fsl_sage(
     def gradient_at_cut(half: nn.Module, z: Tensor, y: Tensor, *, keep: bool = False) -> Tensor:
         """d(mean loss)/dz, by evaluation-mode layers."""
         z = z.detach().requires_grad_(True)
-        value = loss(half.eval()(z), y)
+        # Attention by other kernels than the plain one cannot be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH) if keep else contextlib.nullcontext():
+            value = loss(half.eval()(z), y)
         return torch.autograd.grad(value, [z], create_graph=keep)[0]
 
     for t in range(1, num_rounds + 1):
@@ -113,8 +118,8 @@ def fsl_sage(
         server.train(t, uploads, num_samples)
         for m in cohort:
             old = [buffers[m]] if m in buffers else []
-            z_all = torch.cat([z for z, _ in (*old, *uploads[m])])
-            y_all = torch.cat([y for _, y in (*old, *uploads[m])])
+            z_all = join([z for z, _ in (*old, *uploads[m])])
+            y_all = join([y for _, y in (*old, *uploads[m])])
             newest = config.alignment.max_samples
             buffers[m] = z_all[-newest:], y_all[-newest:]
         average_(local, trained, num_samples)

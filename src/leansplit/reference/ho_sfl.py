@@ -29,6 +29,7 @@ from leansplit.noise import (
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.sequences import join, part
 from leansplit.zeroth_order import float64_sum
 
 
@@ -84,7 +85,7 @@ def ho_sfl(
         if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
-        z = torch.cat(smashed).detach().clone().requires_grad_(True)
+        z = join(smashed).detach().clone().requires_grad_(True)
         sizes = [len(y) for _, y in data]
         with torch_seeded(server_dropout_seed(config.root_seed, t)):
             outputs = torch.split(server_model(z), sizes)
@@ -94,7 +95,7 @@ def ho_sfl(
         mean_loss.backward()  # type: ignore[no-untyped-call]
         server_optimizer.step()
         assert z.grad is not None
-        lambdas = [g / w for g, w in zip(torch.split(z.grad, sizes), weights, strict=True)]
+        lambdas = [g / w for g, w in zip(part(z.grad, smashed), weights, strict=True)]
         if config.paper_code_scaling:
             lambdas = [w * g for w, g in zip(weights, lambdas, strict=True)]
 
@@ -108,7 +109,7 @@ def ho_sfl(
                     minus = z_m
                     if zo.estimator == "central":
                         minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
-                    product = (plus - minus) * lambda_m
+                    product = (plus.float() - minus) * lambda_m  # also in half precision
                     v.append(float64_sum(product))
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 

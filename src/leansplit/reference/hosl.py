@@ -30,6 +30,7 @@ from leansplit.noise import (
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.sequences import join
 
 
 def hosl(
@@ -91,7 +92,7 @@ def hosl(
         if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
-        z = torch.cat([smashed_at(theta, x) for x, _ in data]).detach().clone()
+        z = join([smashed_at(theta, x) for x, _ in data]).detach().clone()
         with torch_seeded(server_dropout_seed(config.root_seed, t)):
             outputs = torch.split(server_model(z), sizes)
             losses = [loss(o, y) for o, (_, y) in zip(outputs, data, strict=True)]

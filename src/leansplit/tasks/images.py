@@ -17,10 +17,10 @@ import PIL
 import torch
 
 from leansplit.errors import UserError
+from leansplit.tasks.columns import encoded_images, find_columns, read_labels
 from leansplit.tasks.image_cache import DecodedImages, cache_key, load_or_decode
-from leansplit.tasks.image_columns import encoded_images, find_columns, read_labels
 from leansplit.tasks.image_pixels import Pixels, decode_pixels, standardise
-from leansplit.tasks.image_source import SplitPair, find_local, read_hub, read_local
+from leansplit.tasks.source import SplitPair, find_local, read_hub, read_local
 from leansplit.tasks.task import Examples, Task
 
 DATA_VARIABLE = "LEANSPLIT_DATA"
@@ -195,7 +195,7 @@ def _decode(
         split: Any, which: str, limit: int | None, like: Pixels | None = None
     ) -> tuple[Pixels, torch.Tensor]:
         labels = train_labels if like is None else test_labels
-        kept = _subset(len(split), limit)
+        kept = subset_of(len(split), limit)
         if len(kept) < len(split):
             split, labels = split.select(kept), labels[kept]
         pixels = decode_pixels(
@@ -221,7 +221,7 @@ def _decode(
     )
 
 
-def _subset(num_rows: int, limit: int | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
+def subset_of(num_rows: int, limit: int | None) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
     """Return ``limit`` row numbers, ascending: a fixed random subset, nested in larger ones."""
     if limit is None or limit >= num_rows:
         return np.arange(num_rows, dtype=np.int64)

@@ -10,7 +10,9 @@ from types import MappingProxyType
 from leansplit.errors import UserError, did_you_mean, require_choice
 from leansplit.tasks.digits import build_digits_task
 from leansplit.tasks.images import build_cifar10_task, build_images_task
+from leansplit.tasks.known_texts import build_e2e_task, build_rte_task, build_sst2_task
 from leansplit.tasks.task import Task
+from leansplit.tasks.text import build_generation_task, build_text_task
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,6 +83,36 @@ _TASKS: dict[str, TaskSpec] = {
             "any labelled images: local parquet, class-per-folder images, or a hub data set",
             build_images_task,
             "cifar-cnn",
+        ),
+        _built_in(
+            "sst2",
+            "SST-2: 67,349 phrases of film reviews, negative or positive; local copy or hub",
+            build_sst2_task,
+            "language",
+        ),
+        _built_in(
+            "rte",
+            "RTE: 2,490 pairs of sentences, entailed or not; local copy or hub",
+            build_rte_task,
+            "language",
+        ),
+        _built_in(
+            "e2e",
+            "E2E: 42,061 restaurant descriptions to write from attribute lists; local copy or hub",
+            build_e2e_task,
+            "language",
+        ),
+        _built_in(
+            "text",
+            "any labelled texts, classified by a head or by the next token; local files or hub",
+            build_text_task,
+            "language",
+        ),
+        _built_in(
+            "generation",
+            "any texts to continue, loss on the target only; local files or hub",
+            build_generation_task,
+            "language",
         ),
     )
 }

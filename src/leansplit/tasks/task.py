@@ -6,8 +6,9 @@ batch, ``C`` classes.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from leansplit.errors import UserError
+from leansplit.sequences import are_tokens
+from leansplit.tasks.tokens import Tokenizer
 
 Indices = Tensor | NDArray[np.int64] | Sequence[int]
 """Positions of examples, in the order wanted; repeats are allowed."""
@@ -30,21 +33,27 @@ class Examples:
     """
 
     inputs: Tensor
-    """[n, ...] float32."""
+    """[n, ...] float32, or tokens [n, 2, S] int64; see :mod:`leansplit.sequences`."""
 
     labels: Tensor
-    """[n] int64, class indices from 0."""
+    """int64: class indices from 0 [n], or for tokens the wanted token of each position [n, S]."""
 
     def __post_init__(self) -> None:
-        if self.inputs.dtype != torch.float32 or self.inputs.ndim < 2:
+        is_float = self.inputs.dtype == torch.float32 and self.inputs.ndim >= 2
+        if not is_float and not are_tokens(self.inputs):
             raise UserError(
-                f"inputs must be float32 of shape [n, ...], got {self.inputs.dtype} of shape "
-                f"{tuple(self.inputs.shape)}"
+                "inputs must be float32 of shape [n, ...] or token ids with their mask, int64 of "
+                f"shape [n, 2, S], got {self.inputs.dtype} of shape {tuple(self.inputs.shape)}"
             )
-        if self.labels.dtype != torch.int64 or self.labels.ndim != 1:
+        shapes = [self.inputs.shape[:1]]
+        if not is_float:
+            shapes.append(torch.Size([len(self.inputs), self.inputs.shape[2]]))
+        if self.labels.dtype != torch.int64 or self.labels.shape[1:] not in [
+            shape[1:] for shape in shapes
+        ]:
             raise UserError(
-                f"labels must be int64 of shape [n], got {self.labels.dtype} of shape "
-                f"{tuple(self.labels.shape)}"
+                f"labels must be int64 of shape [n], or [n, S] for tokens, got {self.labels.dtype} "
+                f"of shape {tuple(self.labels.shape)}"
             )
         if len(self.inputs) != len(self.labels):
             raise UserError(
@@ -78,12 +87,34 @@ def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     return F.cross_entropy(logits, labels)
 
 
+def likeliest(logits: Tensor) -> Tensor:
+    """Return the class with the largest logit [B]."""
+    return logits.argmax(dim=1)
+
+
 def accuracy(logits: Tensor, labels: Tensor) -> float:
     """Return the fraction of rows whose largest logit is at the label, in [0, 1].
 
     Logits [B, C], labels [B]. Over several batches, average with the batch sizes as weights.
     """
-    return float((logits.argmax(dim=1) == labels).double().mean())
+    return float((likeliest(logits) == labels).double().mean())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generation:
+    """What the test prompts are to be continued to.
+
+    Attributes:
+        tokenizer: of the task.
+        prompts: one for each test row; equal ones share their references.
+        references: the wanted text of each row.
+        max_length: of prompt and continuation together, in tokens.
+    """
+
+    tokenizer: Tokenizer = field(repr=False)
+    prompts: tuple[str, ...]
+    references: tuple[str, ...]
+    max_length: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +128,11 @@ class Task:
     name: str
 
     num_classes: int
-    """C, at least 2."""
+    """C, at least 2; 0 where tokens are predicted and not classes."""
 
     input_shape: tuple[int, ...]
-    """Shape of one input, without the batch dimension: (channels, height, width) for images."""
+    """Shape of one input, without the batch dimension: (channels, height, width) for images,
+    (2, S) for token ids and their mask."""
 
     class_names: tuple[str, ...]
     """C names; position = label."""
@@ -118,7 +150,26 @@ class Task:
     notes: str = ""
     """What a reader of the results should know about the data, such as its provenance."""
 
+    model_options: Mapping[str, Any] = field(default_factory=dict)
+    """Options that the task asks of any model that has them, such as what it puts out."""
+
+    count: Callable[[Tensor], int] = len
+    """Labels -> over how many units loss and metric are means: rows, or tokens."""
+
+    predict: Callable[[Tensor], Tensor] = likeliest
+    """Outputs -> classes [B], for ``measures``."""
+
+    measures: Callable[[Tensor, Tensor], Mapping[str, float]] | None = None
+    """Predicted classes [n] and labels [n] of the whole test set -> more metrics, by name."""
+
+    generation: Generation | None = None
+    """What the test prompts are to be continued to, where the task is to write text."""
+
     def __post_init__(self) -> None:
+        if self.num_classes == 0 and self.train.labels.ndim == 2:
+            self._check_shape("training", self.train)
+            self._check_shape("test", self.test)
+            return
         if self.num_classes < 2:
             raise UserError(
                 f"task {self.name!r} needs at least 2 classes, got {self.num_classes}; check that "
@@ -132,7 +183,7 @@ class Task:
         self._check_split("training", self.train)
         self._check_split("test", self.test)
 
-    def _check_split(self, which: str, examples: Examples) -> None:
+    def _check_shape(self, which: str, examples: Examples) -> None:
         if not len(examples):
             raise UserError(f"task {self.name!r} has no {which} examples")
         shape = tuple(examples.inputs.shape[1:])
@@ -141,6 +192,9 @@ class Task:
                 f"task {self.name!r} says inputs are {self.input_shape}, but its {which} inputs "
                 f"are {shape}"
             )
+
+    def _check_split(self, which: str, examples: Examples) -> None:
+        self._check_shape(which, examples)
         lowest, highest = int(examples.labels.min()), int(examples.labels.max())
         if lowest < 0 or highest >= self.num_classes:
             raise UserError(

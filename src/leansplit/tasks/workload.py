@@ -11,7 +11,15 @@ from typing import Any, Literal
 
 import numpy as np
 
-from leansplit.models import MODELS, SplitModel, build_model, load_weights_, split_at
+from leansplit.models import (
+    MODELS,
+    SplitModel,
+    build_model,
+    client_part,
+    is_pretrained,
+    load_weights_,
+    split_at,
+)
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.tasks.registry import TASKS, load_task
 from leansplit.tasks.task import Task
@@ -61,6 +69,31 @@ class WorkloadConfig:
         text = json.dumps([self.task, self.task_options, self.evaluate_on], sort_keys=True)
         return _load_task(text)
 
+    def build_client_model(self, task: Task, *, extra_blocks: int | None) -> SplitModel:
+        """Build what a client needs of the model: all of it, or its own layers where that saves.
+
+        Args:
+            task: the data.
+            extra_blocks: blocks above the cut that clients hold in an auxiliary head; None = the
+                clients need the whole model.
+
+        Raises:
+            UserError: as :meth:`build_model`.
+        """
+        options = self._options(task)
+        is_loaded = self.model == "language" and is_pretrained(str(options.get("source", "")))
+        if extra_blocks is None or not is_loaded:
+            return self.build_model(task)
+        return client_part(
+            self.cut_layer, task.num_classes, extra_blocks=extra_blocks, options=options
+        )
+
+    def _options(self, task: Task) -> dict[str, Any]:
+        """Return the model's options: the run's, and those that the task implies."""
+        known = MODELS[self.model].options if self.model in MODELS else {}
+        implied = {name: value for name, value in task.model_options.items() if name in known}
+        return {**implied, **self.model_options}
+
     def build_model(self, task: Task) -> SplitModel:
         """Build the initial model and cut it: from the root seed, or with the weights given.
 
@@ -72,7 +105,7 @@ class WorkloadConfig:
             input_shape=task.input_shape,
             num_classes=task.num_classes,
             seed=derive_seed(self.root_seed, "model"),
-            options=self.model_options,
+            options=self._options(task),
         )
         split = split_at(model, self.cut_layer)
         if self.initial_weights:

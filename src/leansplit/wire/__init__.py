@@ -1,7 +1,7 @@
 """What crosses the wire: typed records, their encoding, and the ledger that prices them."""
 
 from leansplit.wire.codec import DecodeError, decode, decode_as, encode, price
-from leansplit.wire.form import ABSENT, Form, TensorForm, forms_of, require_form, require_forms
+from leansplit.wire.form import ABSENT, ANY, Form, TensorForm, forms_of, require_form, require_forms
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
 from leansplit.wire.ledger import Ledger, LedgerEntry
 from leansplit.wire.plan import ClientPlan, ReplicaStorage
@@ -35,6 +35,7 @@ from leansplit.wire.records import (
 
 __all__ = [
     "ABSENT",
+    "ANY",
     "DIRECTIONS",
     "KINDS",
     "BackwardRequest",

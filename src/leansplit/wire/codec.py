@@ -3,6 +3,10 @@
 The blob's tensors are the record's payload fields; its only string metadata maps the record's type
 to its header fields as JSON (safetensors writes several entries in random order, and the same
 record must give the same bytes). The price of a record is read off the encoded bytes themselves.
+
+Where smashed data carry an attention mask (:mod:`leansplit.sequences`), hidden states and mask
+travel as two tensors, the mask as ``<field>.mask`` with a byte for each position. The smashed
+gradient travels without the mask's place, which is zero; an empty ``<field>.mask`` says so.
 """
 
 from __future__ import annotations
@@ -14,16 +18,19 @@ from collections.abc import Mapping
 from typing import Any, TypeVar, get_type_hints
 
 import safetensors.torch
+import torch
 from pydantic import TypeAdapter, ValidationError
 from safetensors import SafetensorError
 from torch import Tensor
 
+from leansplit.sequences import pack, unpack
 from leansplit.wire.kinds import Kind
-from leansplit.wire.records import KIND_KEY, MANY_KEY, Record
+from leansplit.wire.records import ALIKE_KEY, KIND_KEY, MANY_KEY, Record
 
 R = TypeVar("R", bound=Record)
 
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
+_MASK = ".mask"
 _MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RecursionError)
 
 
@@ -31,8 +38,13 @@ class DecodeError(ValueError):
     """Bytes that are no valid record."""
 
 
-def encode(record: Record) -> bytes:
-    """Return the bytes that cross the wire for ``record``."""
+def encode(record: Record, *, has_mask: bool = False) -> bytes:
+    """Return the bytes that cross the wire for ``record``.
+
+    Args:
+        record: what to encode.
+        has_mask: whether smashed data and their gradients have a place for an attention mask.
+    """
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {}
     for item in dataclasses.fields(record):
@@ -40,9 +52,10 @@ def encode(record: Record) -> bytes:
         if KIND_KEY not in item.metadata:
             header[item.name] = value
         elif item.metadata[MANY_KEY]:
-            tensors |= {f"{item.name}/{key}": t.contiguous() for key, t in value.items()}
+            for key, tensor in value.items():
+                tensors |= _apart(f"{item.name}/{key}", tensor, item.metadata, has_mask=has_mask)
         elif not _is_default(item, value):  # an absent tensor costs nothing
-            tensors[item.name] = value.contiguous()
+            tensors |= _apart(item.name, value, item.metadata, has_mask=has_mask)
     metadata = {type(record).__name__: json.dumps(header, separators=(",", ":"))}
     return safetensors.torch.save(tensors, metadata)
 
@@ -53,6 +66,40 @@ def _is_default(item: dataclasses.Field[Any], value: Tensor) -> bool:
         return False
     default: Tensor = item.default_factory()
     return value.shape == default.shape and value.dtype == default.dtype
+
+
+def _apart(
+    name: str, value: Tensor, metadata: Mapping[str, Any], *, has_mask: bool
+) -> dict[str, Tensor]:
+    """Return the tensors that cross for one, by name: its mask, if it may hold one, is another."""
+    if not (has_mask and _may_hold_mask(metadata)):
+        return {name: value.contiguous()}
+    hidden, mask = unpack(value)
+    if metadata[KIND_KEY] == "smashed_gradient":
+        mask = mask.new_empty(0)
+    elif metadata[ALIKE_KEY]:
+        mask = mask[0]
+    return {name: hidden, f"{name}{_MASK}": mask.to(torch.uint8)}
+
+
+def _together(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> Tensor:
+    """Undo :func:`_apart`.
+
+    Raises:
+        ValueError: if the mask does not belong to the tensor.
+    """
+    value, mask = tensors[name], tensors.get(f"{name}{_MASK}")
+    if mask is None or not _may_hold_mask(metadata):
+        return value
+    positions = value.shape[:-1]
+    expected = positions[1:] if metadata[ALIKE_KEY] else positions
+    if metadata[KIND_KEY] == "smashed_gradient":
+        expected = torch.Size([0])
+    if mask.dtype != torch.uint8 or mask.shape != expected or (mask > 1).any():
+        raise ValueError("its mask is not one of zeros and ones for every position")
+    if metadata[KIND_KEY] == "smashed_gradient":
+        return pack(value, value.new_zeros(positions))
+    return pack(value, mask.expand(positions))
 
 
 def decode(blob: bytes) -> Record:
@@ -70,18 +117,23 @@ def decode(blob: bytes) -> Record:
             raise TypeError("the header is no JSON object")
     except (SafetensorError, *_MALFORMED) as error:
         raise DecodeError(f"not a leansplit record: {error}") from error
-    is_many = {
-        f.name: f.metadata[MANY_KEY]
-        for f in dataclasses.fields(record_type)
-        if KIND_KEY in f.metadata
-    }
+    fields = {f.name: f.metadata for f in dataclasses.fields(record_type) if KIND_KEY in f.metadata}
+    is_many = {name: metadata[MANY_KEY] for name, metadata in fields.items()}
     if misplaced := sorted(is_many.keys() & values.keys()):
         raise DecodeError(f"{record_type.__name__} has payload fields {misplaced} in its header")
     values |= {name: {} for name in is_many if is_many[name]}
-    for name, tensor in sorted(tensors.items()):  # safetensors returns them in random order
+    for name in sorted(tensors):  # safetensors returns them in random order
         field_name, slash, key = name.partition("/")
+        metadata: Mapping[str, Any] = fields.get(field_name.removesuffix(_MASK), {})
+        is_mask = name.endswith(_MASK) and name.removesuffix(_MASK) in tensors
+        if is_mask and _may_hold_mask(metadata):
+            continue  # joined to what it is the mask of
         if is_many.get(field_name) is not bool(slash):
             raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")
+        try:
+            tensor = _together(name, tensors, metadata)
+        except ValueError as error:
+            raise DecodeError(f"{record_type.__name__}.{name}: {error}") from error
         if slash:
             values[field_name][key] = tensor
         else:
@@ -97,6 +149,11 @@ def decode(blob: bytes) -> Record:
         return record_type(**values)
     except TypeError as error:
         raise DecodeError(f"{record_type.__name__}: {error}") from error
+
+
+def _may_hold_mask(metadata: Mapping[str, Any]) -> bool:
+    """Say whether tensors of a field have a place for an attention mask, where there are masks."""
+    return metadata.get(KIND_KEY) in ("smashed_data", "smashed_gradient")
 
 
 @functools.cache
@@ -141,7 +198,9 @@ def price(blob: bytes) -> dict[Kind, int]:
             begin, end = entry["data_offsets"]
             if type(begin) is not int or type(end) is not int:
                 raise TypeError("offsets count bytes")
-            kind = kinds[name.partition("/")[0]]
+            kind = kinds[name.partition("/")[0].removesuffix(_MASK)]
+            if name.endswith(_MASK) and kind in ("smashed_data", "smashed_gradient"):
+                kind = "masks"
             priced[kind] = priced.get(kind, 0) + end - begin
         priced["envelope"] = len(blob) - sum(priced.values())
     except _MALFORMED:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -16,13 +17,16 @@ from torch import Tensor
 from leansplit.wire.codec import DecodeError
 from leansplit.wire.records import KIND_KEY, Record
 
+ANY: Final = -1
+"""A dimension of any size, such as the length of a batch of sequences."""
+
 
 @dataclass(frozen=True)
 class TensorForm:
     """Shape and element type of a tensor.
 
     Attributes:
-        shape: all dimensions.
+        shape: all dimensions; ``ANY`` where a dimension may have any size.
         dtype: element type.
         num_classes: elements are class indices below this; 0: any value will do.
     """
@@ -42,7 +46,10 @@ class TensorForm:
 
     def require(self, what: str, tensor: Tensor) -> None:
         """Raise ``DecodeError`` unless ``tensor``, called ``what``, has this form."""
-        if tensor.dtype != self.dtype or tuple(tensor.shape) != self.shape:
+        fits = len(tensor.shape) == len(self.shape) and all(
+            wanted in (ANY, size) for wanted, size in zip(self.shape, tensor.shape, strict=True)
+        )
+        if tensor.dtype != self.dtype or not fits:
             raise DecodeError(f"{what} is {TensorForm.of(tensor)}, not {self}")
         if self.num_classes and tensor.numel():
             lowest, highest = int(tensor.min()), int(tensor.max())
@@ -54,7 +61,8 @@ class TensorForm:
 
     def __str__(self) -> str:
         """Return such as ``float32 [8, 16, 4, 4]``."""
-        return f"{str(self.dtype).removeprefix('torch.')} {list(self.shape)}"
+        shape = ", ".join("any" if size == ANY else str(size) for size in self.shape)
+        return f"{str(self.dtype).removeprefix('torch.')} [{shape}]"
 
 
 ABSENT = TensorForm((0,))

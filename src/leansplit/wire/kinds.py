@@ -7,6 +7,7 @@ from typing import Final, Literal, get_args
 Kind = Literal[
     "smashed_data",  # cut-layer outputs, up
     "labels",  # up with the smashed data
+    "masks",  # attention masks, up with the smashed data
     "smashed_gradient",  # loss gradient at the cut, down
     "scalars",  # directional differences, up, and their means, down
     "seeds",  # perturbation seeds, down

@@ -33,6 +33,8 @@ class ClientPlan:
     """Torch threads of a client's computation; 0 leaves them as they are."""
     is_whole_model: bool = False
     """Whether clients train the whole model and not only the layers below the cut."""
+    has_mask: bool = False
+    """Whether smashed data carry an attention mask; see :mod:`leansplit.sequences`."""
     fixed_checksum: str = ""
     """Of the frozen parameters and buffers that the client's model must have."""
     workload: dict[str, Any] = field(default_factory=dict)

@@ -70,10 +70,11 @@ class SurrogateObjective:
     def difference(self, plus: Tensor, minus: Tensor) -> float:
         """Return <lambda, plus - minus>: difference and product in float32, sum in float64.
 
-        Overwrites ``plus``, so that a client never holds more than its inference needs.
+        Overwrites ``plus`` where that is float32, so that a client never holds more than its
+        inference needs.
         """
         with torch.inference_mode():
-            return float64_sum(plus.sub_(minus).mul_(self.smashed_gradient))
+            return float64_sum(plus.float().sub_(minus).mul_(self.smashed_gradient))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
 from leansplit.wire.records.auxiliary import LocalTrainReply, LocalTrainRequest
-from leansplit.wire.records.base import KIND_KEY, MANY_KEY, Record, payload
+from leansplit.wire.records.base import ALIKE_KEY, KIND_KEY, MANY_KEY, Record, payload
 from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
 from leansplit.wire.records.replicated import (
@@ -29,6 +29,7 @@ from leansplit.wire.records.zeroth_order_federated import (
 from leansplit.wire.records.zo_split import DifferencesRequest, ProbedSmashedDataReply
 
 __all__ = [
+    "ALIKE_KEY",
     "KIND_KEY",
     "MANY_KEY",
     "BackwardRequest",

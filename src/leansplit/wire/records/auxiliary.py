@@ -31,9 +31,14 @@ class LocalTrainReply(Record):
 
     weights: ParameterDict = payload("weights", many=True)
     """Trained weights, named as in the request."""
-    smashed_data: Tensor = payload("smashed_data")
-    """z of every upload, shape [U, B, ...], each taken before the step that followed it."""
-    labels: Tensor = payload("labels")
-    """y of every upload, shape [U, B, ...]."""
+    smashed_data: ParameterDict = payload("smashed_data", many=True)
+    """z [B, ...] of upload ``"0"`` to ``"U - 1"``, each taken before the step that followed it."""
+    labels: ParameterDict = payload("labels", many=True)
+    """y [B, ...] of every upload."""
     num_samples: int
     """Samples that the client trained on, uploaded or not."""
+
+    @property
+    def uploads(self) -> list[tuple[Tensor, Tensor]]:
+        """(z, y) of every upload, in the order of the local steps."""
+        return [(self.smashed_data[str(u)], self.labels[str(u)]) for u in range(len(self.labels))]

@@ -14,11 +14,19 @@ from leansplit.wire.kinds import Kind
 
 KIND_KEY = "leansplit.kind"
 MANY_KEY = "leansplit.many"
+ALIKE_KEY = "leansplit.alike"
 
 
-def payload(kind: Kind, *, many: bool = False, **options: Any) -> Any:
-    """Declare a tensor field (``many``: a dictionary of tensors) booked under ``kind``."""
-    return field(metadata={KIND_KEY: kind, MANY_KEY: many}, **options)
+def payload(kind: Kind, *, many: bool = False, alike: bool = False, **options: Any) -> Any:
+    """Declare a tensor field booked under ``kind``.
+
+    Args:
+        kind: what the ledger calls it.
+        many: the field is a dictionary of tensors.
+        alike: the tensor stacks smashed data of one batch, whose attention mask is the same.
+        options: as of ``dataclasses.field``.
+    """
+    return field(metadata={KIND_KEY: kind, MANY_KEY: many, ALIKE_KEY: alike}, **options)
 
 
 @dataclass(frozen=True, kw_only=True)

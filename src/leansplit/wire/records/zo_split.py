@@ -17,9 +17,9 @@ class ProbedSmashedDataReply(SmashedDataReply):
 
     smashed_data: Tensor = payload("smashed_data", default_factory=lambda: torch.empty(0))
     """z, shape [B, ...]; empty where the server does not need it."""
-    plus: Tensor = payload("smashed_data")
+    plus: Tensor = payload("smashed_data", alike=True)
     """z at theta_c + mu u_p for each direction, shape [P, B, ...]."""
-    minus: Tensor = payload("smashed_data", default_factory=lambda: torch.empty(0))
+    minus: Tensor = payload("smashed_data", alike=True, default_factory=lambda: torch.empty(0))
     """z at theta_c - mu u_p, shape [P, B, ...]; empty for the forward difference."""
 
 

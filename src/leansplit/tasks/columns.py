@@ -1,4 +1,4 @@
-"""Which columns hold the images and the labels, and what the labels mean.
+"""Which columns hold the images or texts and the labels, and what the labels mean.
 
 The columns are those of a ``datasets.Dataset``, by their declared features.
 """
@@ -41,6 +41,63 @@ def find_columns(
     """
     image = _choose_image_column(features, image_column)
     return LabelledColumns(image=image, label=_choose_label_column(features, label_column, image))
+
+
+def find_text_columns(
+    features: Mapping[str, Any], *, text_column: str | None, label_column: str | None
+) -> tuple[str, str]:
+    """Return the text and the label column, named by the caller or inferred from the features.
+
+    Inferred: the only column of text that is not the label; the label as for images.
+
+    Raises:
+        UserError: if a named column is absent or of the wrong kind, or none or several could do.
+    """
+    if text_column is not None:
+        require_text_column(features, text_column, "text_column")
+        return text_column, _choose_label_column(features, label_column, text_column)
+    texts = [name for name, feature in features.items() if _is_text(feature)]
+    label = label_column
+    if label is None and any(not _is_text(f) for f in features.values()):
+        label = _choose_label_column(
+            {name: f for name, f in features.items() if not _is_text(f)}, None, ""
+        )
+    candidates = [name for name in texts if name != label]
+    if len(candidates) != 1:
+        raise UserError(
+            f"{'several columns hold' if candidates else 'no column holds'} text; name one with "
+            f"text_column=...; columns: {_describe(features)}"
+        )
+    return candidates[0], _choose_label_column(features, label, candidates[0])
+
+
+def require_text_column(features: Mapping[str, Any], name: str, option: str) -> None:
+    """Insist that a column exists and holds text.
+
+    Raises:
+        UserError: if it does not.
+    """
+    _require_column(features, name, option)
+    if not _is_text(features[name]):
+        raise UserError(
+            f"column {name!r} does not hold text but {_kind(features[name])}; name one that does "
+            f"with {option}=...; columns: {_describe(features)}"
+        )
+
+
+def read_texts(split: Any, column: str, which: str) -> list[str]:
+    """Return the texts of a column.
+
+    Raises:
+        UserError: if one is missing.
+    """
+    return [str(text) for text in _column_values(split, column, which).tolist()]
+
+
+def _is_text(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Value) and feature.dtype in {"string", "large_string"}
 
 
 def _choose_image_column(features: Mapping[str, Any], given: str | None) -> str:
@@ -174,7 +231,7 @@ def _column_values(split: Any, column: str, which: str) -> NDArray[Any]:
     values = table[column]
     if values.null_count:
         raise UserError(
-            f"column {column!r} of the {which} split has {values.null_count} missing labels"
+            f"column {column!r} of the {which} split has {values.null_count} missing values"
         )
     return np.asarray(values.to_pylist())
 

@@ -7,7 +7,7 @@ import pytest
 from datasets import ClassLabel, Dataset, Features, Value
 
 from leansplit.errors import UserError
-from leansplit.tasks.image_columns import encoded_images, find_columns, read_labels
+from leansplit.tasks.columns import encoded_images, find_columns, read_labels
 
 PETS = ClassLabel(names=["cat", "dog", "owl"])
 USUAL = Features({"img": datasets.Image(), "label": PETS})
@@ -93,7 +93,7 @@ def test_labels_become_class_indices(
     [
         ([0, 1], [-1], PETS, r"label -1 \(-1 usually means unlabelled\).*3 classes, 0 to 2"),
         (["a", "b"], ["c"], Value("string"), "label 'c' .* does not occur among the 2 classes"),
-        ([0, None], [1], PETS, "training split has 1 missing labels"),
+        ([0, None], [1], PETS, "training split has 1 missing values"),
     ],
 )
 def test_labels_that_mean_nothing(

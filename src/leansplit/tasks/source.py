@@ -1,4 +1,4 @@
-"""Where labelled images come from: local parquet, class-per-folder images, or the Hugging Face hub.
+"""Where data come from: local tables, class-per-folder images, or the Hugging Face hub.
 
 Finding (``find_local``) looks only at names, sizes and times, so a cached task starts without
 reading data. Reading (``read_local``, ``read_hub``) goes through the ``datasets`` library.
@@ -22,6 +22,8 @@ _TEST_NAMES = ("test", "testing", "validation", "valid", "val", "dev", "eval")
 _IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 )
+_TABLES = {".parquet": "parquet", ".csv": "csv", ".jsonl": "json", ".json": "json"}
+"""Suffix -> the ``datasets`` builder that reads it."""
 # What writers append to a split's name: -00000-of-00002, -00000-of-00002-<16 hex digits>, _1, .3
 _SHARD_SUFFIX = re.compile(r"[-_.]\d+(-of-\d+)?(-[0-9a-f]{16})?$")
 
@@ -34,7 +36,7 @@ class LocalSource:
     """Image files found on this machine, by split."""
 
     builder: str
-    """The ``datasets`` builder that reads them: "parquet" or "imagefolder"."""
+    """The ``datasets`` builder that reads them: "parquet", "csv", "json" or "imagefolder"."""
 
     root: Path
 
@@ -61,34 +63,39 @@ def find_local(
 ) -> LocalSource:
     """Find the training and test files under ``data_path``.
 
-    Parquet files win over images. A parquet file's split is its name without a shard number
-    (``train-00000-of-00002.parquet`` -> ``train``), or its folder's name where the file is only a
-    number. For images, the split is the folder above the class folders: ``train/cat/1.png``.
+    Parquet files win over CSV, JSON lines and images, in this order. A table's split is its name
+    without a shard number (``train-00000-of-00002.parquet`` -> ``train``), or its folder's name
+    where the file is only a number. For images, the split is the folder above the class folders:
+    ``train/cat/1.png``.
 
     Args:
-        data_path: a parquet file or a folder.
+        data_path: a table (parquet, CSV, JSON lines) or a folder.
         train_split: the training split's name; inferred where None.
         test_split: the test split's name; inferred where None (test before validation).
 
     Raises:
-        UserError: if the path is missing, holds neither parquet nor images, or lacks a split.
+        UserError: if the path is missing, holds neither tables nor images, or lacks a split.
     """
     root = Path(data_path).expanduser()
     if not root.exists():
         raise UserError(f"data path {str(root)!r} does not exist; check data_path")
-    if root.is_file():
-        if root.suffix != ".parquet":
-            raise UserError(
-                f"data path {str(root)!r} is not a .parquet file; give a parquet file, a folder "
-                "with train.parquet and test.parquet, or a folder of images by class"
-            )
-        parquet = [root]
-    else:
-        parquet = sorted(root.glob("*.parquet")) or sorted(root.rglob("*.parquet"))
-    if parquet:
-        builder, files = "parquet", _group_parquet(root, parquet)
-    else:
-        builder, files = "imagefolder", _group_images(root, {train_split, test_split})
+    if root.is_file() and root.suffix not in _TABLES:
+        raise UserError(
+            f"data path {str(root)!r} is no table ({', '.join(_TABLES)}); give one, a folder with "
+            "train.parquet and test.parquet, or a folder of images by class"
+        )
+    builder, files = "imagefolder", {}
+    for suffix, table_builder in _TABLES.items():
+        found = (
+            [root]
+            if root.is_file()
+            else sorted(root.glob(f"*{suffix}")) or sorted(root.rglob(f"*{suffix}"))
+        )
+        if found and found[0].suffix == suffix:
+            builder, files = table_builder, _group_tables(root, found)
+            break
+    if not files:
+        files = _group_images(root, {train_split, test_split})
     train, test = choose_splits(str(root), files, train_split=train_split, test_split=test_split)
     return LocalSource(
         builder=builder,
@@ -140,8 +147,8 @@ def _choose_split(
     )
 
 
-def _group_parquet(root: Path, paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
-    """Group parquet files by the split their names stand for."""
+def _group_tables(root: Path, paths: Sequence[Path]) -> dict[str, tuple[Path, ...]]:
+    """Group tables by the split their names stand for."""
     groups: dict[str, list[Path]] = {}
     for path in paths:
         name = _SHARD_SUFFIX.sub("", path.stem)
@@ -157,7 +164,7 @@ def _group_images(root: Path, named: Collection[str | None]) -> dict[str, tuple[
     images = sorted(path for path in root.rglob("*") if path.suffix.lower() in _IMAGE_SUFFIXES)
     if not images:
         raise UserError(
-            f"no parquet file and no image found under {str(root)!r}; expected train.parquet and "
+            f"no table and no image found under {str(root)!r}; expected train.parquet and "
             "test.parquet, or images as train/<class>/<name>.png and test/<class>/<name>.png"
         )
     groups: dict[str, list[Path]] = {}
@@ -179,7 +186,7 @@ def read_local(source: LocalSource) -> SplitPair:
     data_files: dict[str, list[str]] = {}
     # Fixed keys: ``datasets`` accepts only word characters in split names.
     for key, name in (("train", source.train_split), ("test", source.test_split)):
-        if source.builder == "parquet":
+        if source.builder != "imagefolder":
             data_files[key] = [glob.escape(str(path)) for path in source.files[name]]
         else:  # one pattern, not one per image: each pattern is resolved on its own
             folder = source.root / name

@@ -1,0 +1,90 @@
+"""Texts that a trained model writes, and how close they come to what was wanted."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from leansplit.models.language.halves import WholeLanguageModel
+from leansplit.tasks.task import Generation
+from leansplit.tasks.tokens import tokens
+
+_NUM_BEAMS = 1
+
+
+@dataclass(frozen=True)
+class Written:
+    """What a model wrote.
+
+    Attributes:
+        prompts: each prompt once.
+        texts: the continuation of each.
+        references: the wanted texts of each, one or several.
+    """
+
+    prompts: list[str]
+    texts: list[str]
+    references: list[list[str]]
+
+    def scores(self) -> dict[str, float]:
+        """Return corpus BLEU (sacrebleu) and mean ROUGE-L (best reference), both in 0 to 100."""
+        import sacrebleu
+        from rouge_score.rouge_scorer import RougeScorer  # type: ignore[import-untyped]
+
+        most = max(map(len, self.references))
+        # sacrebleu wants as many references for each text: the missing ones are None.
+        filled = [[*r, *[None] * (most - len(r))] for r in self.references]
+        columns: Any = list(zip(*filled, strict=True))
+        bleu = sacrebleu.corpus_bleu(self.texts, columns).score
+        scorer = RougeScorer(["rougeL"], use_stemmer=False)
+        best = [
+            max(scorer.score(wanted, text)["rougeL"].fmeasure for wanted in references)
+            for text, references in zip(self.texts, self.references, strict=True)
+        ]
+        return {"bleu": float(bleu), "rouge_l": 100 * sum(best) / len(best)}
+
+
+def write_texts(
+    model: WholeLanguageModel, generation: Generation, *, batch_size: int, at_most: int
+) -> Written:
+    """Continue the test prompts greedily, with cached attention, on the unsplit model.
+
+    Args:
+        model: in evaluation mode afterwards as before.
+        generation: prompts and what they should be continued to.
+        batch_size: prompts continued at once.
+        at_most: different prompts to continue.
+    """
+    wanted: dict[str, list[str]] = {}
+    for prompt, reference in zip(generation.prompts, generation.references, strict=True):
+        wanted.setdefault(prompt, []).append(reference)
+    prompts = list(wanted)[:at_most]
+    tokenizer, inner = generation.tokenizer, model.inner
+    device = next(inner.parameters()).device
+    was_training = model.training
+    model.eval()
+    texts: list[str] = []
+    try:
+        for first in range(0, len(prompts), batch_size):
+            rows = tokenizer.encode_plain(prompts[first : first + batch_size])
+            rows = [row[-(generation.max_length - 1) :] or [tokenizer.eos_id] for row in rows]
+            longest = max(map(len, rows))
+            batch = tokens(rows, tokenizer.pad_id, "left", longest).to(device)
+            with torch.inference_mode():
+                written = inner.generate(
+                    input_ids=batch[:, 0],
+                    attention_mask=batch[:, 1],
+                    max_new_tokens=max(1, generation.max_length - longest),
+                    do_sample=False,
+                    num_beams=_NUM_BEAMS,
+                    pad_token_id=tokenizer.pad_id,
+                    eos_token_id=tokenizer.eos_id,
+                )
+            for row in written[:, longest:].tolist():
+                ended = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
+                texts.append(tokenizer.decode(row[:ended]).strip())
+    finally:
+        model.train(was_training)
+    return Written(prompts, texts, [wanted[prompt] for prompt in prompts])

@@ -1,0 +1,1 @@
+"""Language models of the transformers library, cut after a block, with adapters."""

@@ -1,0 +1,148 @@
+"""Every method on tiny language models: equals its plain loop, and its ledger its formula."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from leansplit.server_app.config import run_config
+from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.plain_execution import uploaded_positions
+from tests.language import config_json, write_pairs, write_texts
+
+ALL = list(METHODS)
+TINY = {  # of each family as much as is needed to be one
+    "gpt2": {"n_layer": 3},
+    "opt": {"num_hidden_layers": 3},
+    "llama": {"num_hidden_layers": 3},
+    "bert": {"num_hidden_layers": 3},
+}
+SPLIT = [name for name in ALL if name not in {"fedavg", "fedzo", "decomfl", "ho-fl"}]
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    return write_texts(tmp_path_factory.mktemp("texts"))
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory):
+    return write_pairs(tmp_path_factory.mktemp("pairs"))
+
+
+def configure(method, family, data_path, **overrides):
+    settings = {
+        "task": "text",
+        "task_options.data_path": data_path,
+        "task_options.tokenizer": "bytes",
+        "task_options.max_length": 32,
+        "model_options.source": config_json(family, **TINY[family]),
+        "model_options.lora_rank": 2,
+        "cut_layer": "2",
+        "clients": 4,
+        "cohort": 2,
+        "rounds": 3,
+        "batch_size": 4,
+        "evaluate_every": 3,
+        "local_steps": 2,
+        "client.name": "adamw",
+        "client.lr": 0.01,
+        "server.name": "adamw",
+        "server.lr": 0.01,
+        "probe.num_perturbations": 2,
+        "alignment.epochs": 1,
+    }
+    if family == "bert":
+        settings |= {"task_options.padding_side": "right", "server.lr": 0.02}
+    else:
+        settings["task_options.padding_side"] = "left"
+    if overrides.get("task") == "generation":
+        settings |= {
+            "task_options.source_column": "asked",
+            "task_options.target_column": "wanted",
+            "generated_texts": 2,
+        }
+    used = {key: value for key, value in settings.items() if is_used(method, key)}
+    return run_config(method, used | overrides)
+
+
+@pytest.mark.parametrize("family", TINY)
+@pytest.mark.parametrize("method", ALL)
+def test_equals_its_plain_loop_and_its_formula(
+    method, family, texts, run_in_process, reference_checksum, expected
+):
+    config = configure(method, family, texts)
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error, outcome.events) == ("completed", None, {})
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+    assert {"f1"} <= outcome.measures.keys()
+    if method in SPLIT:
+        assert outcome.ledger.total_bytes(kind="masks") > 0
+
+
+@pytest.mark.parametrize("auxiliary", ["blocks", "copy"])
+@pytest.mark.parametrize("method", ["heron-sfl", "cse-fsl", "fsl-sage"])
+def test_heads_of_the_servers_blocks(
+    method, auxiliary, texts, run_in_process, reference_checksum, expected
+):
+    heads = {"auxiliary.kind": auxiliary, "auxiliary.initialise": "server"}
+    config = configure(method, "gpt2", texts, **heads)
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error) == ("completed", None)
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "heron-sfl", "sflv1", "zo-sfl", "hosl"])
+def test_a_base_in_half_precision(method, texts, run_in_process, reference_checksum, expected):
+    config = configure(method, "llama", texts, **{"model_options.precision": "bfloat16"})
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error) == ("completed", None)
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+    assert {value.dtype for value in outcome.final_state.values()} == {torch.float32}
+    whole = run_in_process(configure(method, "llama", texts))
+    smashed = [run.ledger.total_bytes("uplink", "smashed_data") for run in (outcome, whole)]
+    assert 2 * smashed[0] == smashed[1]
+
+
+@pytest.mark.parametrize("method", ALL)
+def test_texts_to_continue(method, pairs, run_in_process, reference_checksum, expected):
+    heads = {"auxiliary.kind": "blocks", "auxiliary.initialise": "server"}
+    used = {key: value for key, value in heads.items() if is_used(method, key)}
+    config = configure(method, "gpt2", pairs, task="generation", **used)
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error) == ("completed", None)
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+    assert outcome.measures.keys() >= {"perplexity", "bleu", "rouge_l"}
+    assert len(outcome.written.texts) == 2
+
+
+def require_formula(config, outcome, expected):
+    """Hold a ledger to the closed formula: kind by kind, but for the envelope."""
+    run = expected(config)
+    shape = dataclasses.replace(run.shape, client_samples=outcome.num_samples)
+    predicted = METHODS[config.method].traffic(
+        run.settings, shape, run.attendance, outcome.samples_seen
+    )
+    measured = {
+        (direction, kind): outcome.ledger.total_bytes(direction, kind)
+        for direction in ("uplink", "downlink")
+        for kind in outcome.ledger.by_kind()
+        if kind != "envelope" and outcome.ledger.total_bytes(direction, kind)
+    }
+    assert measured == predicted
+
+
+def test_positions_are_those_of_the_uploaded_batches(texts):
+    config = configure("cse-fsl", "gpt2", texts, upload_period=2)
+    task = config.workload().load_task()
+    settings = config.method_config()
+    clients = [task.train.select(range(m, 60, 4)) for m in range(4)]
+    both = uploaded_positions(clients, settings, 1, [0, 1], set())
+    alone = [uploaded_positions(clients, settings, 1, [m], set()) for m in (0, 1)]
+    assert both == sum(alone) and all(4 < n <= 4 * 32 for n in alone)
+    every = configure("cse-fsl", "gpt2", texts).method_config()
+    assert uploaded_positions(clients, every, 1, [0, 1], set()) > both
