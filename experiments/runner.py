@@ -10,8 +10,8 @@ from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.launch import launch
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.plain_execution import execute_plain, usable_device
-from leansplit.server_app.recording import Engine, Outcome, Progress
-from leansplit.server_app.results import RunResult
+from leansplit.server_app.recording import Outcome, Progress
+from leansplit.server_app.results import Engine, RunResult
 
 
 @dataclass(frozen=True)

@@ -13,8 +13,9 @@ from leansplit.models import adapter_config_of
 from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.generation import Written
 from leansplit.server_app.methods import METHODS
-from leansplit.server_app.recording import Engine, Outcome
+from leansplit.server_app.recording import Outcome
 from leansplit.server_app.results import (
+    Engine,
     OrderBoundary,
     RunResult,
     config_hash,

@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Protocol
 
 import torch
 from flwr.app import ArrayRecord, MetricRecord
@@ -22,13 +22,11 @@ from leansplit.server_app.client_costs import ClientCosts
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import Written
+from leansplit.server_app.results import Engine, Status
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import RoundReport, StopRunning
 from leansplit.tasks.task import Task
 from leansplit.wire import Ledger
-
-Status = Literal["completed", "interrupted", "failed"]
-Engine = Literal["flower", "plain"]
 
 
 @dataclass(frozen=True)

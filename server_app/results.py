@@ -33,6 +33,9 @@ from leansplit.server_app.budget import ROUNDING, EndedBy
 if TYPE_CHECKING:
     from leansplit.wire.ledger import LedgerEntry
 
+Status = Literal["completed", "interrupted", "failed"]
+Engine = Literal["flower", "plain"]
+
 SCHEMA_VERSION: Literal[1] = 1
 RESULT_FILE = "result.json"
 ROUNDS_FILE = "rounds.parquet"
@@ -111,10 +114,10 @@ class RunResult:
     method: str  # registry name, e.g. "ho-sfl"
     label: str  # display name; runs that share it are seeds of one table row
     task: str
-    status: Literal["completed", "interrupted", "failed"]
+    status: Status
     ended_by: EndedBy | None = None  # None: written before budgets were recorded
     error: str | None = None
-    engine: Literal["flower", "plain"] = "flower"  # plain: the method's plain loop, no messages
+    engine: Engine = "flower"  # plain: the method's plain loop, no messages
     device: str = "cpu"  # where it was computed
     config: PlainDict
     config_hash: str  # config_hash(config)

@@ -13,6 +13,7 @@ from leansplit.server_app.outputs import run_result
 from leansplit.strategies import Deployment
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.tasks import Examples
+from tests.no_backward import NoBackward
 
 BOTH = ["cse-fsl", "heron-sfl"]
 
@@ -138,23 +139,6 @@ def test_telemetry_is_of_the_head(frozen, run_in_process, expected):
     assert watched.final_model_checksum == plain.final_model_checksum
     head = expected(watched.config).shape.auxiliary_elements
     assert {row["num_elements"] for row in watched.telemetry} == {head}
-
-
-class Forbidden(torch.autograd.Function):
-    """Passes values on; nobody may differentiate it."""
-
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise AssertionError("a client model was differentiated")
-
-
-class NoBackward(torch.nn.Module):
-    def forward(self, x):
-        return Forbidden.apply(x)
 
 
 def build():

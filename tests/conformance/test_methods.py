@@ -10,6 +10,7 @@ from leansplit.errors import RunFailedError
 from leansplit.federated import LIFETIMES
 from leansplit.models import split_at
 from leansplit.server_app.methods import METHODS, is_used
+from tests.no_backward import NoBackward
 
 ALL = list(METHODS)
 PACKED = [name for name, spec in METHODS.items() if not spec.one_client_per_node]
@@ -163,19 +164,6 @@ def test_client_step_never_differentiates(method, configure, monkeypatch):
     from leansplit.strategies import Deployment
     from leansplit.strategies.in_process_grid import InProcessGrid
     from leansplit.tasks import Examples
-
-    class Forbidden(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 2
-
-        @staticmethod
-        def backward(ctx, gradient):
-            raise AssertionError("a client differentiated")
-
-    class NoBackward(torch.nn.Module):
-        def forward(self, x):
-            return Forbidden.apply(x)
 
     def build():
         with torch.random.fork_rng(devices=[]):

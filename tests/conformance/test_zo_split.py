@@ -11,6 +11,7 @@ from leansplit.strategies import Deployment
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.tasks import Examples
 from leansplit.zeroth_order import ZerothOrderConfig
+from tests.no_backward import NoBackward
 
 BOTH = ["mu-splitfed", "zo-sfl"]
 OPTIONS = [
@@ -85,29 +86,13 @@ def test_a_client_that_fails_within_its_round_is_left_out_of_both_averages(
     assert late.events == {"dropped_clients": 1}
 
 
-class Forbidden(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise AssertionError("somebody differentiated")
-
-
-class NoBackward(torch.nn.Module):
-    def forward(self, x):
-        assert not torch.is_grad_enabled()
-        return Forbidden.apply(x)
-
-
 def build():
     """Both halves hold a layer whose backward raises, and the server drops out."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         layers = (
-            *(torch.nn.Linear(4, 6), NoBackward(), torch.nn.Tanh()),
-            *(torch.nn.Dropout(0.3), NoBackward(), torch.nn.Linear(6, 3)),
+            *(torch.nn.Linear(4, 6), NoBackward(in_grad_mode=False), torch.nn.Tanh()),
+            *(torch.nn.Dropout(0.3), NoBackward(in_grad_mode=False), torch.nn.Linear(6, 3)),
         )
         return split_at(torch.nn.Sequential(*layers), "2")
 

@@ -120,17 +120,22 @@ def test_runs_on_ray_are_not_put_side_by_side(tmp_path):
         require_jobs(0, planned)
 
 
-def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
-    file = planned(tmp_path, rounds=100_000)
+def start_endless_comparison(tmp_path, *options, **how):
+    """Return the process of ``compare --jobs 2``, with its words on stderr to read."""
     command = "from leansplit.experiments.cli import main; main()"
-    options = f"--jobs 2 --seeds 0,1 --out {tmp_path / 'out'}"
-    process = subprocess.Popen(
-        [sys.executable, "-c", command, "compare", str(file), *options.split()],
-        stdout=subprocess.PIPE,
+    out = str(tmp_path / "out")
+    file = str(planned(tmp_path, rounds=100_000))
+    return psutil.Popen(
+        [sys.executable, "-c", command, "compare", file, "--jobs", "2", "--out", out, *options],
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
-        start_new_session=True,
+        **how,
     )
+
+
+def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
+    process = start_endless_comparison(tmp_path, "--seeds=0,1", start_new_session=True)
     while not (tmp_path / "out" / "experiment.toml").exists():  # next, the first runs start
         assert process.poll() is None
         time.sleep(0.01)
@@ -147,14 +152,7 @@ def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
 
 def test_a_second_ctrl_c_ends_what_runs_side_by_side(tmp_path):
     """Also if the processes hear nothing of it, as when a script presses it."""
-    file, out = planned(tmp_path, rounds=100_000), tmp_path / "out"
-    command = "from leansplit.experiments.cli import main; main()"
-    parent = psutil.Popen(
-        [sys.executable, "-c", command, "compare", str(file), "--jobs", "2", "--out", str(out)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
+    parent, out = start_endless_comparison(tmp_path), tmp_path / "out"
     while not {"sflv1", "frozen-client"} <= {path.name for path in out.glob("*")}:  # both run
         assert parent.poll() is None
         time.sleep(0.05)
@@ -171,14 +169,7 @@ def test_a_second_ctrl_c_ends_what_runs_side_by_side(tmp_path):
 
 
 def test_processes_end_with_a_comparison_that_is_killed(tmp_path):
-    file = planned(tmp_path, rounds=100_000)
-    command = "from leansplit.experiments.cli import main; main()"
-    options = f"--jobs 2 --out {tmp_path / 'out'}"
-    parent = psutil.Popen(
-        [sys.executable, "-c", command, "compare", str(file), *options.split()],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    parent = start_endless_comparison(tmp_path)
     while len(children := parent.children(recursive=True)) < 3:  # two runs, a resource tracker
         assert parent.poll() is None
         time.sleep(0.05)

@@ -23,27 +23,13 @@ from leansplit.models import SplitModel, cut_layers, split_at
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import trainable_parameters
 from leansplit.zeroth_order import ZerothOrderConfig
+from tests.no_backward import NoBackward
 
 OPTIMIZERS = {
     "sgd": OptimizerConfig(lr=0.1),
     "momentum": OptimizerConfig(lr=0.05, momentum=0.9, weight_decay=0.01),
     "adamw": OptimizerConfig(name="adamw", lr=0.01, weight_decay=0.05),
 }
-
-
-class Forbidden(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x * 2
-
-    @staticmethod
-    def backward(ctx, gradient):
-        raise AssertionError("a layer below the boundary was differentiated")
-
-
-class NoBackward(nn.Module):
-    def forward(self, x):
-        return Forbidden.apply(x)
 
 
 def network(*below):
@@ -150,7 +136,7 @@ def test_backpropagation_never_passes_the_boundary(boundary, is_below, estimator
 def test_everything_zeroth_order_needs_no_backward_anywhere():
     class NoBackwardLoss(nn.Module):
         def forward(self, outputs, labels):
-            return F.cross_entropy(Forbidden.apply(outputs), labels)
+            return F.cross_entropy(NoBackward()(outputs), labels)
 
     step = measurable_step(segments_at(network(), "all"), NoBackwardLoss(), config(), *batch())
     step()
