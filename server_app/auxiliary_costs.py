@@ -7,18 +7,20 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from leansplit.costs import ClientStep, held_weights, naming_logits
 from leansplit.federated import (
     AuxiliaryMethodConfig,
     CSEFSLConfig,
     FSLSAGEConfig,
     HeronSFLConfig,
     LocalLossConfig,
+    TrainedVector,
     build_optimizer,
 )
 from leansplit.first_order import Loss, imitated_step, local_loss_step
 from leansplit.models import LocalModel, SplitModel, build_auxiliary
 from leansplit.noise import auxiliary_seed, local_perturbation_seeds
-from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.parameters import trainable_parameters
 from leansplit.zeroth_order import LocalLossObjective, estimate, probe
 
 
@@ -53,41 +55,65 @@ def _trained(
 
 def local_loss_client_step(
     config: CSEFSLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
-) -> Callable[[], object]:
+) -> ClientStep:
     """CSE-FSL: forward and backward through client model and head, optimizer step."""
     local, make_inputs = _trained(config, model, inputs)
     optimizer = build_optimizer(config.client_optimizer, local.parameters())
-    return lambda: local_loss_step(local, loss, optimizer, make_inputs(), labels, dropout_seed=0)
+    named = naming_logits(loss)
+    return ClientStep(
+        run=lambda: local_loss_step(local, named, optimizer, make_inputs(), labels, dropout_seed=0),
+        weights=_held(local, model),
+        batch=(inputs, labels),
+        optimizers=[optimizer],
+    )
 
 
 def imitated_client_step(
     config: FSLSAGEConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
-) -> Callable[[], object]:
+) -> ClientStep:
     """FSL-SAGE: the head's gradient at the cut, backward through the client model, step."""
     local = _built(config, model, inputs)
     optimizer = build_optimizer(config.client_optimizer, local.client.parameters())
-    return lambda: imitated_step(local, loss, optimizer, inputs, labels, dropout_seed=0)
+    named = naming_logits(loss)
+    return ClientStep(
+        run=lambda: imitated_step(local, named, optimizer, inputs, labels, dropout_seed=0),
+        weights=held_weights(local),
+        batch=(inputs, labels),
+        optimizers=[optimizer],
+    )
 
 
 def local_zeroth_order_client_step(
     config: HeronSFLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
-) -> Callable[[], object]:
+) -> ClientStep:
     """HERON-SFL: unperturbed pass with upload, P probes, estimate, optimizer step."""
     zo = config.zeroth_order
     local, make_inputs = _trained(config, model, inputs)
     local.eval()
-    spec = ParameterSpec.of(trainable_parameters(local))
-    theta = spec.flatten(trainable_parameters(local))
-    optimizer = build_optimizer(config.client_optimizer, [theta])
+    theta = TrainedVector(trainable_parameters(local), config.client_optimizer)
+    named = naming_logits(loss)
     seeds = local_perturbation_seeds(0, zo.num_perturbations, round=1, client_id=0, local_step=0)
 
     def step() -> object:
-        objective = LocalLossObjective(local, loss, make_inputs(), labels)
-        smashed, anchor = objective.evaluate_with_smashed_data(spec.views(theta))
-        differences = probe(objective, spec, theta, seeds, zo, anchor=anchor)
-        assert optimizer is not None
-        theta.grad = estimate(spec, seeds, differences, zo, device=theta.device)
-        optimizer.step()
+        objective = LocalLossObjective(local, named, make_inputs(), labels)
+        smashed, anchor = objective.evaluate_with_smashed_data(theta.parameters)
+        differences = probe(objective, theta.spec, theta.vector, seeds, zo, anchor=anchor)
+        theta.step_(estimate(theta.spec, seeds, differences, zo, device=theta.vector.device))
         return smashed
 
-    return step
+    return ClientStep(
+        run=step,
+        weights=[theta.vector, *_held(local, model, but_trained=True)],
+        batch=(inputs, labels),
+        optimizers=[theta.optimizer],
+    )
+
+
+def _held(local: LocalModel, model: SplitModel, *, but_trained: bool = False) -> list[Tensor]:
+    """Return the weights of client model and head; the client model is frozen if not in ``local``.
+
+    Without those that are trained, where a vector stands for them.
+    """
+    held = held_weights(local, but_trained=but_trained)
+    is_frozen = local.client is not model.client_model
+    return [*held, *held_weights(model.client_model)] if is_frozen else held

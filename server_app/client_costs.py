@@ -1,21 +1,26 @@
 """What one step of one client costs under each method, measured on the real computation.
 
 The steps here are the clients' own arithmetic without messages: what a device has to compute and
-to hold at once. Copies that only a simulation makes are not in them.
+to hold at once, its model and its optimizer's moments included. Copies that only a simulation makes
+are not in them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-
 import torch
 from torch import Tensor
 
-from leansplit.costs import count_flops, peak_tensor_bytes
+from leansplit.costs import ClientStep, StepCosts, held_weights, measure_step, naming_logits
 from leansplit.federated import (
+    DeComFLConfig,
+    FedZOConfig,
+    HOSFLConfig,
+    HOSLConfig,
     OptimizerConfig,
+    Replica,
+    ReplicatedConfig,
     TrainedVector,
+    Update,
     ZOSplitConfig,
     build_optimizer,
 )
@@ -29,11 +34,10 @@ from leansplit.first_order import (
 )
 from leansplit.models import SplitModel, chain
 from leansplit.noise import perturbation_seeds
-from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.parameters import trainable_parameters
 from leansplit.zeroth_order import (
     LossObjective,
     SurrogateObjective,
-    ZerothOrderConfig,
     estimate,
     forward_only,
     probe,
@@ -42,56 +46,61 @@ from leansplit.zeroth_order import (
 )
 
 
-@dataclass(frozen=True)
-class ClientCosts:
-    """Measured on the CPU on one batch.
-
-    Attributes:
-        flops: by torch's counter, a multiply-accumulate counting 2.
-        peak_memory_bytes: live tensor storage, parameters and batch included; optimizer state where
-            the step contains the update, so not for HO-SFL, HOSL and the frozen client.
-    """
-
-    flops: int
-    peak_memory_bytes: int
+def measure(step: ClientStep) -> StepCosts:
+    """Measure a step as a device takes it: it serves one client and keeps no drawn directions."""
+    with unshared_directions():
+        return measure_step(step)
 
 
-def measure(step: Callable[[], object]) -> ClientCosts:
-    """Run ``step`` twice and measure it; the first run creates optimizer state."""
-    with unshared_directions():  # a device serves one client and keeps no drawn directions
-        flops = count_flops(step)
-        return ClientCosts(flops, peak_tensor_bytes(step))
+def _replica(model: SplitModel, config: ReplicatedConfig) -> Replica:
+    parameters = trainable_parameters(model.client_model)
+    return Replica(parameters, config.client_optimizer, config.zeroth_order)
 
 
-def zeroth_order_step(
-    model: SplitModel, inputs: Tensor, config: ZerothOrderConfig
-) -> Callable[[], object]:
-    """HO-SFL: one anchor pass, then the probes against a given smashed gradient."""
+def _bring_up_to_date(replica: Replica, seeds: tuple[int, ...]) -> None:
+    """Take the step of the round before, as a request brings it."""
+    replica.apply_(Update(replica.version + 1, seeds, (0.0,) * len(seeds)))
+
+
+def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) -> ClientStep:
+    """HO-SFL: the last round's update, one anchor pass, the probes against a smashed gradient."""
     client_model = model.client_model.eval()
-    parameters = trainable_parameters(client_model)
-    spec = ParameterSpec.of(parameters)
-    vector = spec.flatten(parameters)
-    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+    replica = _replica(model, config)
+    zo = config.zeroth_order
+    seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
 
     def step() -> None:
-        smashed = forward_only(client_model, spec.views(vector), inputs)
+        _bring_up_to_date(replica, seeds)
+        smashed = forward_only(client_model, replica.parameters, inputs)
         objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
-        probe(objective, spec, vector, seeds, config, anchor=smashed)
+        probe(objective, replica.spec, replica.vector, seeds, zo, anchor=smashed)
 
-    return step
+    return ClientStep(
+        run=step,
+        weights=[replica.vector, *held_weights(client_model, but_trained=True)],
+        batch=[inputs],
+        optimizers=[replica.kept_optimizer],
+    )
 
 
-def probed_forward_step(
-    model: SplitModel, inputs: Tensor, config: ZerothOrderConfig
-) -> Callable[[], object]:
-    """HOSL: smashed data at the model and at every probe, held until they are uploaded."""
+def probed_forward_step(model: SplitModel, inputs: Tensor, config: HOSLConfig) -> ClientStep:
+    """HOSL: the last round's update; smashed data of all probes, held until they are uploaded."""
     client_model = model.client_model.eval()
-    parameters = trainable_parameters(client_model)
-    spec = ParameterSpec.of(parameters)
-    vector = spec.flatten(parameters)
-    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
-    return lambda: probe_smashed_data(
-        client_model, spec, vector, inputs, seeds, config, with_anchor=True
+    replica = _replica(model, config)
+    zo = config.zeroth_order
+    seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
+
+    def step() -> None:
+        _bring_up_to_date(replica, seeds)
+        probe_smashed_data(
+            client_model, replica.spec, replica.vector, inputs, seeds, zo, with_anchor=True
+        )
+
+    return ClientStep(
+        run=step,
+        weights=[replica.vector, *held_weights(client_model, but_trained=True)],
+        batch=[inputs],
+        optimizers=[replica.kept_optimizer],
     )
 
 
@@ -100,25 +109,36 @@ def loss_probe_step(
     loss: Loss,
     inputs: Tensor,
     labels: Tensor,
-    optimizer: OptimizerConfig,
-    config: ZerothOrderConfig,
-) -> Callable[[], object]:
-    """DeComFL and FedZO: the probes of the client's own loss, then one optimizer step."""
+    config: DeComFLConfig | FedZOConfig,
+) -> ClientStep:
+    """DeComFL and FedZO: the probes of the client's own loss, then one optimizer step.
+
+    A client of DeComFL also keeps the weights that its round started from, which it goes back to.
+    """
     full_model = model.full_model.eval()
-    theta = TrainedVector(trainable_parameters(full_model), optimizer)
-    seeds = perturbation_seeds(0, config.num_perturbations, round=1)
+    theta = TrainedVector(trainable_parameters(full_model), config.client_optimizer)
+    zo = config.zeroth_order
+    seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
+    named = naming_logits(loss)
+    start, kept = [], [theta.optimizer]
+    if isinstance(config, DeComFLConfig):
+        replica = Replica(theta.parameters, config.client_optimizer, zo)
+        start, kept = [replica.vector], [theta.optimizer, replica.kept_optimizer]
 
     def step() -> None:
-        objective = LossObjective(full_model, loss, inputs, labels)
-        v = probe(objective, theta.spec, theta.vector, seeds, config)
-        theta.step_(estimate(theta.spec, seeds, v, config, device=theta.vector.device))
+        objective = LossObjective(full_model, named, inputs, labels)
+        v = probe(objective, theta.spec, theta.vector, seeds, zo)
+        theta.step_(estimate(theta.spec, seeds, v, zo, device=theta.vector.device))
 
-    return step
+    return ClientStep(
+        run=step,
+        weights=[theta.vector, *start, *held_weights(full_model, but_trained=True)],
+        batch=(inputs, labels),
+        optimizers=kept,
+    )
 
 
-def zeroth_order_local_step(
-    model: SplitModel, inputs: Tensor, config: ZOSplitConfig
-) -> Callable[[], object]:
+def zeroth_order_local_step(model: SplitModel, inputs: Tensor, config: ZOSplitConfig) -> ClientStep:
     """MU-SplitFed and ZO-SFL: all probes of a batch, held until sent, then the update."""
     client_model = model.client_model.eval()
     theta = TrainedVector(trainable_parameters(client_model), config.client_optimizer)
@@ -138,12 +158,15 @@ def zeroth_order_local_step(
         )
         theta.step_(estimate(theta.spec, seeds, scalars, zo, device=theta.vector.device))
 
-    return step
+    return ClientStep(
+        run=step,
+        weights=[theta.vector, *held_weights(client_model, but_trained=True)],
+        batch=[inputs],
+        optimizers=[theta.optimizer],
+    )
 
 
-def first_order_step(
-    model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig
-) -> Callable[[], object]:
+def first_order_step(model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig) -> ClientStep:
     """SFL: forward, backward from the cut, optimizer step."""
     client_model = model.client_model
     stepper = build_optimizer(optimizer, client_model.parameters())
@@ -152,12 +175,14 @@ def first_order_step(
         smashed = train_forward(client_model, inputs, dropout_seed=0)
         backward_step(stepper, smashed, torch.zeros_like(smashed))
 
-    return step
+    return ClientStep(
+        run=step, weights=held_weights(client_model), batch=[inputs], optimizers=[stepper]
+    )
 
 
 def recomputing_step(
     model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig, micro_batch: int
-) -> Callable[[], object]:
+) -> ClientStep:
     """SFL without a kept graph: forward, then recomputation from the cut, optimizer step."""
     links = chain(model.client_model)
     stepper = build_optimizer(optimizer, model.client_model.parameters())
@@ -168,20 +193,32 @@ def recomputing_step(
         del smashed  # it was uploaded; the gradient comes back in its place
         recompute_step(stepper, links, inputs, gradient, dropout_seed=0, micro_batch=micro_batch)
 
-    return step
+    return ClientStep(
+        run=step, weights=held_weights(model.client_model), batch=[inputs], optimizers=[stepper]
+    )
 
 
 def full_model_step(
     model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor, optimizer: OptimizerConfig
-) -> Callable[[], object]:
+) -> ClientStep:
     """FedAvg: an ordinary training step on the whole model."""
     full_model = model.full_model
     stepper = build_optimizer(optimizer, full_model.parameters())
-    return lambda: local_step(full_model, loss, stepper, inputs, labels, dropout_seed=0)
+    named = naming_logits(loss)
+    return ClientStep(
+        run=lambda: local_step(full_model, named, stepper, inputs, labels, dropout_seed=0),
+        weights=held_weights(full_model),
+        batch=(inputs, labels),
+        optimizers=[stepper],
+    )
 
 
-def forward_step(model: SplitModel, inputs: Tensor) -> Callable[[], object]:
+def forward_step(model: SplitModel, inputs: Tensor) -> ClientStep:
     """Frozen client: one forward pass."""
     client_model = model.client_model.eval()
     parameters = trainable_parameters(client_model)
-    return lambda: forward_only(client_model, parameters, inputs)
+    return ClientStep(
+        run=lambda: forward_only(client_model, parameters, inputs),
+        weights=held_weights(client_model),
+        batch=[inputs],
+    )

@@ -13,12 +13,13 @@ from flwr.app import ArrayRecord
 from flwr.serverapp import Grid
 
 from leansplit.clients.task_workload import task_client_data
+from leansplit.costs import StepCosts
 from leansplit.errors import RunFailedError, UserError
 from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import checksum, copied
-from leansplit.server_app.client_costs import ClientCosts, measure
+from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import write_texts
@@ -189,7 +190,7 @@ def _example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.T
 
 def _measure_client(
     config: RunConfig, settings: MethodConfig, task: Task, model: SplitModel
-) -> ClientCosts:
+) -> StepCosts:
     """Measure a client step on a copy of the model and the first batch of the training data."""
     step = METHODS[config.method].client_step(
         settings,

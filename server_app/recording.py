@@ -12,13 +12,13 @@ from typing import Any, Protocol
 import torch
 from flwr.app import ArrayRecord, MetricRecord
 
+from leansplit.costs import StepCosts
 from leansplit.errors import RunFailedError
 from leansplit.federated import MethodConfig
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import load_state_
 from leansplit.server_app.budget import Budget, EndedBy
-from leansplit.server_app.client_costs import ClientCosts
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import Written
@@ -66,7 +66,7 @@ class Outcome:
     samples_seen: int = 0
     rounds_completed: int = 0
     num_exchanges: int = 0
-    client_costs: ClientCosts | None = None
+    client_costs: StepCosts | None = None
     """Of one client step on a full batch."""
     boundaries: tuple[BoundaryGroup, ...] = ()
     """Which clients train how much of the model by zeroth order (HO-FL)."""

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from leansplit import reference
-from leansplit.costs import SplitShape, ho_fl_traffic
+from leansplit.costs import ClientStep, SplitShape, ho_fl_traffic
 from leansplit.federated import HOFLConfig, sample_by_dimension
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import (
@@ -58,10 +58,10 @@ def client_passes(config: HOFLConfig) -> tuple[float, float]:
 
 def client_step(
     config: HOFLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
-) -> Callable[[], object]:
+) -> ClientStep:
     """The step of the most demanding client: the boundary that holds the most memory."""
 
-    def step_at(boundary: str) -> Callable[[], object]:
+    def step_at(boundary: str) -> ClientStep:
         segments = segments_at(copy.deepcopy(model), boundary)
         return measurable_step(segments, loss, config, inputs, labels)
 

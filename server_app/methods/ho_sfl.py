@@ -31,5 +31,5 @@ HO_SFL = MethodSpec(
     traffic=lambda config, shape, attendance, samples: ho_sfl_traffic(
         shape, attendance, samples, config.zeroth_order.num_perturbations
     ),
-    client_step=lambda config, model, loss, x, y: zeroth_order_step(model, x, config.zeroth_order),
+    client_step=lambda config, model, loss, x, y: zeroth_order_step(model, x, config),
 )

@@ -28,7 +28,5 @@ HOSL = MethodSpec(
         config.zeroth_order.num_perturbations,
         1 if config.zeroth_order.estimator == "forward" else 2,
     ),
-    client_step=lambda config, model, loss, x, y: probed_forward_step(
-        model, x, config.zeroth_order
-    ),
+    client_step=lambda config, model, loss, x, y: probed_forward_step(model, x, config),
 )

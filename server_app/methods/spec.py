@@ -10,7 +10,7 @@ from typing import Any, get_type_hints
 
 from torch import Tensor, nn
 
-from leansplit.costs import SplitShape, Traffic
+from leansplit.costs import ClientStep, SplitShape, Traffic
 from leansplit.errors import UserError
 from leansplit.federated import ClientData, MethodConfig, sample_cohort
 from leansplit.first_order import Loss
@@ -94,7 +94,7 @@ class MethodSpec:
     :attr:`RunningStrategy.samples_forwarded`."""
     auxiliary_elements: Callable[[Any, SplitModel, Tensor], int] = lambda *_: 0
     """(config, model, z of one sample [1, ...]) -> d_a, for the sizes that traffic depends on."""
-    client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], Callable[[], object]]
+    client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], ClientStep]
     """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
     settle: Callable[[Any, SplitModel, Loss, Tensor, Tensor], MethodConfig] = _as_given
     """(config, model, loss, inputs, labels) -> config, with settings read off the model and a batch

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 from torch import Tensor, nn
 
 from leansplit import reference
-from leansplit.costs import splitfed_traffic
+from leansplit.costs import ClientStep, splitfed_traffic
 from leansplit.federated import SplitFedConfig
 from leansplit.first_order import Loss, replayed_forwards
 from leansplit.models import SplitModel, chain
@@ -31,7 +30,7 @@ def client_replays(config: SplitFedConfig, client_model: nn.Module) -> float:
 
 def client_step(
     config: SplitFedConfig, model: SplitModel, loss: Loss, x: Tensor, y: Tensor
-) -> Callable[[], object]:
+) -> ClientStep:
     """Return the step that the settings ask for."""
     if config.client_backward == "recompute":
         return recomputing_step(model, x, config.client_optimizer, config.micro_batch)

@@ -24,9 +24,7 @@ DECOMFL = MethodSpec(
     traffic=lambda config, shape, attendance, samples: decomfl_traffic(
         shape, attendance, config.zeroth_order.num_perturbations, config.local_steps
     ),
-    client_step=lambda config, model, loss, x, y: loss_probe_step(
-        model, loss, x, y, config.client_optimizer, config.zeroth_order
-    ),
+    client_step=lambda config, model, loss, x, y: loss_probe_step(model, loss, x, y, config),
 )
 FEDZO = MethodSpec(
     name="fedzo",
@@ -41,7 +39,5 @@ FEDZO = MethodSpec(
     reference=reference.fedzo,
     client_passes=lambda config: (config.zeroth_order.num_forwards, 0),
     traffic=lambda config, shape, attendance, samples: fedzo_traffic(shape, attendance),
-    client_step=lambda config, model, loss, x, y: loss_probe_step(
-        model, loss, x, y, config.client_optimizer, config.zeroth_order
-    ),
+    client_step=lambda config, model, loss, x, y: loss_probe_step(model, loss, x, y, config),
 )

@@ -8,14 +8,24 @@ from leansplit.costs.communication import (
     ho_sfl_traffic,
     splitfed_traffic,
 )
-from leansplit.costs.measure import count_flops, peak_tensor_bytes
+from leansplit.costs.measure import (
+    ClientStep,
+    StepCosts,
+    count_flops,
+    held_weights,
+    measure_step,
+    naming_logits,
+    peak_tensor_bytes,
+)
 from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 from leansplit.costs.traffic_ho_fl import ho_fl_traffic
 from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
 from leansplit.costs.traffic_zo_split import zo_split_traffic
 
 __all__ = [
+    "ClientStep",
     "SplitShape",
+    "StepCosts",
     "Traffic",
     "count_flops",
     "decomfl_traffic",
@@ -23,10 +33,13 @@ __all__ = [
     "fedzo_traffic",
     "frozen_traffic",
     "fsl_sage_traffic",
+    "held_weights",
     "ho_fl_traffic",
     "ho_sfl_traffic",
     "hosl_traffic",
     "local_loss_traffic",
+    "measure_step",
+    "naming_logits",
     "peak_tensor_bytes",
     "splitfed_traffic",
     "zo_split_traffic",

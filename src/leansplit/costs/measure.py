@@ -1,27 +1,95 @@
-"""What a step really costs: counted FLOPs and the peak of live tensor bytes."""
+"""What a step really costs: counted FLOPs, and the peak of live tensor bytes with what they hold.
+
+One watcher serves real tensors and those without values (:mod:`.hollow`), so a prediction counts
+what a measurement counts.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import weakref
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
+import torch
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
+from torch.optim.optimizer import (
+    register_optimizer_step_post_hook,
+    register_optimizer_step_pre_hook,
+)
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
+
+from leansplit.allocation import MemoryKind, allocated_as, allocated_for
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClientStep:
+    """One step of a client, to be measured, and what the client holds from step to step.
+
+    Attributes:
+        run: takes the step.
+        weights: what a device keeps of the model, trained or not, whether the step reads it or not.
+        batch: inputs and labels.
+        optimizers: whose moments are kept from step to step.
+    """
+
+    run: Callable[[], object]
+    weights: Sequence[Tensor] = ()
+    batch: Sequence[Tensor] = ()
+    optimizers: Sequence[torch.optim.Optimizer | None] = ()
+
+    def __call__(self) -> object:
+        """Take the step."""
+        return self.run()
+
+
+@dataclass(frozen=True)
+class StepCosts:
+    """What one step costs.
+
+    Attributes:
+        flops: by torch's counter: a multiply-accumulate counts 2, elementwise operations nothing.
+        rule_flops: by the rule that a backward pass costs twice its forward pass, which is wrong
+            where weights are frozen or inputs need no gradient.
+        peak_memory_bytes: live tensor storage at its peak.
+        peak_memory: that peak by what it is held for.
+    """
+
+    flops: int
+    rule_flops: int
+    peak_memory_bytes: int
+    peak_memory: Mapping[MemoryKind, int]
+
+
+def measure_step(step: ClientStep) -> StepCosts:
+    """Take ``step`` once and return its costs; moments exist already, as they do after the first.
+
+    Trained weights may change, also before the step: give it a copy.
+    """
+    for optimizer in step.optimizers:
+        _create_moments(optimizer)
+    with _Watch() as watch:
+        watch.hold("weights", step.weights)
+        watch.hold("batch", step.batch)
+        for optimizer in step.optimizers:
+            watch.hold("optimizer_state", _moments(optimizer))
+        with watch.naming_gradients(step.optimizers):
+            step.run()
+    return StepCosts(watch.flops, watch.rule_flops, watch.peak_bytes, watch.peak_kinds)
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """Run ``step`` and return its FLOPs by torch's own counter.
+    """Run ``step`` and return its FLOPs, exactly as torch's own counter counts them.
 
     A multiply-accumulate counts as 2; matrix products and convolutions count, elementwise
     operations do not.
     """
-    counter = FlopCounterMode(display=False)
-    with counter:
+    with _Watch() as watch:
         step()
-    return counter.get_total_flops()
+    return watch.flops
 
 
 def peak_tensor_bytes(step: Callable[[], object]) -> int:
@@ -30,17 +98,156 @@ def peak_tensor_bytes(step: Callable[[], object]) -> int:
     Counted are the storages that any operation reads or writes, parameters and batch included;
     not counted are the workspaces inside an operation and the interpreter.
     """
-    live = _LiveStorage()
-    with live:
+    with _Watch() as watch:
         step()
-    return live.peak_bytes
+    return watch.peak_bytes
 
 
-class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
+def held_weights(model: nn.Module, *, but_trained: bool = False) -> list[Tensor]:
+    """Return parameters and buffers; without trained parameters where a vector stands for them."""
+    parameters = [p for p in model.parameters() if not (but_trained and p.requires_grad)]
+    return [*parameters, *model.buffers()]
+
+
+def naming_logits(loss: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
+    """Return ``loss``, which says on its way what are logits to whoever watches."""
+
+    def named(outputs: Any, labels: Tensor) -> Tensor:
+        if _watching and isinstance(outputs, Tensor):
+            _watching[-1].name_logits(outputs)
+        with allocated_as("logits"):
+            return loss(outputs, labels)
+
+    return named
+
+
+def _create_moments(optimizer: torch.optim.Optimizer | None) -> None:
+    """Take a step along a gradient of zero: torch creates moments at the first step."""
+    if optimizer is None:
+        return
+    for parameter in _parameters(optimizer):
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
+    return (p for group in optimizer.param_groups for p in group["params"] if _is_trained(p))
+
+
+def _is_trained(parameter: Tensor) -> bool:
+    """Say whether gradients come to a tensor: through autograd, or as estimates."""
+    return parameter.requires_grad or not isinstance(parameter, nn.Parameter)
+
+
+def _moments(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
+    states = optimizer.state.values() if optimizer is not None else ()
+    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
+
+
+_aten = torch.ops.aten
+# What torch's counter leaves alone: questions about a tensor, not computation.
+_QUESTIONS = frozenset(
+    {
+        _aten.sym_is_contiguous.default,
+        _aten.is_contiguous.default,
+        _aten.is_contiguous.memory_format,
+        _aten.is_strides_like_format.default,
+        _aten.is_non_overlapping_and_dense.default,
+        _aten.size.default,
+        _aten.sym_size.default,
+        _aten.stride.default,
+        _aten.sym_stride.default,
+        _aten.storage_offset.default,
+        _aten.sym_storage_offset.default,
+        _aten.numel.default,
+        _aten.sym_numel.default,
+        _aten.dim.default,
+        torch.ops.prim.layout.default,
+    }
+)
+_watching: list[_Watch] = []
+
+
+class _Held:
+    """A live storage: its size, what it is for, and elements and width of the tensor seen first."""
+
+    __slots__ = ("kind", "num_bytes", "reference", "shape")
+
+    def __init__(
+        self, reference: weakref.ref[Any], num_bytes: int, kind: MemoryKind, shape: tuple[int, int]
+    ) -> None:
+        self.reference, self.num_bytes, self.kind, self.shape = reference, num_bytes, kind, shape
+
+
+class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Sees every operation: counts FLOPs, and follows storages from when they are seen to the end.
+
+    Operations that are made of others are taken apart, as torch's counter does, so what they hold
+    on their way is seen too.
+    """
+
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.peak_bytes = 0
+        self.flops = self.rule_flops = self.peak_bytes = 0
+        self.peak_kinds: dict[MemoryKind, int] = {}
+        self._bytes = 0
+        self._kinds: dict[MemoryKind, int] = {}
+        self._held: dict[int, _Held] = {}
+        self._logits: set[tuple[int, int]] = set()
+        self._elementary: set[Any] = set()
+        self._is_stepping = False
+
+    def __enter__(self) -> _Watch:
+        if not _watching or _watching[-1] is not self:  # it is entered again to take things apart
+            _watching.append(self)
+            self._hooks = [
+                register_optimizer_step_pre_hook(self._optimizer_starts),
+                register_optimizer_step_post_hook(self._optimizer_ends),
+            ]
+            self._depth = 0
+        self._depth += 1
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._depth -= 1
+        if not self._depth:
+            _watching.pop()
+            for hook in self._hooks:
+                hook.remove()
+
+    def hold(self, kind: MemoryKind, tensors: Iterable[Tensor]) -> None:
+        """Count ``tensors`` from now on, whether they are used or not."""
+        for tensor in tensors:
+            self._see(tensor, kind)
+        self._note_peak()
+
+    @contextmanager
+    def naming_gradients(
+        self, optimizers: Sequence[torch.optim.Optimizer | None]
+    ) -> Iterator[None]:
+        """Know the gradients that autograd accumulates for these optimizers' parameters."""
+        parameters = {
+            id(p): p for o in optimizers if o is not None for p in _parameters(o) if p.requires_grad
+        }
+        hooks = [
+            p.register_post_accumulate_grad_hook(self._name_gradient) for p in parameters.values()
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def name_logits(self, outputs: Tensor) -> None:
+        """Count activations with the shape of ``outputs`` as logits, earlier and later ones."""
+        shape = _shape(outputs)
+        self._logits.add(shape)
+        for held in self._held.values():
+            if held.shape == shape and held.kind == "activations":
+                self._rename(held, "logits")
 
     def __torch_dispatch__(
         self,
@@ -49,17 +256,93 @@ class _LiveStorage(TorchDispatchMode):  # type: ignore[no-untyped-call]
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves((args, kwargs, result)):
-            if isinstance(tensor, Tensor) and tensor.device.type != "meta":
-                storage = tensor.untyped_storage()
-                reference = StorageWeakRef(storage)  # type: ignore[no-untyped-call]
-                self._alive[reference.cdata] = (reference, storage.nbytes())
-        self._alive = {
-            key: entry
-            for key, entry in self._alive.items()
-            if not entry[0].expired()  # type: ignore[no-untyped-call]
-        }
-        total = sum(num_bytes for _, num_bytes in self._alive.values())
-        self.peak_bytes = max(self.peak_bytes, total)
+        kwargs = kwargs or {}
+        if func in _QUESTIONS:
+            return NotImplemented
+        if func is torch.ops.prim.device.default:
+            return func(*args, **kwargs)
+        if func not in self._elementary and isinstance(func, torch._ops.OpOverload):
+            with self:
+                result = func.decompose(*args, **kwargs)
+            if result is not NotImplemented:
+                return result
+            self._elementary.add(func)
+        result = func(*args, **kwargs)
+        self._count(func, args, kwargs, result)
+        kind = "optimizer_state" if self._is_stepping else allocated_for()
+        for tensor in _tensors((args, kwargs, result)):
+            self._see(tensor, kind)
+        self._note_peak()
         return result
+
+    def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
+        count = flop_registry.get(getattr(func, "_overloadpacket", None))
+        if count is None:
+            return
+        flops = count(*args, **kwargs, out_val=result)
+        self.flops += flops
+        if torch._C._current_graph_task_id() == -1:  # not within a backward pass
+            self.rule_flops += 3 * flops if torch.is_grad_enabled() else flops
+
+    def _see(self, tensor: Tensor, kind: MemoryKind) -> None:
+        if not isinstance(tensor, FakeTensor) and tensor.is_meta:
+            return  # it has no memory
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        held = self._held.get(key)
+        num_bytes = storage.nbytes()
+        if held is not None:
+            if held.num_bytes != num_bytes:
+                self._add(held.kind, num_bytes - held.num_bytes)
+                held.num_bytes = num_bytes
+            return
+        shape = _shape(tensor)
+        if kind == "activations" and shape in self._logits:
+            kind = "logits"
+
+        def is_freed(_: object) -> None:
+            gone = self._held.pop(key)
+            self._add(gone.kind, -gone.num_bytes)
+
+        self._held[key] = _Held(weakref.ref(storage, is_freed), num_bytes, kind, shape)
+        self._add(kind, num_bytes)
+
+    def _add(self, kind: MemoryKind, num_bytes: int) -> None:
+        self._bytes += num_bytes
+        self._kinds[kind] = self._kinds.get(kind, 0) + num_bytes
+
+    def _note_peak(self) -> None:
+        if self._bytes > self.peak_bytes:
+            self.peak_bytes = self._bytes
+            self.peak_kinds = {kind: size for kind, size in self._kinds.items() if size}
+
+    def _rename(self, held: _Held, kind: MemoryKind) -> None:
+        self._add(held.kind, -held.num_bytes)
+        self._add(kind, held.num_bytes)
+        held.kind = kind
+
+    def _name_gradient(self, parameter: Tensor) -> None:
+        assert parameter.grad is not None
+        held = self._held.get(parameter.grad.untyped_storage()._cdata)
+        if held is not None and held.kind == "activations":
+            self._rename(held, "gradients")
+
+    def _optimizer_starts(self, *_: Any) -> None:
+        self._is_stepping = True
+
+    def _optimizer_ends(self, *_: Any) -> None:
+        self._is_stepping = False
+
+
+def _shape(tensor: Tensor) -> tuple[int, int]:
+    return tensor.numel(), tensor.shape[-1] if tensor.ndim else 1
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from _tensors(part)
+    elif isinstance(value, dict):
+        yield from _tensors(tuple(value.values()))

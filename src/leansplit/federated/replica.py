@@ -59,6 +59,11 @@ class Replica:
         return build_optimizer(self._config, [self.vector] if self.spec.num_elements else [])
 
     @property
+    def kept_optimizer(self) -> torch.optim.Optimizer | None:
+        """The optimizer, if its moments outlive an update."""
+        return self._optimizer if self._config.outlives_round else None
+
+    @property
     def parameters(self) -> ParameterDict:
         """The parameters by name; views of the replica's memory, valid until the next update."""
         return self.spec.views(self.vector)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
 from leansplit.federated.optimizers import (
@@ -47,6 +48,11 @@ class TrainedVector:
     def parameters(self) -> ParameterDict:
         """The parameters by name; views, valid until the next step."""
         return self.spec.views(self.vector)
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer | None:
+        """What takes the steps; None if there is nothing to train."""
+        return self._optimizer
 
     @property
     def moments(self) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ import dataclasses
 
 from torch import Tensor
 
-from leansplit.costs import peak_tensor_bytes
+from leansplit.costs import measure_step
 from leansplit.errors import UserError
 from leansplit.federated import HOFLConfig
 from leansplit.first_order import Loss
@@ -71,5 +71,4 @@ def _peak_bytes(
 ) -> int:
     step = measurable_step(segments, loss, config, inputs, labels)
     with unshared_directions():  # a device serves one client and keeps no drawn directions
-        step()  # creates the optimizer's state
-        return peak_tensor_bytes(step)
+        return measure_step(step).peak_memory_bytes

@@ -15,12 +15,14 @@ weights that a client started from rebuilds where it ended, bit for bit.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+import itertools
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 from torch.func import functional_call
 
+from leansplit.costs import ClientStep, held_weights, naming_logits
 from leansplit.federated import (
     HOFLConfig,
     Lifetime,
@@ -134,6 +136,17 @@ class HybridTraining:
         self._replica.apply_(Update(version, tuple(seeds), tuple(scalars.tolist())))
         return value, scalars
 
+    @property
+    def vectors(self) -> list[Tensor]:
+        """What is trained of the zeroth-order half."""
+        return [] if self._replica is None else [self._replica.vector]
+
+    @property
+    def optimizers(self) -> list[torch.optim.Optimizer | None]:
+        """Those whose moments go from one local step to the next."""
+        zeroth = None if self._replica is None else self._replica.kept_optimizer
+        return [self._optimizer, zeroth]
+
     def finish(self) -> str:
         """Write the zeroth-order half into the model; return its checksum, moments included."""
         if self._replica is None or self._segments.zeroth is None:
@@ -179,11 +192,19 @@ def zeroth_part(moments: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 def measurable_step(
     segments: Segments, loss: Loss, config: HOFLConfig, inputs: Tensor, labels: Tensor
-) -> Callable[[], object]:
+) -> ClientStep:
     """Return one local step of a client, to be run and measured; it trains ``segments``."""
-    training = HybridTraining(segments, loss, config)
+    training = HybridTraining(segments, naming_logits(loss), config)
     seeds = perturbation_seeds(0, config.zeroth_order.num_perturbations, round=1)
-    return lambda: training.step(inputs, labels, seeds, dropout_seed=0)
+    held = [held_weights(segments.first)] if segments.first is not None else []
+    if segments.zeroth is not None:
+        held.append(held_weights(segments.zeroth, but_trained=True))
+    return ClientStep(
+        run=lambda: training.step(inputs, labels, seeds, dropout_seed=0),
+        weights=[*training.vectors, *itertools.chain(*held)],
+        batch=(inputs, labels),
+        optimizers=training.optimizers,
+    )
 
 
 def _replica(

@@ -8,6 +8,7 @@ use the head to imitate the gradient that the server would send (FSL-SAGE).
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
@@ -55,16 +56,17 @@ class LocalModel(nn.Module):
     """Client model and auxiliary head: what a client trains against its own loss.
 
     Parameters are named ``client.<name>`` and ``auxiliary.<name>``.
-
-    Attributes:
-        auxiliary_checksum: of the head's frozen parameters and buffers, which never travel.
     """
 
     def __init__(self, client: nn.Module, auxiliary: nn.Module) -> None:
         super().__init__()
         self.client = client
         self.auxiliary = auxiliary
-        self.auxiliary_checksum = checksum(fixed_state(auxiliary))
+
+    @functools.cached_property
+    def auxiliary_checksum(self) -> str:
+        """Names the bits of the head's frozen parameters and buffers, which never change."""
+        return checksum(fixed_state(self.auxiliary))
 
     def forward(self, inputs: Tensor) -> tuple[Tensor, Tensor]:
         """Map inputs [B, ...] to (smashed data [B, ...], outputs [B, ...])."""

@@ -15,6 +15,7 @@ from leansplit.noise.seeds import (
 from leansplit.noise.stream import (
     DIRECTIONS,
     Direction,
+    blank_noise,
     draw_perturbation,
     second_moment_inverse,
 )
@@ -26,6 +27,7 @@ __all__ = [
     "Direction",
     "alignment_seed",
     "auxiliary_seed",
+    "blank_noise",
     "client_dropout_seed",
     "derive_seed",
     "draw_perturbation",

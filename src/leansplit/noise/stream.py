@@ -22,6 +22,8 @@ not matter.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -37,6 +39,7 @@ Direction = Literal["gaussian", "rademacher", "sphere", "unit_sphere"]
 DIRECTIONS: Final[tuple[str, ...]] = get_args(Direction)
 
 _F = np.float32
+_is_blank: list[bool] = []
 _WORDS_PER_PHILOX_BLOCK = 4
 _CHUNK_WORDS = 65536  # measured: smaller pays for calls, larger for memory traffic
 
@@ -87,7 +90,9 @@ def draw_perturbation(
     stop = num_elements if stop is None else stop
     if not 0 <= start <= stop <= num_elements:
         raise ValueError(f"slice [{start}, {stop}) is not within [0, {num_elements})")
-    if torch.device(device).type == "cpu":
+    if _is_blank:
+        drawn = torch.empty(stop - start, device=device)
+    elif torch.device(device).type == "cpu":
         out = np.empty(stop - start, _F)
         if direction == "rademacher":
             _fill_rademacher(seed, start, out)
@@ -108,6 +113,16 @@ def draw_perturbation(
         length = float(np.sqrt(num_elements)) if direction == "sphere" else 1.0
         drawn = drawn * (length / norm) if norm > 0 else drawn
     return drawn
+
+
+@contextmanager
+def blank_noise() -> Iterator[None]:
+    """Draw no values inside the block, only tensors of the right size: to plan, never to train."""
+    _is_blank.append(True)
+    try:
+        yield
+    finally:
+        _is_blank.pop()
 
 
 def second_moment_inverse(direction: Direction, num_elements: int) -> int:

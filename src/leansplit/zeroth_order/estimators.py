@@ -18,6 +18,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from leansplit.allocation import allocated_as
 from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.noise import DIRECTIONS, Direction, second_moment_inverse
 from leansplit.parameters import ParameterSpec
@@ -112,9 +113,10 @@ def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig
 
     Beside theta and the result, 4 d bytes, it holds one part of u; see :func:`estimate`.
     """
-    moved = torch.empty_like(vector)
-    for part, u in direction_parts(seed, vector.numel(), config.direction, vector.device):
-        torch.mul(u, scale, out=moved[part]).add_(vector[part])
+    with allocated_as("perturbation"):
+        moved = torch.empty_like(vector)
+        for part, u in direction_parts(seed, vector.numel(), config.direction, vector.device):
+            torch.mul(u, scale, out=moved[part]).add_(vector[part])
     return moved
 
 
@@ -146,10 +148,12 @@ def estimate(
         float32 tensor of shape [d].
     """
     factor = second_moment_inverse(config.direction, spec.num_elements)
-    gradient = torch.zeros(spec.num_elements, device=device)
+    with allocated_as("gradients"):
+        gradient = torch.zeros(spec.num_elements, device=device)
     for seed, difference in zip(seeds, differences.tolist(), strict=True):
         slope = difference / (config.width * len(seeds) * config.perturbation_scale)
         coefficient = factor * slope
-        for part, u in direction_parts(seed, spec.num_elements, config.direction, device):
-            gradient[part] += coefficient * u
+        with allocated_as("perturbation"):
+            for part, u in direction_parts(seed, spec.num_elements, config.direction, device):
+                gradient[part] += coefficient * u
     return gradient

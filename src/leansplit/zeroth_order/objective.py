@@ -64,7 +64,7 @@ class SurrogateObjective:
     def evaluate(self, parameters: ParameterDict) -> Tensor:
         """Return f_c(x; parameters), shape [B, ...], in memory of its own."""
         smashed = forward_only(self.client_model, parameters, self.inputs)
-        shared = smashed.untyped_storage().data_ptr() == self.inputs.untyped_storage().data_ptr()
+        shared = smashed.untyped_storage()._cdata == self.inputs.untyped_storage()._cdata
         return smashed.clone() if shared else smashed
 
     def difference(self, plus: Tensor, minus: Tensor) -> float:
