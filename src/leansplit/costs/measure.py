@@ -207,11 +207,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             ]
             self._depth = 0
         self._depth += 1
-        super().__enter__()
+        super().__enter__()  # type: ignore[no-untyped-call]
         return self
 
     def __exit__(self, *error: Any) -> None:
-        super().__exit__(*error)
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if not self._depth:
             _watching.pop()
@@ -233,7 +233,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             id(p): p for o in optimizers if o is not None for p in _parameters(o) if p.requires_grad
         }
         hooks = [
-            p.register_post_accumulate_grad_hook(self._name_gradient) for p in parameters.values()
+            p.register_post_accumulate_grad_hook(self._name_gradient)  # type: ignore[no-untyped-call]
+            for p in parameters.values()
         ]
         try:
             yield

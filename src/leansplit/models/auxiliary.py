@@ -139,16 +139,24 @@ def build_auxiliary(
         torch.default_generator.manual_seed(seed)
         device = next(iter(model.client_model.parameters())).device
         if isinstance(model.server_model, LanguageServerModel | HeldElsewhere):
-            return language_head(config, model.server_model, smashed_shape[-1] - 1).to(device)
+            return _moved(
+                language_head(config, model.server_model, smashed_shape[-1] - 1), device
+            )
         smashed = torch.zeros(1, *smashed_shape)
-        server_model = copy.deepcopy(model.server_model).cpu().eval()
+        server_model = _moved(copy.deepcopy(model.server_model), torch.device("cpu")).eval()
         if config.kind == "copy":
             is_random = config.initialise == "random"
-            return (_redrawn(server_model) if is_random else server_model).to(device)
+            return _moved(_redrawn(server_model) if is_random else server_model, device)
         with torch.no_grad():
             output_shape = tuple(server_model(smashed).shape[1:])
         build = _linear_head if config.kind == "linear" else _blocks_head
-        return build(config, server_model, smashed, output_shape).to(device)
+        return _moved(build(config, server_model, smashed, output_shape), device)
+
+
+def _moved(module: nn.Module, device: torch.device) -> nn.Module:
+    """Return ``module`` on ``device``; one that is there already is left alone."""
+    is_there = all(tensor.device == device for tensor in module.state_dict().values())
+    return module if is_there else module.to(device)
 
 
 def _linear_head(

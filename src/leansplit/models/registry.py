@@ -85,8 +85,9 @@ def build_model(
     num_classes: int,
     seed: int,
     options: Mapping[str, Any] | None = None,
+    device: str = "cpu",
 ) -> nn.Module:
-    """Build a registered model on the CPU; equal arguments give equal bits.
+    """Build a registered model; equal arguments give equal bits.
 
     Neither torch's global generator nor any accelerator's is read or moved.
 
@@ -96,6 +97,7 @@ def build_model(
         num_classes: number of logits.
         seed: 0 to 2**64 - 1; decides the initial weights.
         options: of this model; see ``MODELS[name].options``.
+        device: ``cpu``, or ``meta`` for a model without values.
 
     Raises:
         UserError: on an unknown model or option, a value out of range, or an input that is too
@@ -124,7 +126,7 @@ def build_model(
     if not 0 <= seed < _NUM_SEEDS:
         raise UserError(f"seed must be from 0 to 2**64 - 1, got {seed}")
     # The CPU generator alone: torch.manual_seed would reseed accelerators, which are not restored.
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device(device):
         torch.default_generator.manual_seed(seed)
         try:
             return spec.builder(tuple(input_shape), num_classes, **given)
