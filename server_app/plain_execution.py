@@ -215,10 +215,35 @@ def split_shape(
     num_samples: Mapping[int, int],
 ) -> SplitShape:
     """Return the sizes that a run's traffic depends on; ``model`` and ``task`` on the CPU."""
-    method = METHODS[config.method]
     with torch.inference_mode():
         smashed = model.client_model.eval()(task.train.inputs[:1])
-    is_classes = task.num_classes > 0
+    classes = task.num_classes
+    return split_sizes(
+        config, settings, model, smashed, num_classes=classes, num_samples=num_samples
+    )
+
+
+def split_sizes(
+    config: RunConfig,
+    settings: MethodConfig,
+    model: SplitModel,
+    smashed: torch.Tensor,
+    *,
+    num_classes: int,
+    num_samples: Mapping[int, int],
+) -> SplitShape:
+    """Return the sizes that a run's traffic depends on.
+
+    Args:
+        config: of the run.
+        settings: of its method, settled.
+        model: the model at its cut, on the CPU.
+        smashed: z of one sample [1, ...].
+        num_classes: 0 where tokens are predicted.
+        num_samples: client id -> samples that it holds.
+    """
+    method = METHODS[config.method]
+    is_classes = num_classes > 0
     return SplitShape(
         smashed_elements=smashed.shape[-1] - 1 if model.has_mask else smashed.numel(),
         smashed_bytes=smashed.element_size(),

@@ -23,6 +23,7 @@ FEDAVG = MethodSpec(
     title="FedAvg",
     description="the whole model trained at the client and averaged by Flower",
     source="McMahan et al., AISTATS 2017",
+    is_split=False,
     client_order="first",
     averages_weights=True,
     one_client_per_node=True,

@@ -21,6 +21,18 @@ def samples_forwarded(
     return sum(shape.client_samples[m] for m in set().union(*attendance))
 
 
+def round_trips(config: FrozenConfig, attendance: Sequence[Set[int]]) -> int:
+    """With ``features_once`` nobody is asked twice, and rounds without news need no exchange."""
+    if not config.features_once:
+        return len(attendance)
+    seen: set[int] = set()
+    count = 0
+    for cohort in attendance:
+        count += bool(cohort - seen)
+        seen |= cohort
+    return count
+
+
 FROZEN = MethodSpec(
     name="frozen",
     title="Frozen client",
@@ -36,5 +48,6 @@ FROZEN = MethodSpec(
         shape, attendance, samples, features_once=config.features_once
     ),
     samples_forwarded=samples_forwarded,
+    round_trips=round_trips,
     client_step=lambda config, model, loss, x, y: forward_step(model, x),
 )

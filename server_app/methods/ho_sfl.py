@@ -31,5 +31,6 @@ HO_SFL = MethodSpec(
     traffic=lambda config, shape, attendance, samples: ho_sfl_traffic(
         shape, attendance, samples, config.zeroth_order.num_perturbations
     ),
+    round_trips=lambda config, attendance: 2 * len(attendance) + 1,  # and the final update
     client_step=lambda config, model, loss, x, y: zeroth_order_step(model, x, config),
 )

@@ -28,5 +28,6 @@ HOSL = MethodSpec(
         config.zeroth_order.num_perturbations,
         1 if config.zeroth_order.estimator == "forward" else 2,
     ),
+    round_trips=lambda config, attendance: len(attendance) + 1,  # and the final update
     client_step=lambda config, model, loss, x, y: probed_forward_step(model, x, config),
 )

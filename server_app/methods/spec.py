@@ -49,6 +49,10 @@ def _all_samples(
     return samples
 
 
+def _one_each_round(config: MethodConfig, attendance: Sequence[Set[int]]) -> int:
+    return len(attendance)
+
+
 def _uniform_cohort(
     config: MethodConfig, shape: SplitShape, population: Sequence[int], round: int
 ) -> list[int]:
@@ -67,6 +71,8 @@ class MethodSpec:
     """One line."""
     source: str
     """The paper."""
+    is_split: bool = True
+    """Whether what a client computes depends on where the model is cut."""
     client_order: str
     """What a client computes: ``zeroth``, ``first``, ``hybrid`` or ``none``."""
     averages_weights: bool
@@ -94,6 +100,9 @@ class MethodSpec:
     :attr:`RunningStrategy.samples_forwarded`."""
     auxiliary_elements: Callable[[Any, SplitModel, Tensor], int] = lambda *_: 0
     """(config, model, z of one sample [1, ...]) -> d_a, for the sizes that traffic depends on."""
+    round_trips: Callable[[Any, Sequence[Set[int]]], int] = _one_each_round
+    """(config, attendance) -> times that the server sends something and waits for answers, without
+    the set-up."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], ClientStep]
     """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
     settle: Callable[[Any, SplitModel, Loss, Tensor, Tensor], MethodConfig] = _as_given

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -37,6 +38,13 @@ def client_step(
     return first_order_step(model, x, config.client_optimizer)
 
 
+def v2_round_trips(config: SplitFedConfig, attendance: Sequence[Set[int]]) -> int:
+    """Clients that are served one after the other each have exchanges of their own."""
+    in_turn = config.client_order == "sequential"
+    turns = sum(len(cohort) if in_turn else 1 for cohort in attendance)
+    return (config.local_steps + 1) * turns
+
+
 SFLV1 = MethodSpec(
     name="sflv1",
     title="SFLV1",
@@ -50,6 +58,7 @@ SFLV1 = MethodSpec(
     client_passes=client_passes,
     client_replays=client_replays,
     traffic=lambda config, shape, attendance, samples: splitfed_traffic(shape, attendance, samples),
+    round_trips=lambda config, attendance: (config.local_steps + 1) * len(attendance),
     client_step=client_step,
 )
 SFLV2 = replace(
@@ -58,5 +67,6 @@ SFLV2 = replace(
     title="SFLV2",
     description="first-order split federated learning, one server model in turn",
     strategy=SplitFedV2,
+    round_trips=v2_round_trips,
     reference=reference.splitfed_v2,
 )

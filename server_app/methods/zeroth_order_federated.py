@@ -14,6 +14,7 @@ DECOMFL = MethodSpec(
     title="DeComFL",
     description="zeroth-order federated learning without a cut; only seeds and scalars cross",
     source="DeComFL (ICLR 2025)",
+    is_split=False,
     client_order="zeroth",
     averages_weights=False,
     reports_estimates=True,
@@ -24,6 +25,7 @@ DECOMFL = MethodSpec(
     traffic=lambda config, shape, attendance, samples: decomfl_traffic(
         shape, attendance, config.zeroth_order.num_perturbations, config.local_steps
     ),
+    round_trips=lambda config, attendance: len(attendance) + 1,  # and the final update
     client_step=lambda config, model, loss, x, y: loss_probe_step(model, loss, x, y, config),
 )
 FEDZO = MethodSpec(
@@ -31,6 +33,7 @@ FEDZO = MethodSpec(
     title="FedZO",
     description="the whole model trained by zeroth-order steps at the client and averaged",
     source="arXiv 2201.09531 (TSP 2022)",
+    is_split=False,
     client_order="zeroth",
     averages_weights=False,  # it does, but in evaluation mode running statistics never move
     reports_estimates=True,

@@ -40,6 +40,7 @@ MU_SPLITFED = MethodSpec(
     reference=reference.mu_splitfed,
     client_passes=lambda config: (config.num_activations, 0),
     traffic=traffic,
+    round_trips=lambda config, attendance: (config.local_steps + 1) * len(attendance),
     client_step=lambda config, model, loss, x, y: zeroth_order_local_step(model, x, config),
 )
 ZO_SFL = replace(

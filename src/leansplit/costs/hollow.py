@@ -6,6 +6,7 @@ holds a token, every label is wanted, two tensors are equal, and a number is 1.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -55,8 +56,11 @@ class HollowTensors:
         Raises:
             UserError: naming an operation that cannot be followed without values.
         """
-        with self._mode, _Assumptions(), blank_noise():  # type: ignore[no-untyped-call]
-            yield
+        with warnings.catch_warnings():
+            # Torch asks a tensor that is copied for its address, and warns that there is none.
+            warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
+            with self._mode, _Assumptions(), blank_noise():  # type: ignore[no-untyped-call]
+                yield
 
     def emptied(self, model: nn.Module) -> nn.Module:
         """Turn a model on the device ``meta`` into one of this world, on the CPU; returns it."""

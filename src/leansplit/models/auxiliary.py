@@ -139,9 +139,7 @@ def build_auxiliary(
         torch.default_generator.manual_seed(seed)
         device = next(iter(model.client_model.parameters())).device
         if isinstance(model.server_model, LanguageServerModel | HeldElsewhere):
-            return _moved(
-                language_head(config, model.server_model, smashed_shape[-1] - 1), device
-            )
+            return _moved(language_head(config, model.server_model, smashed_shape[-1] - 1), device)
         smashed = torch.zeros(1, *smashed_shape)
         server_model = _moved(copy.deepcopy(model.server_model), torch.device("cpu")).eval()
         if config.kind == "copy":
