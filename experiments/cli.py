@@ -15,6 +15,7 @@ from rich.table import Table
 
 from leansplit.errors import RunFailedError, require_choice
 from leansplit.experiments.cli_comparisons import compare, report, sweep, tune
+from leansplit.experiments.cli_plan import plan
 from leansplit.experiments.command_line import EXIT_INTERRUPTED, Commands, parse_settings
 
 cli = typer.Typer(
@@ -127,7 +128,7 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-for _command in (compare, tune, sweep, report):
+for _command in (compare, tune, sweep, report, plan):
     cli.command()(_command)
 
 

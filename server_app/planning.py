@@ -1,4 +1,4 @@
-"""What a run will cost, from shapes alone: the same steps and formulas, on tensors without values."""
+"""What a run will cost, from shapes alone: same steps and formulas, tensors without values."""
 
 from __future__ import annotations
 

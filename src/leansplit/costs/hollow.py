@@ -7,8 +7,9 @@ holds a token, every label is wanted, two tensors are equal, and a number is 1.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -21,19 +22,11 @@ from torch._subclasses.fake_tensor import (
     UnsupportedOperatorException,
     unset_fake_temporarily,
 )
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from leansplit.errors import UserError
 from leansplit.noise import blank_noise
 
 _aten = torch.ops.aten
-
-
-class _World(FakeTensorMode):
-    """Fake tensors that are copied with their module: the copies belong to the same mode."""
-
-    def __deepcopy__(self, memo: Any) -> _World:
-        return self
 
 
 class HollowTensors:
@@ -59,7 +52,7 @@ class HollowTensors:
         with warnings.catch_warnings():
             # Torch asks a tensor that is copied for its address, and warns that there is none.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-            with self._mode, _Assumptions(), blank_noise():  # type: ignore[no-untyped-call]
+            with self._mode, blank_noise():  # type: ignore[no-untyped-call]
                 yield
 
     def emptied(self, model: nn.Module) -> nn.Module:
@@ -97,24 +90,26 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
                 yield found
 
 
-class _Assumptions(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Answers what fake tensors cannot know."""
+class _World(FakeTensorMode):
+    """Fake tensors, and answers to what they cannot know."""
+
+    def __deepcopy__(self, memo: Any) -> _World:
+        return self  # tensors that are copied with their module stay in this world
 
     def __torch_dispatch__(
         self,
         func: Any,
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: dict[str, Any] | None = None,
+        types: Sequence[type],
+        args: Sequence[Any] = (),
+        kwargs: Mapping[str, Any] = MappingProxyType({}),
     ) -> Any:
-        kwargs = kwargs or {}
         if func in _ANSWERS:
             if not any(isinstance(value, FakeTensor) for value in args):
                 with unset_fake_temporarily():  # states of generators and the like are real
                     return func(*args, **kwargs)
             return _ANSWERS[func](*args, **kwargs)
         try:
-            return func(*args, **kwargs)
+            return super().__torch_dispatch__(func, types, args, kwargs)
         except (
             DataDependentOutputException,
             DynamicOutputShapeException,

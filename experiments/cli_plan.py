@@ -1,0 +1,200 @@
+"""The command that says what a run would cost: plan."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.experiments.command_line import Settings, parse_names, parse_settings, say
+
+if TYPE_CHECKING:
+    from leansplit.server_app.config import RunConfig
+    from leansplit.server_app.planning import Plan, Problem
+
+
+def plan(
+    methods: Annotated[str, typer.Argument(help="Methods, such as ho-sfl or ho-sfl,sflv2.")],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="Registered model, hub name, folder, or the content or file of a config.json."
+        ),
+    ] = None,
+    cut: Annotated[
+        str | None, typer.Option(help="Last client-side layer, or number of blocks.")
+    ] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
+    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 128,
+    image: Annotated[str, typer.Option(help="Shape of an image, CxHxW.")] = "3x32x32",
+    classes: Annotated[int | None, typer.Option(help="Classes; 10, of texts 2.")] = None,
+    outputs: Annotated[
+        str, typer.Option(help="Of texts: classes, next_token (a prompt) or tokens (to write).")
+    ] = "classes",
+    task: Annotated[
+        str | None, typer.Option(help="Take shapes from this task, whose data are loaded.")
+    ] = None,
+    clients: Annotated[int | None, typer.Option(help="Virtual clients in all.")] = None,
+    cohort: Annotated[int | None, typer.Option(help="Clients that take part in a round.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of the run.")] = None,
+    samples: Annotated[int | None, typer.Option(help="Budget of the run in samples.")] = None,
+    set_: Settings = None,
+    sweep_cuts: Annotated[
+        bool, typer.Option("--sweep-cuts", help="Plan at every cut, and draw the curves.")
+    ] = False,
+    memory: Annotated[str | None, typer.Option(help="Memory of a device, such as 2GiB.")] = None,
+    uplink: Annotated[str | None, typer.Option(help="Its uplink, such as 10Mbit.")] = None,
+    downlink: Annotated[str | None, typer.Option(help="Its downlink, such as 50Mbit.")] = None,
+    latency: Annotated[str | None, typer.Option(help="A round trip, such as 40ms.")] = None,
+    flops: Annotated[str | None, typer.Option(help="Its FLOPs in a second, such as 50G.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder for plan.json and figures.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a client step and a run would cost; no weights are loaded, nothing is computed."""
+    from leansplit.costs.device import DeviceProfile
+    from leansplit.costs.units import (
+        parse_bit_rate,
+        parse_bytes,
+        parse_compute_rate,
+        parse_seconds,
+    )
+    from leansplit.experiments.plan_plots import plot_cuts
+    from leansplit.experiments.plan_text import advice_values, plan_table, plan_values, sweep_table
+    from leansplit.server_app.plan_sweep import sweep_cuts as plan_every_cut
+    from leansplit.server_app.plan_time import advise
+    from leansplit.server_app.planning import Planner
+    from leansplit.server_app.results import write_files
+
+    profile = DeviceProfile(
+        memory_bytes=None if memory is None else parse_bytes("--memory", memory),
+        uplink_bits=None if uplink is None else parse_bit_rate("--uplink", uplink),
+        downlink_bits=None if downlink is None else parse_bit_rate("--downlink", downlink),
+        latency_s=None if latency is None else parse_seconds("--latency", latency),
+        flops=None if flops is None else parse_compute_rate("--flops", flops),
+    )
+    profile.require_whole()
+    if cut is not None and sweep_cuts:
+        raise UserError("--sweep-cuts plans every cut; leave out --cut")
+    named: dict[str, Any] = {
+        "model": model,
+        "cut_layer": cut,
+        "batch_size": batch_size,
+        "clients": clients,
+        "cohort": cohort,
+        "rounds": rounds,
+        "samples": samples,
+    }
+    configs = _configs(
+        parse_names(methods),
+        {key: value for key, value in named.items() if value is not None} | parse_settings(set_),
+        task,
+        outputs,
+    )
+    first = next(iter(configs.values()))
+    problem = _problem(first, task, length=length, image=image, classes=classes, outputs=outputs)
+    planner = Planner(first, problem)
+    console = Console()
+    plans: list[Plan] = []
+    notes: list[str] = []
+    tables = []
+    files: list[Path] = []
+    folder = out or (None if as_json or not sweep_cuts else Path("runs") / "plan")
+    if sweep_cuts:
+        done = plan_every_cut(planner, configs, say=say)
+        plans = done.all_plans
+        notes = [f"{m} at cut {c}: {reason}" for (m, c), reason in done.refusals.items()]
+        tables = [sweep_table(p, done.cuts, profile) for p in done.plans.values() if any(p)]
+        if folder is not None:
+            files = plot_cuts(done, profile, folder)
+    else:
+        plans = [planner.plan(config) for config in configs.values()]
+        tables = [plan_table(plans, profile, f"{first.model}, batch {first.batch_size}")]
+    advice = advise(plans, profile)
+    values = {
+        "plans": [plan_values(found, profile) for found in plans],
+        "recommendation": advice_values(advice),
+        "notes": notes,
+    }
+    if folder is not None:
+        write_files(folder, {"plan.json": (json.dumps(values, indent=1) + "\n").encode()})
+        files.append(folder / "plan.json")
+    if as_json:
+        sys.stdout.write(json.dumps(values) + "\n")
+        return
+    for table in tables:
+        console.print(table)
+    if sweep_cuts or len(plans) > 1 or profile != DeviceProfile():
+        console.print(f"recommendation: {advice.reason}", markup=False, soft_wrap=True)
+    for note in [*notes, _ENVELOPES]:
+        console.print(f"note: {note}", markup=False, soft_wrap=True)
+    for file in files:
+        console.print(str(file), markup=False, highlight=False, soft_wrap=True)
+
+
+_ENVELOPES = (
+    "traffic is what methods send, without the envelopes of its encoding; memory is live tensors, "
+    "without workspaces of libraries; see docs/accounting.md"
+)
+
+
+def _configs(
+    methods: list[str], settings: dict[str, Any], task: str | None, outputs: str
+) -> dict[str, RunConfig]:
+    """Return the configuration of each method; a setting goes to the methods that use it."""
+    from leansplit.models import MODELS
+    from leansplit.server_app.config import run_config
+    from leansplit.server_app.methods import METHODS, is_used
+
+    if not methods:
+        raise UserError(f"name a method; {did_you_mean('', METHODS)}")
+    model = str(settings.get("model", ""))
+    if task is None:
+        if not model:
+            raise UserError("name a model with --model, or a task with --task")
+        if model.endswith(".json") and Path(model).is_file():
+            settings["model"] = model = Path(model).read_text(encoding="utf-8")
+        takes = MODELS[model].takes if model in MODELS else "tokens"
+        of_texts = "generation" if outputs == "tokens" else "text"
+        settings["task"] = of_texts if takes == "tokens" else "images"
+    else:
+        settings["task"] = task
+    configs = {}
+    for method in dict.fromkeys(methods):
+        require_choice("method", method, METHODS)
+        used = {
+            key: value
+            for key, value in settings.items()
+            if is_used(method, key) or not any(is_used(other, key) for other in methods)
+        }
+        configs[method] = run_config(method, used)
+    return configs
+
+
+def _problem(
+    config: RunConfig,
+    task: str | None,
+    *,
+    length: int,
+    image: str,
+    classes: int | None,
+    outputs: str,
+) -> Problem:
+    from leansplit.models import MODELS
+    from leansplit.server_app.planning import Problem
+
+    if task is not None:
+        return Problem.of(config.workload().load_task())
+    if MODELS[config.model].takes == "tokens":
+        return Problem.of_texts(length, outputs, 2 if classes is None else classes)
+    sizes = image.lower().split("x")
+    if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
+        raise UserError(f"--image takes channels, height and width as 3x32x32, got {image!r}")
+    channels, height, width = map(int, sizes)
+    return Problem(
+        input_shape=(channels, height, width), num_classes=10 if classes is None else classes
+    )

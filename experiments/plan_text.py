@@ -1,0 +1,162 @@
+"""Plans as tables for people and as plain values for programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from rich.table import Table
+
+from leansplit.allocation import MEMORY_KINDS
+from leansplit.costs import Traffic
+from leansplit.costs.device import DeviceProfile
+from leansplit.server_app.plan_time import Advice, direction_bytes, timing
+from leansplit.server_app.planning import Plan
+
+_MIB = 2.0**20
+_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+
+def plan_table(plans: Sequence[Plan], profile: DeviceProfile, title: str) -> Table:
+    """Return a table with a column for each plan: a step, a participation and the run."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("client")
+    for plan in plans:
+        table.add_column(f"{plan.title}, cut {plan.cut_layer}", justify="right")
+
+    def row(name: str, show: Callable[[Plan], str]) -> None:
+        table.add_row(name, *(show(plan) for plan in plans))
+
+    row("FLOPs of a step", lambda p: f"{quantity(p.step.flops)}FLOP")
+    row("  by the 3 x rule", lambda p: f"{quantity(p.step.rule_flops)}FLOP")
+    row("peak memory of a step", lambda p: mebibytes(p.step.peak_memory_bytes))
+    for kind in MEMORY_KINDS:
+        held = [plan.step.peak_memory.get(kind, 0) for plan in plans]
+        if any(held):
+            table.add_row(f"  {kind.replace('_', ' ')}", *map(mebibytes, held))
+    if profile.memory_bytes is not None:
+        row("  fits", lambda p: "yes" if profile.fits(p.step.peak_memory_bytes) else "no")
+    row("local steps of a round", lambda p: f"{p.steps_per_round:,}")
+    row("traffic of a round", lambda p: quantity_bytes(sum(p.client_traffic.values())))
+    _add_kinds(table, plans, [plan.client_traffic for plan in plans])
+    row("round trips of a round", lambda p: f"{p.client_round_trips:,}")
+    table.add_section()
+    row("rounds of the run", lambda p: f"{p.rounds:,}")
+    row("traffic of the run, all clients", lambda p: quantity_bytes(sum(p.traffic.values())))
+    _add_kinds(table, plans, [plan.traffic for plan in plans])
+    row("round trips of the run", lambda p: f"{p.round_trips:,}")
+    if profile.is_timed:
+        row("time of a step", lambda p: seconds(timing(p, profile).step_s))
+        row("time of the run", lambda p: seconds(timing(p, profile).run_s))
+    return table
+
+
+def sweep_table(plans: Sequence[Plan | None], cuts: Sequence[str], profile: DeviceProfile) -> Table:
+    """Return a table of one method with a row for each cut."""
+    [first, *_] = [plan for plan in plans if plan is not None]
+    table = Table(title=first.title, title_justify="left")
+    columns = ["cut", "trained", "FLOPs / step", "3 x rule", "peak", "up / round", "down / round"]
+    columns += ["run"]
+    columns += ["fits"] if profile.memory_bytes is not None else []
+    columns += ["step takes", "run takes"] if profile.is_timed else []
+    for column in columns:
+        table.add_column(column, justify="left" if column == "cut" else "right")
+    for cut, plan in zip(cuts, plans, strict=True):
+        if plan is None:
+            table.add_row(cut, *["–"] * (len(columns) - 1))
+            continue
+        cells = [
+            cut,
+            f"{plan.shape.client_elements:,}",
+            f"{quantity(plan.step.flops)}FLOP",
+            f"{quantity(plan.step.rule_flops)}FLOP",
+            mebibytes(plan.step.peak_memory_bytes),
+            quantity_bytes(direction_bytes(plan.client_traffic, "uplink")),
+            quantity_bytes(direction_bytes(plan.client_traffic, "downlink")),
+            quantity_bytes(sum(plan.traffic.values())),
+        ]
+        if profile.memory_bytes is not None:
+            cells.append("yes" if profile.fits(plan.step.peak_memory_bytes) else "no")
+        if profile.is_timed:
+            times = timing(plan, profile)
+            cells += [seconds(times.step_s), seconds(times.run_s)]
+        table.add_row(*cells)
+    return table
+
+
+def plan_values(plan: Plan, profile: DeviceProfile) -> dict[str, Any]:
+    """Return a plan as plain values; units are in the names."""
+    values: dict[str, Any] = {
+        "method": plan.method,
+        "cut_layer": plan.cut_layer,
+        "client_parameters": plan.shape.client_elements,
+        "auxiliary_parameters": plan.shape.auxiliary_elements,
+        "step_flops": plan.step.flops,
+        "step_flops_by_3x_rule": plan.step.rule_flops,
+        "peak_memory_bytes": plan.step.peak_memory_bytes,
+        "peak_memory": {f"{kind}_bytes": n for kind, n in plan.step.peak_memory.items()},
+        "local_steps": plan.steps_per_round,
+        "rounds": plan.rounds,
+        "round_trips": plan.round_trips,
+        "round_trips_of_a_round": plan.client_round_trips,
+        "traffic": _by_kind(plan.traffic),
+        "traffic_of_a_client_and_round": _by_kind(plan.client_traffic),
+        "uplink_bytes": direction_bytes(plan.traffic, "uplink"),
+        "downlink_bytes": direction_bytes(plan.traffic, "downlink"),
+    }
+    if profile.memory_bytes is not None:
+        values["fits"] = profile.fits(plan.step.peak_memory_bytes)
+    if profile.is_timed:
+        times = timing(plan, profile)
+        values |= {"step_s": times.step_s, "run_s": times.run_s}
+    return values
+
+
+def advice_values(advice: Advice) -> dict[str, Any]:
+    """Return a recommendation as plain values."""
+    plan = advice.plan
+    return {
+        "method": plan.method if plan else None,
+        "cut_layer": plan.cut_layer if plan else None,
+        "reason": advice.reason,
+    }
+
+
+def quantity(value: float) -> str:
+    """Return a number with a decimal prefix, as in ``39.56 G``."""
+    for factor, prefix in _SI:
+        if abs(value) >= factor:
+            return f"{value / factor:,.2f} {prefix}"
+    return f"{value:,.0f} "
+
+
+def quantity_bytes(num_bytes: float) -> str:
+    """Return bytes of traffic, with decimal prefixes."""
+    return f"{quantity(num_bytes)}B"
+
+
+def mebibytes(num_bytes: float) -> str:
+    """Return bytes of memory in MiB."""
+    return f"{num_bytes / _MIB:,.2f} MiB"
+
+
+def seconds(value: float) -> str:
+    """Return a time in the unit that suits it."""
+    for factor, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if value >= 2 * factor:
+            return f"{value / factor:,.1f} {unit}"
+    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
+
+
+def _add_kinds(table: Table, plans: Sequence[Plan], traffics: Sequence[Traffic]) -> None:
+    for key in dict.fromkeys(key for traffic in traffics for key in traffic):
+        direction, kind = key
+        name = f"  {'up' if direction == 'uplink' else 'down'}: {kind.replace('_', ' ')}"
+        table.add_row(name, *(quantity_bytes(traffic.get(key, 0)) for traffic in traffics))
+
+
+def _by_kind(traffic: Traffic) -> dict[str, dict[str, int]]:
+    found: dict[str, dict[str, int]] = {}
+    for (direction, kind), num_bytes in traffic.items():
+        found.setdefault(kind, {})[f"{direction}_bytes"] = num_bytes
+    return found

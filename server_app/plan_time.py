@@ -1,0 +1,119 @@
+"""What a plan means on a device: what fits, how long it takes, and what to choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from leansplit.costs import Traffic
+from leansplit.costs.device import DeviceProfile
+from leansplit.server_app.planning import Plan
+
+_MIB = 2.0**20
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds that a plan takes on a device.
+
+    Attributes:
+        step_s: of a local step with its share of the round's traffic and round trips.
+        run_s: of the whole run: rounds of clients that are all alike.
+    """
+
+    step_s: float
+    run_s: float
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to choose.
+
+    Attributes:
+        plan: the choice; None if nothing fits.
+        reason: why, in a sentence or two.
+    """
+
+    plan: Plan | None
+    reason: str
+
+
+def direction_bytes(traffic: Traffic, direction: str) -> int:
+    """Return the bytes of one direction."""
+    return sum(size for (way, _), size in traffic.items() if way == direction)
+
+
+def timing(plan: Plan, profile: DeviceProfile) -> Timing:
+    """Return how long ``plan`` takes on clients that all have ``profile``.
+
+    A participation computes, sends and receives in turn. The clients of a round do so at the same
+    time, or one after the other where the method says so. What crosses once, such as initial
+    weights, is shared out over the participations.
+    """
+    flops = plan.step.flops * plan.steps_per_round
+    again = profile.seconds(
+        flops=flops,
+        uplink_bytes=direction_bytes(plan.client_traffic, "uplink"),
+        downlink_bytes=direction_bytes(plan.client_traffic, "downlink"),
+        round_trips=plan.client_round_trips,
+    )
+    mean = profile.seconds(
+        flops=flops,
+        uplink_bytes=direction_bytes(plan.traffic, "uplink") / plan.participations,
+        downlink_bytes=direction_bytes(plan.traffic, "downlink") / plan.participations,
+        round_trips=plan.client_round_trips,
+    )
+    at_once = 1 if plan.is_sequential else plan.participations / plan.rounds
+    return Timing(again / plan.steps_per_round, mean * plan.participations / at_once)
+
+
+def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
+    """Choose among ``plans``: what fits, then the least time, traffic or memory that is known.
+
+    Costs alone: how well a method learns at a cut is not in them.
+    """
+    fitting = [plan for plan in plans if profile.fits(plan.step.peak_memory_bytes)]
+    limit = "" if profile.memory_bytes is None else f" {profile.memory_bytes / _MIB:,.1f} MiB"
+    if not fitting:
+        least = min(plans, key=lambda plan: plan.step.peak_memory_bytes)
+        need = least.step.peak_memory_bytes
+        share = max(least.step.peak_memory, key=lambda kind: least.step.peak_memory[kind])
+        return Advice(
+            None,
+            f"nothing fits in{limit}: the least is {least.title} at cut {least.cut_layer} with "
+            f"{need / _MIB:,.1f} MiB, most of it {share.replace('_', ' ')}; a smaller batch, a "
+            "lower precision of the frozen base or a smaller model would need less",
+        )
+    count = f"{len(fitting)} of {len(plans)} plans fit" + (f" in{limit}" if limit else "")
+    if profile.is_timed:
+        times = {id(plan): timing(plan, profile) for plan in fitting}
+        best = min(fitting, key=lambda plan: times[id(plan)].run_s)
+        parts = _parts(best, profile)
+        largest = max(parts, key=lambda part: parts[part])
+        return Advice(
+            best,
+            f"{count}; of these {best.title} at cut {best.cut_layer} takes the least time for the "
+            f"run, {times[id(best)].run_s / 3600:,.2f} h, most of it {largest} "
+            f"({100 * parts[largest] / sum(parts.values()):.0f} %). {_ACCURACY}",
+        )
+    best = min(fitting, key=lambda plan: sum(plan.traffic.values()))
+    return Advice(
+        best,
+        f"{count}; of these {best.title} at cut {best.cut_layer} has the least traffic, "
+        f"{sum(best.traffic.values()) / 1e6:,.1f} MB for the run. {_ACCURACY}",
+    )
+
+
+_ACCURACY = "How well it learns is not in these figures; compare runs, the frozen client among them"
+
+
+def _parts(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
+    """Return the seconds of one more participation by what they are spent on."""
+    nothing = {"flops": 0.0, "uplink_bytes": 0.0, "downlink_bytes": 0.0, "round_trips": 0.0}
+    spent = {
+        "computing": {"flops": float(plan.step.flops * plan.steps_per_round)},
+        "sending": {"uplink_bytes": float(direction_bytes(plan.client_traffic, "uplink"))},
+        "receiving": {"downlink_bytes": float(direction_bytes(plan.client_traffic, "downlink"))},
+        "waiting for the network": {"round_trips": float(plan.client_round_trips)},
+    }
+    return {name: profile.seconds(**(nothing | part)) for name, part in spent.items()}
