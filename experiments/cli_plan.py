@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -52,6 +53,9 @@ def plan(
     downlink: Annotated[str | None, typer.Option(help="Its downlink, such as 50Mbit.")] = None,
     latency: Annotated[str | None, typer.Option(help="A round trip, such as 40ms.")] = None,
     flops: Annotated[str | None, typer.Option(help="Its FLOPs in a second, such as 50G.")] = None,
+    conventions: Annotated[
+        str | None, typer.Option(help="Also by a published table's conventions: heron.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for plan.json and figures.")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
@@ -64,10 +68,17 @@ def plan(
         parse_seconds,
     )
     from leansplit.experiments.plan_plots import plot_cuts
-    from leansplit.experiments.plan_text import advice_values, plan_table, plan_values, sweep_table
+    from leansplit.experiments.plan_text import (
+        advice_values,
+        convention_table,
+        plan_table,
+        plan_values,
+        sweep_table,
+    )
     from leansplit.server_app.plan_sweep import sweep_cuts as plan_every_cut
     from leansplit.server_app.plan_time import advise
     from leansplit.server_app.planning import Planner
+    from leansplit.server_app.published import CONVENTIONS, by_herons_conventions
     from leansplit.server_app.results import write_files
 
     profile = DeviceProfile(
@@ -78,6 +89,10 @@ def plan(
         flops=None if flops is None else parse_compute_rate("--flops", flops),
     )
     profile.require_whole()
+    if conventions is not None:
+        require_choice("conventions", conventions, CONVENTIONS)
+        if sweep_cuts:
+            raise UserError("--conventions is for one cut; leave out --sweep-cuts")
     if cut is not None and sweep_cuts:
         raise UserError("--sweep-cuts plans every cut; leave out --cut")
     named: dict[str, Any] = {
@@ -89,18 +104,16 @@ def plan(
         "rounds": rounds,
         "samples": samples,
     }
-    configs = _configs(
-        parse_names(methods),
-        {key: value for key, value in named.items() if value is not None} | parse_settings(set_),
-        task,
-        outputs,
-    )
+    settings = {key: value for key, value in named.items() if value is not None}
+    settings |= parse_settings(set_)
+    configs = _configs(parse_names(methods), settings, task, outputs)
     first = next(iter(configs.values()))
     problem = _problem(first, task, length=length, image=image, classes=classes, outputs=outputs)
     planner = Planner(first, problem)
     console = Console()
     plans: list[Plan] = []
     notes: list[str] = []
+    published: dict[str, Any] = {}
     tables = []
     files: list[Path] = []
     folder = out or (None if as_json or not sweep_cuts else Path("runs") / "plan")
@@ -114,11 +127,19 @@ def plan(
     else:
         plans = [planner.plan(config) for config in configs.values()]
         tables = [plan_table(plans, profile, f"{first.model}, batch {first.batch_size}")]
+        if conventions is not None:
+            [frozen] = _configs(["frozen"], settings, task, outputs).values()
+            inference = planner.plan(frozen)
+            found = [by_herons_conventions(p, inference, first.batch_size) for p in plans]
+            published = {p.method: asdict(by) for p, by in zip(plans, found, strict=True)}
+            tables.append(convention_table(plans, found))
     advice = advise(plans, profile)
+    published_values = {"conventions": {conventions: published}} if published else {}
     values = {
         "plans": [plan_values(found, profile) for found in plans],
         "recommendation": advice_values(advice),
         "notes": notes,
+        **published_values,
     }
     if folder is not None:
         write_files(folder, {"plan.json": (json.dumps(values, indent=1) + "\n").encode()})
@@ -166,10 +187,11 @@ def _configs(
     configs = {}
     for method in dict.fromkeys(methods):
         require_choice("method", method, METHODS)
+        alone = len(methods) == 1 and method != "frozen"  # which stands in for inference, too
         used = {
             key: value
             for key, value in settings.items()
-            if is_used(method, key) or not any(is_used(other, key) for other in methods)
+            if alone or is_used(method, key) or not any(is_used(m, key) for m in METHODS)
         }
         configs[method] = run_config(method, used)
     return configs

@@ -17,6 +17,7 @@ from leansplit.experiments.figure_style import (
     MARKER,
     PAGE_INCHES,
     RC,
+    TITLE_COLOR,
     legend_below,
     line_styles,
     literal,
@@ -44,16 +45,15 @@ def plot_cuts(sweep: Sweep, profile: DeviceProfile, out_dir: Path) -> list[Path]
 def cuts_figure(sweep: Sweep, profile: DeviceProfile) -> Figure:
     """Return three panels over the cuts, a line for each method."""
     shown: dict[str, Callable[[Plan], float]] = {
-        "Peak memory of a step (MiB)": lambda p: p.step.peak_memory_bytes / _MIB,
-        "FLOPs of a step (G)": lambda p: p.step.flops / _GIGA,
-        "Traffic of a client's step (MB)": lambda p: (
-            sum(p.client_traffic.values()) / p.steps_per_round / _MB
-        ),
+        "Peak memory (MiB)": lambda p: p.step.peak_memory_bytes / _MIB,
+        "FLOPs (G)": lambda p: p.step.flops / _GIGA,
+        "Traffic (MB)": lambda p: sum(p.client_traffic.values()) / p.steps_per_round / _MB,
     }
     methods = [m for m, plans in sweep.plans.items() if any(plans)]
     titles = [next(p.title for p in sweep.plans[m] if p is not None) for m in methods]
     with mpl.rc_context(RC):
-        figure = new_figure(PAGE_INCHES, 2.5 + 0.15 * -(-len(methods) // 4))
+        figure = new_figure(PAGE_INCHES, 2.6 + 0.15 * -(-len(methods) // 2))
+        figure.suptitle("One step of a client", fontsize=8, color=TITLE_COLOR)
         panels: Sequence[Axes] = figure.subplots(1, len(shown))
         for axes, (label, value) in zip(panels, shown.items(), strict=True):
             for method, title, style in zip(methods, titles, line_styles(methods), strict=True):
@@ -74,7 +74,14 @@ def cuts_figure(sweep: Sweep, profile: DeviceProfile) -> Figure:
         if profile.memory_bytes is not None:
             limit = profile.memory_bytes / _MIB
             panels[0].axhline(limit, color=BAR_COLOR, linewidth=0.8, linestyle=(0, (2, 2)))
-            panels[0].annotate("memory", (0, limit), fontsize=7, color=BAR_COLOR, va="bottom")
+            panels[0].annotate(
+                "memory",
+                (len(sweep.cuts) - 1, limit),
+                fontsize=7,
+                color=BAR_COLOR,
+                ha="right",
+                va="bottom",
+            )
         legend_below(figure, titles)
     return figure
 

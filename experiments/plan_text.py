@@ -10,8 +10,10 @@ from rich.table import Table
 from leansplit.allocation import MEMORY_KINDS
 from leansplit.costs import Traffic
 from leansplit.costs.device import DeviceProfile
+from leansplit.costs.units import in_words
 from leansplit.server_app.plan_time import Advice, direction_bytes, timing
 from leansplit.server_app.planning import Plan
+from leansplit.server_app.published import ByConvention
 
 _MIB = 2.0**20
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
@@ -46,8 +48,8 @@ def plan_table(plans: Sequence[Plan], profile: DeviceProfile, title: str) -> Tab
     _add_kinds(table, plans, [plan.traffic for plan in plans])
     row("round trips of the run", lambda p: f"{p.round_trips:,}")
     if profile.is_timed:
-        row("time of a step", lambda p: seconds(timing(p, profile).step_s))
-        row("time of the run", lambda p: seconds(timing(p, profile).run_s))
+        row("time of a step", lambda p: in_words(timing(p, profile).step_s))
+        row("time of the run", lambda p: in_words(timing(p, profile).run_s))
     return table
 
 
@@ -79,8 +81,36 @@ def sweep_table(plans: Sequence[Plan | None], cuts: Sequence[str], profile: Devi
             cells.append("yes" if profile.fits(plan.step.peak_memory_bytes) else "no")
         if profile.is_timed:
             times = timing(plan, profile)
-            cells += [seconds(times.step_s), seconds(times.run_s)]
+            cells += [in_words(times.step_s), in_words(times.run_s)]
         table.add_row(*cells)
+    return table
+
+
+def convention_table(plans: Sequence[Plan], found: Sequence[ByConvention]) -> Table:
+    """Return plans as HERON-SFL's Table II prints them, beside the exact figures."""
+    table = Table(
+        "method",
+        "FLOPs",
+        "exact",
+        "memory",
+        "without copies",
+        "exact",
+        "traffic",
+        "exact",
+        title="By the conventions of HERON-SFL's Table II (docs/accounting.md)",
+        title_justify="left",
+    )
+    for plan, by in zip(plans, found, strict=True):
+        table.add_row(
+            plan.title,
+            f"{quantity(by.flops)}MAC",
+            f"{quantity(plan.step.flops)}FLOP",
+            mebibytes(by.memory_bytes),
+            mebibytes(by.memory_without_copies),
+            mebibytes(plan.step.peak_memory_bytes),
+            f"{by.traffic_bytes / _MIB / 1024:,.2f} GiB",
+            quantity_bytes(sum(plan.traffic.values())),
+        )
     return table
 
 
@@ -138,14 +168,6 @@ def quantity_bytes(num_bytes: float) -> str:
 def mebibytes(num_bytes: float) -> str:
     """Return bytes of memory in MiB."""
     return f"{num_bytes / _MIB:,.2f} MiB"
-
-
-def seconds(value: float) -> str:
-    """Return a time in the unit that suits it."""
-    for factor, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
-        if value >= 2 * factor:
-            return f"{value / factor:,.1f} {unit}"
-    return f"{value:.3g} s" if value >= 1 else f"{value * 1e3:.3g} ms"
 
 
 def _add_kinds(table: Table, plans: Sequence[Plan], traffics: Sequence[Traffic]) -> None:

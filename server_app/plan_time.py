@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from leansplit.costs import Traffic
 from leansplit.costs.device import DeviceProfile
+from leansplit.costs.units import in_words
+from leansplit.server_app.methods import METHODS
 from leansplit.server_app.planning import Plan
 
 _MIB = 2.0**20
@@ -70,8 +72,10 @@ def timing(plan: Plan, profile: DeviceProfile) -> Timing:
 def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
     """Choose among ``plans``: what fits, then the least time, traffic or memory that is known.
 
-    Costs alone: how well a method learns at a cut is not in them.
+    Costs alone: how well a method learns at a cut is not in them. A control whose clients learn
+    nothing always costs least, so it is chosen only where there is nothing else.
     """
+    plans = [plan for plan in plans if METHODS[plan.method].client_order != "none"] or plans
     fitting = [plan for plan in plans if profile.fits(plan.step.peak_memory_bytes)]
     limit = "" if profile.memory_bytes is None else f" {profile.memory_bytes / _MIB:,.1f} MiB"
     if not fitting:
@@ -93,7 +97,7 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
         return Advice(
             best,
             f"{count}; of these {best.title} at cut {best.cut_layer} takes the least time for the "
-            f"run, {times[id(best)].run_s / 3600:,.2f} h, most of it {largest} "
+            f"run, {in_words(times[id(best)].run_s)}, most of it {largest} "
             f"({100 * parts[largest] / sum(parts.values()):.0f} %). {_ACCURACY}",
         )
     best = min(fitting, key=lambda plan: sum(plan.traffic.values()))

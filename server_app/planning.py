@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -264,5 +264,5 @@ def _without_weights(options: Mapping[str, Any]) -> dict[str, Any]:
         return dict(options)
     from leansplit.models.language.loading import load_config
 
-    found = cast("dict[str, Any]", load_config(source).to_dict())
+    found = load_config(source).to_dict()
     return {**options, "source": json.dumps(found, default=str)}

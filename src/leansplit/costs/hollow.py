@@ -7,7 +7,7 @@ holds a token, every label is wanted, two tensors are equal, and a number is 1.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import MappingProxyType
 from typing import Any
@@ -52,7 +52,7 @@ class HollowTensors:
         with warnings.catch_warnings():
             # Torch asks a tensor that is copied for its address, and warns that there is none.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-            with self._mode, blank_noise():  # type: ignore[no-untyped-call]
+            with self._mode, blank_noise():
                 yield
 
     def emptied(self, model: nn.Module) -> nn.Module:
@@ -90,7 +90,7 @@ def _modules(model: nn.Module) -> Iterator[nn.Module]:
                 yield found
 
 
-class _World(FakeTensorMode):
+class _World(FakeTensorMode):  # type: ignore[no-untyped-call]
     """Fake tensors, and answers to what they cannot know."""
 
     def __deepcopy__(self, memo: Any) -> _World:
@@ -132,7 +132,7 @@ def _everywhere(tensor: Tensor) -> Tensor:
     return tensor.new_empty((tensor.numel(), tensor.ndim), dtype=torch.int64)
 
 
-_ANSWERS = {
+_ANSWERS: dict[Any, Callable[..., Any]] = {
     _aten._local_scalar_dense.default: _number,
     _aten.nonzero.default: _everywhere,
     _aten.equal.default: lambda one, other: True,

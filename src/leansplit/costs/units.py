@@ -58,6 +58,14 @@ def parse_compute_rate(what: str, text: str) -> float:
     return _parse(what, text, units, "50G, 50GFLOPS or 5e10")
 
 
+def in_words(seconds: float) -> str:
+    """Return a time in the unit that suits it, as in ``4.8 h``."""
+    for factor, unit in ((86400.0, "d"), (3600.0, "h"), (60.0, "min")):
+        if seconds >= 2 * factor:
+            return f"{seconds / factor:,.1f} {unit}"
+    return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
+
+
 def _parse(
     what: str, text: str, units: dict[str, float], examples: str, *, allow_zero: bool = False
 ) -> float:
