@@ -1,0 +1,98 @@
+"""A plan says what a run then does: bytes, round trips, FLOPs and memory of every method."""
+
+import pytest
+
+from leansplit.server_app.config import run_config
+from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.planning import Planner, Problem
+from tests.language import config_json
+
+ENVELOPE = "envelope"
+
+
+def planned(config):
+    planner = Planner(config, Problem.of(config.workload().load_task()))
+    return planner.plan(config)
+
+
+def booked(outcome):
+    return {
+        (direction.removesuffix("_bytes"), kind): size
+        for kind, sizes in outcome.ledger.by_kind().items()
+        for direction, size in sizes.items()
+        if kind != ENVELOPE and size
+    }
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_run_does_what_its_plan_says(method, configure, run_in_process):
+    config = configure(method, partition="iid", batch_size=4, rounds=4)
+    outcome, plan = run_in_process(config), planned(config)
+    assert outcome.events == {}
+    assert plan.traffic == booked(outcome)
+    assert plan.round_trips == outcome.num_exchanges
+    assert plan.step == outcome.client_costs
+    assert plan.participations * plan.steps_per_round * 4 == outcome.samples_seen
+
+
+@pytest.mark.parametrize(
+    ("method", "options"),
+    [
+        ("sflv2", {"client_order": "sequential"}),
+        ("frozen", {"features_once": True}),
+        ("cse-fsl", {"frozen_client": True}),
+        ("ho-sfl", {"samples": 20}),
+    ],
+    ids=str,
+)
+def test_options_that_change_what_crosses(method, options, configure, run_in_process):
+    config = configure(method, partition="iid", batch_size=4, rounds=4, **options)
+    outcome, plan = run_in_process(config), planned(config)
+    assert plan.traffic == booked(outcome)
+    assert plan.round_trips == outcome.num_exchanges
+    assert plan.rounds == outcome.rounds_completed
+
+
+def test_one_more_participation_is_what_each_more_round_of_one_client_costs(configure):
+    for method in ("ho-sfl", "sflv2", "heron-sfl", "fedavg"):
+        overrides = {"clients": 1, "cohort": 1, "partition": "iid", "batch_size": 4}
+        four = planned(configure(method, rounds=4, **overrides))
+        five = planned(configure(method, rounds=5, **overrides))
+        more = {k: v - four.traffic.get(k, 0) for k, v in five.traffic.items()}
+        assert {k: v for k, v in more.items() if v} == four.client_traffic
+        assert five.round_trips - four.round_trips == four.client_round_trips
+
+
+@pytest.fixture(scope="module")
+def equal_texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for name, num_rows in (("train", 40), ("test", 8)):
+        rows = [f"{'good' if i % 2 else 'poor'}{i % 7},{i % 2}" for i in range(num_rows)]
+        (folder / f"{name}.csv").write_text("\n".join(["sentence,label", *rows]) + "\n")
+    return str(folder)
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv2", "cse-fsl", "hosl", "zo-sfl"])
+def test_texts_of_equal_length(method, equal_texts, run_in_process):
+    settings = {
+        "task": "text",
+        "task_options.data_path": equal_texts,
+        "task_options.tokenizer": "bytes",
+        "model_options.source": config_json("llama"),
+        "cut_layer": "2",
+        "clients": 4,
+        "cohort": 2,
+        "rounds": 3,
+        "batch_size": 4,
+        "probe.num_perturbations": 2,
+        "client.lr": 0.01,
+        "server.lr": 0.01,
+    }
+    used = {key: value for key, value in settings.items() if is_used(method, key)}
+    config = run_config(method, used)
+    outcome, plan = run_in_process(config), planned(config)
+    assert plan.traffic == booked(outcome)
+    assert plan.step.flops == outcome.client_costs.flops
+    # A batch without padding needs no mask of its own, which only a look at its values can tell.
+    measured = outcome.client_costs.peak_memory_bytes
+    assert measured <= plan.step.peak_memory_bytes <= 1.05 * measured

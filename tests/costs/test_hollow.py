@@ -1,0 +1,149 @@
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from leansplit.costs import ClientStep, measure_step
+from leansplit.costs.hollow import HollowTensors
+from leansplit.errors import UserError
+from leansplit.models import build_model, cut_layers, split_at
+from leansplit.noise import draw_perturbation
+from leansplit.server_app.client_costs import measure
+from leansplit.server_app.config import run_config
+from leansplit.server_app.methods import METHODS, is_used
+from leansplit.tasks.task import cross_entropy
+from tests.language import config_json
+
+BATCH = 3
+MODELS = {
+    "cnn": ("cifar-cnn", (3, 16, 16), {}, ("conv1", "relu2", "fc1")),
+    "resnet": ("resnet18", (3, 8, 8), {"width": 8}, ("stem", "layer1.0", "layer3")),
+} | {
+    family: ("language", (2, 6), {"source": config_json(family)}, ("1", "2", "3"))
+    for family in ("gpt2", "opt", "llama")
+}
+
+
+def build(name, **device):
+    registered, shape, options, _ = MODELS[name]
+    return build_model(
+        registered, input_shape=shape, num_classes=3, seed=0, options=options, **device
+    )
+
+
+def batch(name):
+    registered, shape, *_ = MODELS[name]
+    if registered != "language":
+        return torch.ones(BATCH, *shape), torch.zeros(BATCH, dtype=torch.int64)
+    tokens = torch.ones(BATCH, *shape, dtype=torch.int64)
+    tokens[0, 1, -2:] = 0  # real batches have padding
+    return tokens, torch.zeros(BATCH, dtype=torch.int64)
+
+
+@pytest.fixture(scope="module")
+def real():
+    return {name: build(name) for name in MODELS}
+
+
+@pytest.fixture(scope="module")
+def world():
+    return HollowTensors()
+
+
+@pytest.fixture(scope="module")
+def hollow(world):
+    return {name: world.emptied(build(name, device="meta")) for name in MODELS}
+
+
+def predicted_and_measured(world, hollow, real, name, cut, config):
+    spec, settings = METHODS[config.method], config.method_config()
+    step = spec.client_step(
+        settings, split_at(copy.deepcopy(real), cut), cross_entropy, *batch(name)
+    )
+    measured = measure(step)
+    with world.entered():
+        shapes = [torch.empty_like(tensor) for tensor in batch(name)]
+        step = spec.client_step(settings, split_at(hollow, cut), cross_entropy, *shapes)
+        return measure(step), measured
+
+
+@pytest.mark.parametrize("place", [0, 1, 2], ids=["low", "middle", "high"])
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("method", METHODS)
+def test_a_prediction_is_the_measurement_to_the_byte(method, name, place, world, hollow, real):
+    settings = {"batch_size": BATCH, "probe.num_perturbations": 2, "client.name": "adamw"}
+    used = {key: value for key, value in settings.items() if is_used(method, key)}
+    cut = MODELS[name][3][place]
+    predicted, measured = predicted_and_measured(
+        world, hollow[name], real[name], name, cut, run_config(method, used)
+    )
+    assert predicted.flops == measured.flops > 0
+    assert predicted == measured
+    assert sum(measured.peak_memory.values()) == measured.peak_memory_bytes
+    assert measured.peak_memory["weights"] > 0
+
+
+OPTIONS = [
+    ("sflv2", {"client_backward": "recompute", "micro_batch": 1}),
+    ("sflv2", {"client.name": "sgd", "client.momentum": 0.9, "client.lifetime": "batch"}),
+    ("ho-sfl", {"probe.direction": "sphere", "probe.estimator": "central"}),
+    ("heron-sfl", {"frozen_client": True}),
+    ("heron-sfl", {"auxiliary.kind": "copy"}),
+    ("cse-fsl", {"auxiliary.kind": "blocks", "local_steps": 2}),
+    ("ho-fl", {"boundaries": ["none", "all"]}),
+    ("decomfl", {"client.name": "adamw", "client.lifetime": "run"}),
+]
+
+
+@pytest.mark.parametrize(("method", "options"), OPTIONS, ids=str)
+def test_options_are_predicted_too(method, options, world, hollow, real):
+    config = run_config(method, {"batch_size": BATCH} | options)
+    predicted, measured = predicted_and_measured(
+        world, hollow["cnn"], real["cnn"], "cnn", "relu2", config
+    )
+    assert predicted == measured
+
+
+def test_noise_and_values_are_not_there(world):
+    with world.entered():
+        assert draw_perturbation(1, 5).shape == (5,)
+        assert torch.ones(3).sum().item() == 1.0
+        assert len(torch.ones(4).nonzero()) == 4
+    assert draw_perturbation(1, 5).abs().sum() > 0
+
+
+def test_an_empty_model_of_any_size_takes_no_memory():
+    world = HollowTensors()
+    wide = nn.Linear(1_000_000, 1_000_000, device="meta")  # 4 TB
+    with world.entered():
+        model = world.emptied(wide)
+        x = torch.ones(2, 1_000_000)
+        costs = measure_step(ClientStep(run=lambda: model(x), weights=list(model.parameters())))
+    assert costs.peak_memory_bytes > 4e12
+    assert costs.flops == 2 * 2 * 10**12
+
+
+class Choosy(nn.Module):
+    def forward(self, x):
+        return x[x > 0]
+
+
+def test_what_depends_on_values_is_named(world):
+    with pytest.raises(UserError, match=r"cannot be planned: the operation aten\.index"):
+        with world.entered():
+            Choosy()(torch.ones(3))
+
+
+def test_cuts_of_an_empty_model_are_those_of_the_real_one(hollow, real):
+    for name in MODELS:
+        assert cut_layers(hollow[name]) == cut_layers(real[name])
+
+
+def test_moments_and_weights_that_a_step_does_not_read_are_held():
+    model = nn.Linear(10, 10)
+    optimizer = torch.optim.AdamW(model.parameters())
+    costs = measure_step(
+        ClientStep(run=lambda: None, weights=list(model.parameters()), optimizers=[optimizer])
+    )
+    assert costs.peak_memory == {"weights": 440, "optimizer_state": 2 * 440 + 2 * 4}
