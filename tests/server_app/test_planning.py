@@ -115,9 +115,8 @@ def test_a_line_through_equal_blocks_is_every_cut(family):
 
 def test_cuts_that_a_method_cannot_have_are_named():
     settings = {"auxiliary.kind": "blocks", "auxiliary.num_blocks": 2}
-    config = texts(
-        "cse-fsl", config_json("llama"), **settings, **{"auxiliary.initialise": "server"}
-    )
+    settings |= {"auxiliary.initialise": "server"}
+    config = texts("cse-fsl", config_json("llama"), **settings)
     done = sweep_cuts(Planner(config, Problem.of_texts(4, "classes", 2)), {"cse-fsl": config})
     *others, last = done.plans["cse-fsl"]
     assert all(others) and last is None
@@ -163,7 +162,7 @@ def test_time_by_hand(resnet):
 
 
 def test_advice(resnet):
-    plans = [resnet.plan(vision(m, batch_size=4)) for m in ("frozen", "sflv2", "heron-sfl")]
+    plans = [resnet.plan(vision(m, batch_size=32)) for m in ("frozen", "sflv2", "heron-sfl")]
     frozen, sfl, heron = plans
     assert advise(plans, DeviceProfile()).plan is heron  # least traffic; frozen is a control
     tight = DeviceProfile(memory_bytes=sfl.step.peak_memory_bytes - 1)
