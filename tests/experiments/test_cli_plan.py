@@ -1,0 +1,106 @@
+"""The plan command: tables, JSON, figures, and one line for every mistake."""
+
+import json
+import sys
+
+import pytest
+
+from leansplit.experiments import cli
+from tests.language import config_json
+
+CNN = ("--model", "cifar-cnn", "--batch-size", "2", "--rounds", "3", "--image", "3x16x16")
+DEVICE = ("--uplink", "10Mbit", "--downlink", "50Mbit", "--latency", "40ms", "--flops", "50G")
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setenv("COLUMNS", "200")
+        monkeypatch.setattr(sys, "argv", ["leansplit", "plan", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = error.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def test_tables_for_people(plan):
+    code, out, err = plan("ho-sfl,sflv2", *CNN, *DEVICE, "--memory", "1MiB")
+    assert code == 0, err
+    for text in (
+        "HO-SFL, cut relu2",
+        "3 x rule",
+        "perturbation",
+        "gradients",
+        "fits",
+        "up: scalars",
+    ):
+        assert text in out
+    assert "recommendation: 2 of 2 plans fit in 1.0 MiB" in out
+
+
+def test_values_for_programs(plan):
+    code, out, err = plan("ho-sfl", *CNN, *DEVICE, "--set", "probe.num_perturbations=3", "--json")
+    assert code == 0, err
+    [found] = json.loads(out)["plans"]
+    assert found["traffic"]["scalars"]["uplink_bytes"] == 3 * 20 * 3 * 4
+    assert sum(found["peak_memory"].values()) == found["peak_memory_bytes"]
+    assert found["run_s"] == pytest.approx(3 * found["step_s"], rel=0.2)
+    assert json.loads(out)["recommendation"]["method"] == "ho-sfl"
+
+
+def test_sweep_of_a_configuration_file(plan, tmp_path):
+    (tmp_path / "tiny.json").write_text(config_json("llama"))
+    arguments = ("--model", tmp_path / "tiny.json", "--length", "6", "--batch-size", "2")
+    out_dir = tmp_path / "out"
+    code, out, err = plan("frozen,sflv2", *arguments, "--sweep-cuts", "--out", out_dir)
+    assert code == 0, err
+    assert {path.name for path in out_dir.iterdir()} == {
+        "plan.json", "plan_cuts.png", "plan_cuts.svg",
+    }  # fmt: skip
+    plans = json.loads((out_dir / "plan.json").read_text())["plans"]
+    assert [p["cut_layer"] for p in plans] == ["1", "2", "3"] * 2
+    assert "recommendation" in out
+
+
+def test_shapes_of_a_task(plan):
+    code, out, err = plan("sflv2", "--task", "digits", "--json")
+    assert code == 0, err
+    assert json.loads(out)["plans"][0]["client_parameters"] == 664
+
+
+def test_by_the_conventions_of_a_table(plan):
+    code, out, err = plan("sflv2,heron-sfl", *CNN, "--conventions", "heron", "--json")
+    assert code == 0, err
+    document = json.loads(out)
+    by = document["conventions"]["heron"]
+    assert by["sflv2"]["memory_bytes"] > by["sflv2"]["memory_without_copies"]
+    assert by["heron-sfl"]["flops"] == document["plans"][1]["step_flops_by_3x_rule"] / 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("ho-sfl", *CNN, "--memory", "2gib"), "did you mean 2GiB?"),
+        (("ho-sfl", *CNN, "--memory", "2"), "--memory needs a unit"),
+        (("ho-sfl", *CNN, "--uplink", "10Mbit"), "no --downlink and no --latency and no --flops"),
+        (("ho-sfl", *CNN, "--cut", "nope"), "unknown cut layer 'nope'"),
+        (("ho-sfl", *CNN, "--cut", "relu2", "--sweep-cuts"), "leave out --cut"),
+        (("ho-sfl", "--model", "cifar-cnn", "--image", "32x32"), "--image takes"),
+        (("ho-sfl",), "name a model"),
+        (("ho-sl", *CNN), "unknown method 'ho-sl'; did you mean 'ho-sfl'"),
+        (("ho-sfl", "--model", '{"model_type": "t5"}'), "no family has this type"),
+        (("sflv2", *CNN, "--set", "probe.num_perturbations=2"), "does not use"),
+        (("sflv2,ho-sfl", *CNN, "--set", "nonsense=2"), "unknown key 'nonsense'"),
+        (("sflv2", *CNN, "--conventions", "theirs"), "unknown conventions"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_mistakes(plan, arguments, message):
+    code, out, err = plan(*arguments)
+    assert code == 2 and not out
+    assert message in err and len(err.splitlines()) == 1
