@@ -19,6 +19,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import Loss, imitated_step, local_loss_step
 from leansplit.models import LocalModel, SplitModel, build_auxiliary
+from leansplit.models.language.halves import LanguageClientModel
 from leansplit.noise import auxiliary_seed, local_perturbation_seeds
 from leansplit.parameters import trainable_parameters
 from leansplit.zeroth_order import LocalLossObjective, estimate, probe
@@ -32,6 +33,9 @@ def with_head(config: AuxiliaryMethodConfig, model: SplitModel, smashed: Tensor)
 
 
 def _built(config: AuxiliaryMethodConfig, model: SplitModel, inputs: Tensor) -> LocalModel:
+    if isinstance(model.client_model, LanguageClientModel):  # of which no pass is needed
+        smashed = inputs.new_empty((1, inputs.shape[-1], model.client_model.smashed_width))
+        return with_head(config, model, smashed)
     with torch.inference_mode():
         smashed = model.client_model.eval()(inputs[:1])
     return with_head(config, model, smashed)

@@ -89,6 +89,11 @@ class LanguageClientModel(Facade):
         super().__init__(inner)
         self.family = family
 
+    @property
+    def smashed_width(self) -> int:
+        """D + 1, the width of packed smashed data."""
+        return int(self._inner.config.hidden_size) + 1
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, 2, S] (ids, attention mask) to packed smashed data [B, S, D + 1]."""
         ids, mask = tokens.unbind(1)
