@@ -73,7 +73,9 @@ def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) ->
         _bring_up_to_date(replica, seeds)
         smashed = forward_only(client_model, replica.parameters, inputs)
         objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
-        probe(objective, replica.spec, replica.vector, seeds, zo, anchor=smashed)
+        anchor = objective.value_of(smashed)
+        del smashed
+        probe(objective, replica.spec, replica.vector, seeds, zo, anchor=anchor)
 
     return ClientStep(
         run=step,
