@@ -163,7 +163,7 @@ def zeroth_order_local_step(model: SplitModel, inputs: Tensor, config: ZOSplitCo
     return ClientStep(
         run=step,
         weights=[theta.vector, *held_weights(client_model, but_trained=True)],
-        batch=[inputs],
+        batch=[inputs, scalars],
         optimizers=[theta.optimizer],
     )
 
