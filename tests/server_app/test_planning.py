@@ -89,7 +89,7 @@ def test_the_table_has_no_other_rows(resnet):
 
 # --- sweeps -------------------------------------------------------------------------------------
 
-SWEPT = ("sflv2", "ho-sfl", "fedzo")
+SWEPT = ("sflv2", "ho-sfl")
 
 
 def texts(method, source, **overrides):
