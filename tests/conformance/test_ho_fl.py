@@ -28,7 +28,7 @@ OPTIONS = {
     "central": {"boundaries": ["pool1", "all"], "probe.estimator": "central"},
     "rademacher": {"boundaries": ["pool1", "all"], "probe.direction": "rademacher"},
     "sphere": {"probe.direction": "sphere", "probe.num_perturbations": 1},
-    "memory": {"memory_budgets_mb": [0.05, 0.06, 1.0]},
+    "memory": {"memory_budgets_mb": [0.055, 0.065, 1.0]},
     "one step": {"local_steps": 1, "client.lifetime": "round"},
 }
 
@@ -53,7 +53,7 @@ def test_equals_its_reference_with_every_option(
 
 
 def test_memory_budgets_become_boundaries(configure):
-    config = configure("ho-fl", memory_budgets_mb=[0.05, 1.0])
+    config = configure("ho-fl", memory_budgets_mb=[0.055, 1.0])
     task = config.workload().load_task()
     settings = settled_config(config, task, config.workload().build_model(task))
     assert settings.boundaries[1] == "none" != settings.boundaries[0]
@@ -62,7 +62,7 @@ def test_memory_budgets_become_boundaries(configure):
 
 @pytest.mark.parametrize("assignment", ["cycle", "shuffled"])
 @pytest.mark.parametrize(
-    "options", [{"boundaries": ["conv1", "none", "all"]}, {"memory_budgets_mb": [0.05, 1.0]}]
+    "options", [{"boundaries": ["conv1", "none", "all"]}, {"memory_budgets_mb": [0.055, 1.0]}]
 )
 def test_the_result_says_who_got_which_boundary(
     options, assignment, configure, run_in_process, expected
