@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import PlannedRun
@@ -15,14 +15,12 @@ from leansplit.experiments.launch import IN_PROCESS
 from leansplit.experiments.parallel import Job, run_jobs
 from leansplit.experiments.runner import Runner
 from leansplit.experiments.running import command_line, run_and_write
-from leansplit.server_app.config import flatten
+from leansplit.server_app.config import config_changes
 from leansplit.server_app.recording import Progress
-from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run, to_plain
+from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
 Say = Callable[[str], None]
-
-_MAX_CHANGES = 4
 
 
 @dataclass(frozen=True)
@@ -134,17 +132,10 @@ def _standing(planned: PlannedRun, run_dir: Path) -> tuple[Run | None, str | Non
     except UserError as error:
         return None, str(error)
     if run.result.config_hash != config_hash(planned.config.to_dict()):
-        return None, f"its configuration changed ({_changes(run.result.config, planned)})"
+        changes = config_changes(run.result.config, planned.config.to_dict())
+        return None, f"its configuration changed ({changes})"
     if (made_by := Runner.of(run.result)) != planned.runner:
         return None, f"it was made by {made_by}, not by {planned.runner}"
     if run.result.status != "completed":
         return None, f"it {'was ' if run.result.status == 'interrupted' else ''}{run.result.status}"
     return run, None
-
-
-def _changes(before: Mapping[str, Any], planned: PlannedRun) -> str:
-    old, new = flatten(before), flatten(to_plain(planned.config.to_dict()))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    changes = [f"{key}: {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys]
-    more = len(changes) - _MAX_CHANGES
-    return ", ".join(changes[:_MAX_CHANGES]) + (f" and {more} more" if more > 0 else "")
