@@ -96,7 +96,7 @@ class ClientMemory:
 
     def notes(self) -> dict[str, int]:
         """Return all numbers by name."""
-        record = _record(self._state, self._prefix + _NOTES, ConfigRecord) or {}
+        record = _record(self._state, self._prefix + _NOTES, ConfigRecord) or ConfigRecord()
         return {name: int(str(value)) for name, value in record.items()}
 
     def replace(self, blobs: Mapping[str, Tensor], notes: Mapping[str, int]) -> None:

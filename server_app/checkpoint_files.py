@@ -74,9 +74,16 @@ def find_checkpoints(folder: Path) -> list[Path]:
     if folder.name.startswith(_PREFIX):
         return [folder] if folder.is_dir() else []
     inside = folder / CHECKPOINTS
-    found = [path for path in (inside if inside.is_dir() else folder).glob(f"{_PREFIX}*")]
-    rounds = {path: path.name.removeprefix(_PREFIX) for path in found if path.is_dir()}
-    return sorted((p for p, r in rounds.items() if r.isdecimal()), key=_round_of, reverse=True)
+    found = (inside if inside.is_dir() else folder).glob(f"{_PREFIX}*")
+    ours = [p for p in found if p.is_dir() and p.name.removeprefix(_PREFIX).isdecimal()]
+    return sorted(ours, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+
+
+def run_folder(folder: Path) -> Path:
+    """Return the run's folder, whichever of those of :func:`find_checkpoints` is given."""
+    if folder.name.startswith(_PREFIX):
+        folder = folder.parent
+    return folder.parent if folder.name == CHECKPOINTS else folder
 
 
 def checkpoint_path(folder: Path, round: int) -> Path:
@@ -222,10 +229,6 @@ def _refusing(file: Path) -> Iterator[None]:
 
 def _refused(file: Path, reason: object) -> CheckpointError:
     return CheckpointError(f"cannot use the checkpoint file {file}: {reason}")
-
-
-def _round_of(path: Path) -> int:
-    return int(path.name.removeprefix(_PREFIX))
 
 
 def _json(value: object) -> bytes:

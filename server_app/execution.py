@@ -6,6 +6,7 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord
@@ -17,6 +18,7 @@ from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import checksum, copied
+from leansplit.server_app.checkpoint_files import CHECKPOINTS
 from leansplit.server_app.checkpoints import (
     Checkpointer,
     Checkpoints,
@@ -65,6 +67,10 @@ def execute(
     task = workload.load_task()
     model = workload.build_model(task)
     settings = settled_config(config, task, model)
+    if checkpoints is None and config.has_checkpoints:
+        if not config.out:
+            raise UserError("checkpoints need a folder: set out, or checkpoint_every = 0")
+        checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS)
     start = checkpoints.start if checkpoints else None
     outcome = new_outcome(
         config, settings, task, model, client_costs=client_costs_of(start) if start else None
@@ -91,8 +97,6 @@ def execute(
         strategy.observers.append(watcher)
     if checkpoints is not None and (config.has_checkpoints or start):
         strategy.observers.append(Checkpointer(checkpoints, outcome, strategy, recorder, watcher))
-    elif config.has_checkpoints:
-        raise UserError("checkpoints need a folder: set out, or remove the checkpoint_ keys")
     try:
         strategy.start(
             grid=grid,

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from flwr.app import ArrayRecord
@@ -38,7 +38,7 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         options: see :class:`leansplit.strategies.running.RunningStrategy`.
     """
 
-    not_state = ("loss", "_server_optimizer")
+    not_state: ClassVar[Sequence[str]] = ("loss", "_server_optimizer")
 
     def __init__(self, model: SplitModel, loss: Loss, config: C, **options: Any) -> None:
         super().__init__(**options)

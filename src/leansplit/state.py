@@ -37,7 +37,7 @@ def together(tensors: Mapping[str, Tensor], fields: Mapping[str, Any]) -> dict[s
     tree = _copied(fields)
     for path, tensor in tensors.items():
         *folders, name = (_unescaped(part) for part in path.split("/"))
-        place = tree
+        place: Any = tree
         for folder in folders:
             place = place.get(folder) if isinstance(place, dict) else None
         if not isinstance(place, dict) or name in place:
