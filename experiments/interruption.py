@@ -1,4 +1,4 @@
-"""Ctrl-C or SIGTERM: once to end at the next good place with all that was measured, twice to abort."""
+"""Ctrl-C or SIGTERM: once to end well with everything measured so far, twice to abort."""
 
 from __future__ import annotations
 
