@@ -99,7 +99,7 @@ def test_damage_anywhere_is_refused_with_the_file_and_the_reason(written, seed):
         except CheckpointError:
             return
     else:
-        with pytest.raises(CheckpointError, match="cannot use the checkpoint file .+: ."):
+        with pytest.raises(CheckpointError, match=r"cannot use the checkpoint file .+: ."):
             read_checkpoint(written)
 
 
@@ -154,6 +154,28 @@ class Killed(BaseException):
     """The process is gone; nothing it would have cleaned up is cleaned up."""
 
 
+class HalfWritten:
+    """A file that is open for writing in a process that may die at it."""
+
+    def __init__(self, stream, step):
+        self.stream, self.step = stream, step
+        self.flush, self.fileno = stream.flush, stream.fileno
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+
+    def write(self, content):
+        try:
+            self.step()
+        except Killed:
+            self.stream.write(content[: len(content) // 2])
+            raise
+        self.stream.write(content)
+
+
 class Dying:
     """Counts what reaches the disk, and dies before the n-th time; files are cut in half."""
 
@@ -171,27 +193,7 @@ class Dying:
         def open_dying(path, *arguments, **options):
             self.step()
             stream = real_open(path, *arguments, **options)
-            real_write = stream.write
-
-            class Half:
-                def __enter__(half):
-                    return half
-
-                def __exit__(half, *_):
-                    stream.close()
-
-                def write(half, content):
-                    try:
-                        self.step()
-                    except Killed:
-                        real_write(content[: len(content) // 2])
-                        stream.close()
-                        raise
-                    real_write(content)
-
-                flush, fileno = stream.flush, stream.fileno
-
-            return Half()
+            return HalfWritten(stream, self.step)
 
         def remove(*arguments, **options):
             if not self.is_dead:

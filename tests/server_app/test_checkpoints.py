@@ -129,7 +129,7 @@ def test_a_damaged_one_is_refused_or_passed_over(run, tmp_path):
     whole = run(config())
     newest, older = find_checkpoints(tmp_path)
     (newest / "state.safetensors").write_bytes(b"")
-    with pytest.raises(CheckpointError, match="0 bytes.*--resume-previous"):
+    with pytest.raises(CheckpointError, match=r"0 bytes.*--resume-previous"):
         resumable(tmp_path, config())
     said = []
     assert resumable(tmp_path, config(), or_previous=True, say=said.append).round == 4
