@@ -11,7 +11,7 @@ from leansplit.clients import app as client_app
 from leansplit.experiments import cli, compare, resume, run_all, running
 from leansplit.experiments.command_line import EXIT_INTERRUPTED
 from leansplit.experiments.interruption import finish_first
-from leansplit.server_app import execution
+from leansplit.server_app import execution, recording
 from leansplit.server_app.results import read_run
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.ho_sfl import HOSFL
@@ -68,15 +68,15 @@ PHASES = {
     "measuring a client": (execution, "_measure_client", 1, (0, 1)),
     "set-up": (Federation, "set_up", 1, (0, 1)),
     "a client's set-up": (client_app, "_report", 3, (0, 1)),
-    "evaluation before the first round": (execution, "evaluate", 1, (0, 1)),
+    "evaluation before the first round": (recording, "evaluate", 1, (0, 1)),
     "first round": (HOSFL, "aggregate_train", 1, (1, 2)),
-    "evaluation after a round": (execution, "evaluate", 2, (2, 2)),
+    "evaluation after a round": (recording, "evaluate", 2, (2, 2)),
     "a later round": (HOSFL, "aggregate_train", 3, (3, 3)),
 }
 # phases after which no round is left: the run is complete
 LATE = {
     "last round": (HOSFL, "aggregate_train", ROUNDS),
-    "last evaluation": (execution, "evaluate", 3),
+    "last evaluation": (recording, "evaluate", 3),
     "final synchronisation": (HOSFL, "end", 1),
     "writing": (running, "write_outcome", 1),
 }
