@@ -37,6 +37,8 @@ def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | Beh
 def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | BehindReply:
     """Step 5: v_p = <lambda, f_c(x; theta + mu u_p) - z> for every seed; P scalars go up.
 
+    Of z only <lambda, z> is kept, so the probes hold no more than inference and lambda.
+
     Raises:
         ValueError: if no forward request came first.
     """
@@ -48,15 +50,17 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
     if stored is None or not is_this_round:
         raise ValueError(f"probe of round {request.round} came without a forward request")
     inputs, _ = session.batch(request.round)
+    objective = SurrogateObjective(session.client_model.eval(), inputs, request.smashed_gradient)
+    anchor = objective.value_of(stored.pop("smashed_data"))
+    session.memory.forget(_ANCHOR)
     differences = probe(
-        SurrogateObjective(session.client_model.eval(), inputs, request.smashed_gradient),
+        objective,
         replica.spec,
         replica.vector,
         request.seeds.tolist(),
         session.config(HOSFLConfig).zeroth_order,
-        anchor=stored["smashed_data"],
+        anchor=anchor,
     )
-    session.memory.forget(_ANCHOR)
     remember_seeds(session, request.round, request.seeds)
     return ProbeReply(scalars=differences.float())
 

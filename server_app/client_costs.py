@@ -76,7 +76,9 @@ def zeroth_order_step(
     def step() -> None:
         smashed = forward_only(client_model, spec.views(vector), inputs)
         objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
-        probe(objective, spec, vector, seeds, config, anchor=smashed)
+        anchor = objective.value_of(smashed)
+        del smashed
+        probe(objective, spec, vector, seeds, config, anchor=anchor)
 
     return step
 

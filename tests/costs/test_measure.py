@@ -146,8 +146,8 @@ def test_a_zeroth_order_step_peaks_at_inference_and_a_perturbed_copy():
         with unshared_directions():  # as on a device
             return peak_tensor_bytes(lambda: probe_once(model, x, config))
 
-    # The model, theta, u and theta + mu u; x, lambda, the anchor and z, or the last layer's input;
-    # 8 bytes for each scalar v.
+    # The model, theta, u and theta + mu u; x, lambda, a layer's input and its output; 8 bytes for
+    # each scalar v.
     assert peak(DEPTH, 2) <= 4 * WEIGHTS + 4 * ACTIVATION + 2 * 8
     assert peak(DEPTH, 9) - peak(DEPTH, 2) == 7 * 8  # P does not matter
     # Nor do activations add up with depth, as a graph's do.

@@ -253,7 +253,7 @@ def estimates(model, x, y):
     for direction in DIRECTIONS:
         zo = ZerothOrderConfig(num_perturbations=2, direction=direction)
         objective = SurrogateObjective(model.client_model, x, torch.ones_like(z))
-        v = probe(objective, spec, theta, (4, 5), zo, anchor=z)
+        v = probe(objective, spec, theta, (4, 5), zo, anchor=objective.value_of(z))
         found[f"{direction}.v"] = v
         found[f"{direction}.g"] = estimate(spec, (4, 5), v, zo, device=theta.device)
         found[f"{direction}.moved"] = perturbed(theta, 1e-2, 4, zo)
@@ -268,7 +268,7 @@ def losses(model, x, y):
     local = LocalLossObjective(lambda_of(full), F.cross_entropy, x, y)
     v = {"own": probe(own, whole, theta, (1, 2), CENTRAL)}
     names = {f"full.{name}": value for name, value in whole.views(theta).items()}
-    v["local"] = local.evaluate(names)
+    v["local"] = torch.tensor(local.evaluate(names))
     spec = ParameterSpec.of(trainable_parameters(client))
     theta_c = spec.flatten(trainable_parameters(client))
     probed = probe_smashed_data(client, spec, theta_c, x, (1, 2), CENTRAL, with_anchor=True)

@@ -21,6 +21,8 @@ from leansplit.zeroth_order import (
     SurrogateObjective,
     ZerothOrderConfig,
     estimate,
+    float64_inner_product,
+    float64_sum,
     forward_only,
     probe,
 )
@@ -227,9 +229,10 @@ def test_forward_passes_are_counted_and_never_differentiated(estimator, has_anch
     config = zo(num_perturbations=5, estimator=estimator)
     model, x = Guarded(), normal(4, 3)
     parameters = trainable_parameters(model)
-    anchor = forward_only(model, parameters, x) if has_anchor else None
+    z = forward_only(model, parameters, x) if has_anchor else None
     model.calls = 0
     objective = SurrogateObjective(model, x, normal(4, 2))
+    anchor = None if z is None else objective.value_of(z)
     gradient, v = estimate_at(objective, parameters, config, anchor=anchor)
     assert model.calls == forwards
     assert v.shape == (5,) and v.dtype == torch.float64 and v.abs().min() > 0
@@ -242,7 +245,7 @@ def test_the_anchor_stands_for_the_value_at_theta():
     model, x = Guarded(), normal(4, 3)
     parameters = trainable_parameters(model)
     objective = SurrogateObjective(model, x, normal(4, 2))
-    anchor = forward_only(model, parameters, x)
+    anchor = objective.value_of(forward_only(model, parameters, x))
     _, without = estimate_at(objective, parameters, zo())
     _, with_anchor = estimate_at(objective, parameters, zo(), anchor=anchor)
     assert torch.equal(without, with_anchor)
@@ -269,13 +272,13 @@ def test_probing_changes_no_bit(estimator):
     parameters = trainable_parameters(model)
     spec = ParameterSpec.of(parameters)
     vector = spec.flatten(parameters)
-    anchor = forward_only(model, parameters, x)
-    watched = [vector, x, smashed_gradient, anchor, *parameters.values(), *model.parameters()]
+    z = forward_only(model, parameters, x)
+    watched = [vector, x, smashed_gradient, z, *parameters.values(), *model.parameters()]
     before = [tensor.detach().clone() for tensor in watched]
     versions = [t._version for t in watched if not t.is_inference()]
     config = zo(estimator=estimator, perturbation_scale=0.3)
     objective = SurrogateObjective(model, x, smashed_gradient)
-    v = probe(objective, spec, vector, seeds(8), config, anchor=anchor)
+    v = probe(objective, spec, vector, seeds(8), config, anchor=objective.value_of(z))
     estimate(spec, seeds(8), v, config, device="cpu")
     assert all(torch.equal(a, b) for a, b in zip(before, watched, strict=True))
     # Not even "perturbed and restored": nothing was written at all.
@@ -286,7 +289,7 @@ def test_probing_changes_no_bit(estimator):
 # --- numerics -----------------------------------------------------------------------------------
 
 
-def test_differences_are_taken_before_the_sum():
+def test_sums_lose_nothing_of_their_difference():
     """A difference of about 1e-3 under a total of about 1e8: subtracting sums would lose it."""
     n = 10_000
     offset = torch.full((n,), 8192.0)
@@ -307,14 +310,25 @@ def test_differences_are_taken_before_the_sum():
     assert abs(naive.item() - n * 2.0**-10) > 0.5
 
 
-def test_the_surrogate_subtracts_before_it_multiplies_and_sums():
+def test_the_difference_of_two_inner_products_keeps_every_digit():
     smashed_gradient = torch.tensor([1e4, -1e4, 1.0])
     minus = torch.tensor([1234.5, 1234.5, 3.0])
     plus = minus + torch.tensor([2.0**-13, 0.0, 0.0])  # one spacing of float32 at 1234.5
     products = (plus * smashed_gradient).sum() - (minus * smashed_gradient).sum()
     assert products.item() != 1e4 * 2.0**-13
     objective = SurrogateObjective(nn.Identity(), minus, smashed_gradient)
-    assert objective.difference(plus, minus) == 1e4 * 2.0**-13
+    assert objective.value_of(plus) - objective.value_of(minus) == 1e4 * 2.0**-13
+
+
+@pytest.mark.parametrize("size", [0, 1, 65_536, 65_537, 200_000])
+def test_inner_products_in_chunks_are_those_of_float64(size):
+    a, b = normal(size), normal(size)
+    exact = float(torch.dot(a.double(), b.double()))
+    assert float64_inner_product(a, b) == pytest.approx(exact, rel=1e-12, abs=1e-12)
+    assert float64_inner_product(a.bfloat16(), b) == pytest.approx(
+        float(torch.dot(a.bfloat16().double(), b.double())), rel=1e-12, abs=1e-12
+    )
+    assert float64_sum(a) == pytest.approx(float(a.double().sum()), rel=1e-12, abs=1e-12)
 
 
 def test_estimate_is_the_plain_ordered_sum():

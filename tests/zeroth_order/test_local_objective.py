@@ -23,9 +23,9 @@ def test_one_pass_gives_smashed_data_and_loss_without_a_graph():
     z, value = wanted.evaluate_with_smashed_data(parameters)
     assert torch.equal(z, model.client(wanted.inputs))
     torch.testing.assert_close(
-        value.item(), F.cross_entropy(model(wanted.inputs)[1], wanted.labels).item()
+        value, F.cross_entropy(model(wanted.inputs)[1], wanted.labels).item()
     )
-    assert z.is_inference() and value.is_inference() and value.dtype == torch.float64
+    assert z.is_inference()
     assert wanted.evaluate(parameters) == value
 
 

@@ -111,17 +111,18 @@ class HybridTraining:
                     functional_call(zeroth, parameters, (inputs,)), labels
                 )
             )
-            anchor = objective.evaluate(self._replica.parameters)
-            value = float(anchor)
+            value = anchor = objective.evaluate(self._replica.parameters)
         else:
-            # Inference tensors cannot start a graph; the copy can, and serves as anchor too.
-            anchor = forward_only(zeroth, self._replica.parameters, inputs).clone()
+            # Inference tensors cannot start a graph; a copy can.
+            smashed = forward_only(zeroth, self._replica.parameters, inputs).clone()
             upper = server_step(
-                first, self._loss, self._optimizer, [anchor], [labels], [1.0],
+                first, self._loss, self._optimizer, [smashed], [labels], [1.0],
                 dropout_seed=dropout_seed,
             )  # fmt: skip
             value = upper.losses[0]
             objective = SurrogateObjective(zeroth, inputs, upper.smashed_gradients[0])
+            anchor = objective.value_of(smashed)
+            del smashed  # probes hold no more than inference and lambda
         scalars = probe(
             objective,
             self._replica.spec,

@@ -37,7 +37,7 @@ from leansplit.noise import (
 )
 from leansplit.parameters import ParameterSpec, load_parameters_
 from leansplit.reference.rounds import AfterRound, go_on
-from leansplit.zeroth_order import float64_sum
+from leansplit.zeroth_order import float64_inner_product
 
 
 def ho_fl(
@@ -112,9 +112,12 @@ def ho_fl(
                             if zo.estimator == "central":
                                 minus = functional_call(bottom, spec.views(theta - u_j * mu), (x,))
                             if top:
-                                s_ij.append(float64_sum((plus - minus) * delta))
+                                above, below = (
+                                    float64_inner_product(delta, end) for end in (plus, minus)
+                                )
                             else:
-                                s_ij.append(float(loss(plus, y) - loss(minus, y)))
+                                above, below = (float(loss(end, y)) for end in (plus, minus))
+                            s_ij.append(above - below)
                     s_ij = torch.tensor(s_ij, dtype=torch.float32).tolist()  # 5. what crosses
                     factor = second_moment_inverse(zo.direction, spec.num_elements)
                     gradient = torch.zeros_like(theta)

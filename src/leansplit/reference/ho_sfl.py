@@ -30,7 +30,7 @@ from leansplit.noise import (
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 from leansplit.reference.rounds import AfterRound, go_on
 from leansplit.sequences import join, part
-from leansplit.zeroth_order import float64_sum
+from leansplit.zeroth_order import float64_inner_product
 
 
 def ho_sfl(
@@ -109,8 +109,8 @@ def ho_sfl(
                     minus = z_m
                     if zo.estimator == "central":
                         minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
-                    product = (plus.float() - minus) * lambda_m  # also in half precision
-                    v.append(float64_sum(product))
+                above, below = (float64_inner_product(lambda_m, end) for end in (plus, minus))
+                v.append(above - below)
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 
         # 6. The server averages the scalars over the cohort.

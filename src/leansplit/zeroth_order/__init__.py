@@ -24,6 +24,7 @@ from leansplit.zeroth_order.objective import (
     Objective,
     SumObjective,
     SurrogateObjective,
+    float64_inner_product,
     float64_sum,
     forward_only,
 )
@@ -68,6 +69,7 @@ __all__ = [
     "expected_norm_ratio",
     "expected_relative_variance",
     "expected_squared_cosine",
+    "float64_inner_product",
     "float64_sum",
     "forward_only",
     "local_loss_objective",

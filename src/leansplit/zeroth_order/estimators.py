@@ -76,7 +76,7 @@ def probe(
     seeds: Sequence[int],
     config: ZerothOrderConfig,
     *,
-    anchor: Tensor | None = None,
+    anchor: float | None = None,
 ) -> Tensor:
     """Return the un-normalised directional differences v_p, one for each seed.
 
@@ -86,8 +86,8 @@ def probe(
         vector: theta, shape [d]; not written.
         seeds: one perturbation seed for each direction.
         config: estimator, mu and distribution.
-        anchor: the unreduced value at ``vector`` if the caller has it already (HO-SFL's clients
-            keep their smashed data); saves the forward estimator one pass.
+        anchor: F at ``vector`` if the caller has it already (HO-SFL's clients kept their smashed
+            data); saves the forward estimator one pass.
 
     Returns:
         float64 tensor of shape [P].
@@ -103,7 +103,7 @@ def probe(
             minus = anchor
         else:
             minus = objective.evaluate(spec.views(perturbed(vector, -mu, seed, config)))
-        differences[index] = objective.difference(plus, minus)
+        differences[index] = plus - minus
     return differences
 
 

@@ -32,16 +32,12 @@ class LocalLossObjective:
     inputs: Tensor
     labels: Tensor
 
-    def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return the loss at ``parameters``, a float64 scalar."""
+    def evaluate(self, parameters: ParameterDict) -> float:
+        """Return the loss at ``parameters``."""
         return self.evaluate_with_smashed_data(parameters)[1]
 
-    def evaluate_with_smashed_data(self, parameters: ParameterDict) -> tuple[Tensor, Tensor]:
+    def evaluate_with_smashed_data(self, parameters: ParameterDict) -> tuple[Tensor, float]:
         """Return (z, loss) of one pass, so that an upload needs no pass of its own."""
         with torch.inference_mode():
             smashed, outputs = functional_call(self.model, dict(parameters), (self.inputs,))
-            return smashed, self.loss(outputs.double(), self.labels)
-
-    def difference(self, plus: Tensor, minus: Tensor) -> float:
-        """Return the difference of two losses."""
-        return float(plus - minus)
+            return smashed, float(self.loss(outputs.double(), self.labels))

@@ -12,22 +12,18 @@ from torch.func import functional_call
 
 from leansplit.parameters import ParameterDict
 
-_SUM_CHUNK = 65536
+_CHUNK = 65536  # elements that are held in float64 at a time
 
 
 class Objective(Protocol):
-    """A scalar function F of the parameters, kept as the tensor that it reduces.
+    """A scalar function F of the parameters, in float64.
 
-    The estimator needs F(plus) - F(minus). Subtracting two large sums loses the digits that
-    matter, so objectives subtract elementwise first and reduce in float64 afterwards.
+    The estimator needs F(plus) - F(minus), a millionth of either perhaps, so values are summed in
+    float64 from float32 terms: nothing of their difference is lost, and no terms have to be kept.
     """
 
-    def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return the unreduced value at ``parameters``: one forward pass."""
-        ...
-
-    def difference(self, plus: Tensor, minus: Tensor) -> float:
-        """Return F(plus) - F(minus) from two unreduced values."""
+    def evaluate(self, parameters: ParameterDict) -> float:
+        """Return F at ``parameters``: one forward pass."""
         ...
 
 
@@ -37,14 +33,10 @@ class SumObjective:
 
     function: Callable[[ParameterDict], Tensor]
 
-    def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return ``function(parameters)``, any shape, evaluated in inference mode."""
+    def evaluate(self, parameters: ParameterDict) -> float:
+        """Return the float64 sum of ``function(parameters)``, evaluated in inference mode."""
         with torch.inference_mode():
-            return self.function(parameters)
-
-    def difference(self, plus: Tensor, minus: Tensor) -> float:
-        """Return the float64 sum of ``plus - minus``."""
-        return float((plus - minus).double().sum())
+            return float64_sum(self.function(parameters))
 
 
 @dataclass(frozen=True)
@@ -61,20 +53,13 @@ class SurrogateObjective:
     inputs: Tensor
     smashed_gradient: Tensor
 
-    def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return f_c(x; parameters), shape [B, ...], in memory of its own."""
-        smashed = forward_only(self.client_model, parameters, self.inputs)
-        shared = smashed.untyped_storage().data_ptr() == self.inputs.untyped_storage().data_ptr()
-        return smashed.clone() if shared else smashed
+    def evaluate(self, parameters: ParameterDict) -> float:
+        """Return <lambda, f_c(x; parameters)>."""
+        return self.value_of(forward_only(self.client_model, parameters, self.inputs))
 
-    def difference(self, plus: Tensor, minus: Tensor) -> float:
-        """Return <lambda, plus - minus>: difference and product in float32, sum in float64.
-
-        Overwrites ``plus`` where that is float32, so that a client never holds more than its
-        inference needs.
-        """
-        with torch.inference_mode():
-            return float64_sum(plus.float().sub_(minus).mul_(self.smashed_gradient))
+    def value_of(self, smashed: Tensor) -> float:
+        """Return <lambda, smashed>: F, of smashed data that are there already."""
+        return float64_inner_product(self.smashed_gradient, smashed)
 
 
 @dataclass(frozen=True)
@@ -93,21 +78,34 @@ class LossObjective:
     inputs: Tensor
     labels: Tensor
 
-    def evaluate(self, parameters: ParameterDict) -> Tensor:
-        """Return the mean loss at ``parameters``, a scalar tensor."""
+    def evaluate(self, parameters: ParameterDict) -> float:
+        """Return the mean loss at ``parameters``."""
         outputs = forward_only(self.model, parameters, self.inputs)
         with torch.inference_mode():
-            return self.loss(outputs, self.labels)
-
-    def difference(self, plus: Tensor, minus: Tensor) -> float:
-        """Return F(plus) - F(minus) of two float32 losses, in float64."""
-        return float(plus) - float(minus)
+            return float(self.loss(outputs, self.labels))
 
 
 def float64_sum(values: Tensor) -> float:
     """Return the sum of ``values`` in float64, without a float64 copy of all of them."""
-    chunks = torch.split(values.reshape(-1), _SUM_CHUNK)
-    return sum((float(chunk.sum(dtype=torch.float64)) for chunk in chunks), start=0.0)
+    with torch.inference_mode():
+        total = torch.zeros((), dtype=torch.float64, device=values.device)
+        for chunk in torch.split(values.reshape(-1), _CHUNK):
+            total += chunk.sum(dtype=torch.float64)
+        return float(total)
+
+
+def float64_inner_product(a: Tensor, b: Tensor) -> float:
+    """Return <a, b> of two float32 or narrower tensors of one shape, in float64.
+
+    Products are exact, so only the sum rounds: the difference of two inner products keeps every
+    digit that the difference of the tensors has. No float64 copy of all of them is made.
+    """
+    with torch.inference_mode():
+        total = torch.zeros((), dtype=torch.float64, device=b.device)
+        chunks = (torch.split(tensor.reshape(-1), _CHUNK) for tensor in (a, b))
+        for left, right in zip(*chunks, strict=True):
+            total += (left.double() * right).sum()
+        return float(total)
 
 
 def forward_only(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
