@@ -185,9 +185,16 @@ def run_state_of(checkpoint: Checkpoint) -> RunState:
 
 
 def client_costs_of(checkpoint: Checkpoint) -> ClientCosts | None:
-    """Return what a client step was measured to cost."""
+    """Return what a client step was measured to cost.
+
+    Raises:
+        CheckpointError: if the checkpoint says something else.
+    """
     costs = checkpoint.fields["run"]["client_costs"]
-    return ClientCosts(**costs) if costs else None
+    try:
+        return None if costs is None else ClientCosts(**costs)
+    except TypeError as error:
+        raise CheckpointError(f"the checkpoint's client costs cannot be read: {error}") from error
 
 
 def resumable(

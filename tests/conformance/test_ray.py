@@ -1,4 +1,4 @@
-"""The same run on Flower's simulation engine: one worker, two, one that dies, and a run that goes on."""
+"""The same run on Flower's engine: one worker, two, one that dies, and a run that goes on."""
 
 import threading
 
