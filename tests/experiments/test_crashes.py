@@ -20,7 +20,16 @@ from leansplit.server_app.results import RESULT_FILE, read_run
 
 METHODS = ["ho-sfl", "heron-sfl", "sflv2"]
 KILLS = -(-int(os.environ.get("LEANSPLIT_KILLS", "6")) // len(METHODS))
-ROUNDS = 12
+ROUNDS = 8
+LOADED_ONCE = [  # by the server that processes are forked from
+    "leansplit.experiments.running",
+    "leansplit.clients.app",
+    "pyarrow.parquet",
+    "sklearn.datasets",
+    "torch._dynamo",
+    __name__,
+]
+pytestmark = pytest.mark.timeout(300 + 60 * KILLS)
 
 
 def config(method):
@@ -54,7 +63,7 @@ def test_killed_at_random_instants_ends_with_the_uninterrupted_bits(method, tmp_
     took_s = time.monotonic() - started
     draw = random.Random(f"{method} {KILLS}")
     processes = get_context("forkserver")
-    processes.set_forkserver_preload(["leansplit.experiments.running"])
+    processes.set_forkserver_preload(LOADED_ONCE)
     kills, resumed, folder = 0, 0, 0
     while True:
         out = tmp_path / str(folder)
