@@ -77,7 +77,7 @@ def compare(
         sys.stdout.write(json.dumps({"rows": rows, "warnings": list(done.summary.warnings)}) + "\n")
     else:
         console = Console()
-        console.print(summary_table(done.summary, planned.title))
+        console.print(summary_table(done.summary, planned.full_title))
         for warning in done.summary.warnings:
             console.print(f"note: {warning}", markup=False, soft_wrap=True)
         for file in done.files:
@@ -118,8 +118,8 @@ def tune(
         show_progress=lambda title: progress_bar(stderr, title),
         say=say,
     )
-    files = report.write_tuning(out_dir, done, planned.title)
-    console.print(report.tuning_summary(done, planned.title))
+    files = report.write_tuning(out_dir, done, planned.full_title)
+    console.print(report.tuning_summary(done, planned.full_title))
     for warning in done.warnings:
         console.print(f"note: {warning}", markup=False, soft_wrap=True)
     if done.is_interrupted:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from dataclasses import dataclass
 from pathlib import Path
 
 from leansplit.experiments.controls import find_controls
 from leansplit.experiments.experiment import Experiment
+from leansplit.experiments.experiment_file import copy_with_overrides
 from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report
 from leansplit.experiments.resume import Say, ShowProgress
@@ -57,7 +57,7 @@ def compare(
         RunFailedError: if no run left a result.
     """
     reading = Reading(
-        title=experiment.title,
+        title=experiment.full_title,
         order=experiment.order,
         target_accuracy=experiment.target_accuracy,
         learning_rates=experiment.learning_rates,
@@ -66,7 +66,7 @@ def compare(
     with results_folder(out_dir):
         check_all(experiment.runs, jobs)
         if source is not None and source.resolve() != (out_dir / EXPERIMENT_FILE).resolve():
-            shutil.copyfile(source, out_dir / EXPERIMENT_FILE)
+            copy_with_overrides(source, out_dir / EXPERIMENT_FILE, experiment.overrides)
         with stop_on_interrupt(stop):
             done = run_all(
                 experiment.runs,

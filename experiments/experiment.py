@@ -12,6 +12,7 @@ from typing import Any
 
 from leansplit.errors import UserError, did_you_mean
 from leansplit.experiments.controls import first_labels
+from leansplit.experiments.experiment_file import title_with
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.tuning_config import Tuning, method_tuning, read_tuning
 from leansplit.plugins import load_plugin
@@ -25,6 +26,7 @@ _KEYS: dict[str, tuple[tuple[type, ...], str]] = {
     "target_accuracy": ((int, float), "a fraction such as 0.9"),
     "plugins": ((list,), "a list of files or modules"),
     "shared": ((dict,), "a table of run keys"),
+    "overrides": ((dict,), "a table of run keys"),
     "tuning": ((dict,), "a table"),
     "methods": ((list,), "[[methods]] tables"),
 }
@@ -88,6 +90,8 @@ class Experiment:
     """A comparison of methods on one task."""
 
     title: str
+    overrides: Mapping[str, Any]
+    """Run keys of the command line, which win over the file's."""
     learning_rates: str | None
     """One sentence: how learning rates were chosen."""
     target_accuracy: float | None
@@ -100,9 +104,14 @@ class Experiment:
     client come first: from then on every run has a client gain recovered."""
 
     @property
+    def full_title(self) -> str:
+        """The title, with what the command line changed."""
+        return title_with(self.title, self.overrides)
+
+    @property
     def order(self) -> list[str]:
-        """Methods in the order of the file."""
-        return list(dict.fromkeys(row.method for row in self.rows))
+        """Labels of the rows in the order of the file."""
+        return [row.label for row in self.rows]
 
     def made_by(self, runner: Runner) -> Experiment:
         """Return the experiment with all its runs made by ``runner``."""
@@ -156,6 +165,7 @@ def experiment_on(
     return Experiment(
         tuning=tuning,
         title=task.capitalize(),
+        overrides=overrides or {},
         learning_rates=None,
         target_accuracy=None,
         seeds=chosen,
@@ -176,8 +186,9 @@ def load_experiment(
     Args:
         path: TOML with ``shared`` (run keys), ``methods`` (a list of tables with ``method``, an
             optional ``label``, run keys and a ``tuning`` table), ``seeds``, and optionally
-            ``title``, ``learning_rates``, ``target_accuracy``, ``tuning`` and ``plugins`` (files
-            relative to this one, or module names; see :mod:`leansplit.plugins`).
+            ``title``, ``learning_rates``, ``target_accuracy``, ``tuning``, ``overrides`` (run keys
+            that win over every row's) and ``plugins`` (files relative to this one, or module
+            names; see :mod:`leansplit.plugins`).
         seeds: in place of the file's.
         overrides: run keys that win over the file's.
         methods: only the rows of these methods or labels.
@@ -201,7 +212,8 @@ def load_experiment(
     target = content.get("target_accuracy")
     if target is not None and not 0 < target <= 1:
         raise UserError(f"target_accuracy in {path} must be a fraction in (0, 1], got {target!r}")
-    everywhere = [content.get("shared", {}), overrides or {}, *content.get("methods", [])]
+    overrides = {**flatten(content.get("overrides", {})), **(overrides or {})}
+    everywhere = [content.get("shared", {}), overrides, *content.get("methods", [])]
     if any(isinstance(part, Mapping) and "seed" in part for part in everywhere):
         raise UserError("an experiment has `seeds` (or --seeds), not `seed`")
     chosen = tuple(seeds) or tuple(content.get("seeds", [0]))
@@ -214,7 +226,7 @@ def load_experiment(
         raise UserError(f"{path} names no methods; add [[methods]] tables with a `method` key")
     tuning = read_tuning(content.get("tuning", {}))
     shared = content.get("shared", {})
-    rows = [_row(path, entry, shared, overrides or {}, tuning) for entry in tables]
+    rows = [_row(path, entry, shared, overrides, tuning) for entry in tables]
     labels = [row.label for row in rows]
     folders = [slug(label) for label in labels]
     if "" in folders:
@@ -225,6 +237,7 @@ def load_experiment(
     rows = _only(rows, methods)
     return Experiment(
         title=str(content.get("title", path.stem)),
+        overrides=overrides,
         learning_rates=content.get("learning_rates"),
         target_accuracy=target,
         seeds=chosen,

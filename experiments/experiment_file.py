@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leansplit.errors import RunFailedError
+from leansplit.server_app.config import flatten
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import write_files
 
@@ -34,6 +35,30 @@ def write_settings(
     if tomllib.loads(changed) != wanted:
         raise RunFailedError(f"cannot write to {path} without changing more; put the values in")
     write_files(path.parent, {path.name: changed.encode()})
+
+
+def copy_with_overrides(source: Path, target: Path, overrides: Mapping[str, Any]) -> None:
+    """Copy an experiment file; what the command line changed becomes its ``[overrides]`` table.
+
+    The copy then says what was run, and running it again runs the same.
+
+    Raises:
+        UserError: if a file cannot be read or written.
+    """
+    text = source.read_text(encoding="utf-8")
+    if overrides:
+        import tomlkit
+
+        document: Any = tomlkit.parse(text)
+        document["overrides"] = {**flatten(document.get("overrides", {})), **overrides}
+        text = str(tomlkit.dumps(document))
+    write_files(target.parent, {target.name: text.encode()})
+
+
+def title_with(title: str, overrides: Mapping[str, Any]) -> str:
+    """Return an experiment's title with what the command line changed."""
+    changes = ", ".join(f"{key}={value}" for key, value in flatten(overrides).items())
+    return f"{title}; with {changes}" if changes else title
 
 
 def _changed(text: str, settings: Mapping[str, Mapping[str, Any]], learning_rates: str) -> str:

@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
+import json
+import statistics
 from collections.abc import Mapping, Sequence, Set
 
+from leansplit.experiments.inert_moments import ADVICE, has_inert_moments
 from leansplit.experiments.runner import Runner
 from leansplit.server_app.budget import MB, EndedBy
-from leansplit.server_app.results import Run
+from leansplit.server_app.results import Run, RunResult
 
+SETTING = (
+    *("clients", "cohort", "partition", "alpha", "classes_per_client", "min_samples"),
+    *("task_options", "model", "model_options", "cut_layer", "initial_weights_digest"),
+)
+"""Keys that say what is learnt by whom, not how: rows that differ in one have other controls."""
 SAMPLES_TOLERANCE = 0.01
 """Cohorts and batch ends make exact equality impossible."""
 BYTES_TOLERANCE = 0.05
 """A round costs some methods many bytes, and a run ends with a whole round."""
+INTERVAL_TOLERANCE = 0.5
+"""Methods with several local steps see several batches a round."""
+
+
+def setting_of(result: RunResult) -> dict[str, str]:
+    """Return the keys of ``SETTING`` that matter to a run, as text."""
+    unused = {
+        "alpha": result.config.get("partition") != "dirichlet",
+        "classes_per_client": result.config.get("partition") != "pathological",
+    }
+    return {
+        key: json.dumps(result.config.get(key), sort_keys=True, default=str)
+        for key in SETTING
+        if not unused.get(key)
+    }
 
 
 def ended_at_target(completed: Mapping[str, Sequence[Run]]) -> bool:
@@ -22,7 +45,59 @@ def ended_at_target(completed: Mapping[str, Sequence[Run]]) -> bool:
 def fairness_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
     """Return what is unequal between methods and should not be, under the budget that they had."""
     groups = {label: group for label, group in completed.items() if group}
-    return [*_runner_warnings(groups), *_budget_warnings(groups)]
+    return [
+        *_runner_warnings(groups),
+        *_commit_warnings(groups),
+        *_setting_warnings(groups),
+        *_moment_warnings(groups),
+        *_budget_warnings(groups),
+        *_interval_warnings(groups),
+    ]
+
+
+def _commit_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    by_commit: dict[str, list[str]] = {}
+    for label, group in groups.items():
+        for commit in dict.fromkeys(run.result.commit or "" for run in group):
+            by_commit.setdefault(commit[:12] or "not a git checkout", []).append(label)
+    if len(by_commit) < 2:
+        return []
+    who = "; ".join(f"{commit}: {', '.join(labels)}" for commit, labels in by_commit.items())
+    return [
+        f"Runs were made by several versions of the code ({who}). If what changed between them "
+        "touches results, make all of them anew: delete the older folders."
+    ]
+
+
+def _setting_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    settings = [setting_of(run.result) for group in groups.values() for run in group]
+    names = dict.fromkeys(name for setting in settings for name in setting)
+    differ = [name for name in names if len({setting.get(name) for setting in settings}) > 1]
+    if not differ:
+        return []
+    return [
+        f"Rows differ in {', '.join(differ)}: each is held against the controls of its own "
+        "setting, and differences between settings are not differences between methods."
+    ]
+
+
+def _moment_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    inert = [k for k, group in groups.items() if has_inert_moments(group[0].result.config)]
+    return [f"{', '.join(inert)}: {ADVICE}."] if inert else []
+
+
+def _interval_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    intervals: dict[str, float] = {}
+    for label, group in groups.items():
+        steps = [float(s) for run in group for s in run.rounds["samples_seen"].diff().dropna()]
+        if steps:
+            intervals[label] = statistics.median(steps)
+    return _unequal(
+        intervals,
+        "Methods were evaluated at different intervals, in samples ({}): samples and bytes to "
+        "target are late by up to one of them. Choose evaluate_every for equal ones.",
+        INTERVAL_TOLERANCE,
+    )
 
 
 def _runner_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:

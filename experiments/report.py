@@ -11,10 +11,11 @@ from pathlib import Path
 from rich.table import Table
 
 from leansplit.errors import UserError
+from leansplit.experiments.experiment_file import title_with
 from leansplit.experiments.plots import accuracy_curves, plot_accuracy, plot_partition
 from leansplit.experiments.plots_telemetry import plot_telemetry
 from leansplit.experiments.report_page import comparison_pictures, report_page, traffic_html
-from leansplit.experiments.summary import Summary
+from leansplit.experiments.summary import Summary, is_listed
 from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
 from leansplit.server_app.results import Run, find_runs, read_run, write_files
 
@@ -28,7 +29,7 @@ class Reading:
 
     title: str | None = None
     order: Sequence[str] = ()
-    """Methods in the order of the tables."""
+    """Labels or methods in the order of the tables."""
     target_accuracy: float | None = None
     learning_rates: str | None = None
     """One sentence: how learning rates were chosen."""
@@ -97,8 +98,17 @@ def rebuild_report(root: Path) -> Report:
     Raises:
         UserError: if there is no readable result, or the results cannot be compared.
     """
-    runs, left_out = read_runs(root)
-    report = write_report(root, runs, reading_of(root / EXPERIMENT_FILE))
+    found, left_out = read_runs(root)
+    reading = reading_of(root / EXPERIMENT_FILE)
+    runs = [run for run in found if not reading.order or is_listed(run.result, reading.order)]
+    if not runs:
+        raise UserError(
+            f"no result below {root} belongs to a row of its {EXPERIMENT_FILE}; remove that file "
+            "to report all of them"
+        )
+    strangers = dict.fromkeys(run.result.label for run in found if run not in runs)
+    left_out += [f"{label}: no row of {EXPERIMENT_FILE} any more" for label in strangers]
+    report = write_report(root, runs, reading)
     return Report(report.summary, report.title, report.files, left_out)
 
 
@@ -132,10 +142,14 @@ def reading_of(experiment: Path) -> Reading:
     methods = content.get("methods")
     rows = [row for row in methods if isinstance(row, dict)] if isinstance(methods, list) else []
     target, title = content.get("target_accuracy"), content.get("title")
-    rates = content.get("learning_rates")
+    rates, overrides = content.get("learning_rates"), content.get("overrides")
     return Reading(
-        title=title if isinstance(title, str) else None,
-        order=tuple(dict.fromkeys(str(row["method"]) for row in rows if "method" in row)),
+        title=title_with(title, overrides if isinstance(overrides, dict) else {})
+        if isinstance(title, str)
+        else None,
+        order=tuple(
+            dict.fromkeys(str(row.get("label", row["method"])) for row in rows if "method" in row)
+        ),
         target_accuracy=target if isinstance(target, float) else None,
         learning_rates=rates if isinstance(rates, str) else None,
     )

@@ -29,7 +29,8 @@ class PairedDifference:
     have no spread to judge chance by, so there is neither an interval nor a p of the t-test.
     """
 
-    num_seeds: int
+    num_seeds: int | None
+    """None: there is nothing to compare with."""
     mean: float | None = None
     low: float | None = None
     """Lower end of the 95 % interval of the mean (Student's t)."""

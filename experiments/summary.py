@@ -44,12 +44,20 @@ class MethodSummary:
     gain_recovered_mean_percent: float | None
     gain_recovered_std_percent: float | None
     num_gain_seeds: int
+    sfl_label: str | None  # the row's controls: first-order SFL, and a frozen client
+    frozen_label: str | None
     num_seeds_with_sfl: int | None  # completed seeds that first-order SFL has too; None: it is SFL
     difference_to_sfl_points: float | None  # mean over these seeds; see significance.py
     difference_to_sfl_low_points: float | None  # 95 % interval
     difference_to_sfl_high_points: float | None
     p_value: float | None  # paired t-test, two-sided
     sign_flip_p_value: float | None  # exact, two-sided
+    num_seeds_with_frozen: int | None  # the same against the frozen client; None: it is that
+    difference_to_frozen_points: float | None
+    difference_to_frozen_low_points: float | None
+    difference_to_frozen_high_points: float | None
+    frozen_p_value: float | None
+    frozen_sign_flip_p_value: float | None
     ended_by: str  # the budget, or budgets, that ended its completed runs
     samples_seen: float | None
     uplink_mb: float | None
@@ -74,7 +82,7 @@ class Summary:
     rows: tuple[MethodSummary, ...]
     warnings: tuple[str, ...]
     target_accuracy: float | None  # fraction
-    sfl_label: str | None  # the first-order reference of the gain
+    sfl_label: str | None  # the first-order reference of most rows
 
     @property
     def table(self) -> pd.DataFrame:
@@ -89,7 +97,7 @@ def summarise(
 
     Args:
         runs: runs of one task.
-        order: method names in the order of the rows; others follow as they come.
+        order: labels or method names in the order of the rows; others follow as they come.
         target_accuracy: a fraction; by default the target that the runs were to end at, or else
             90 % of the best mean final accuracy among the first-order SFL methods. A run reaches
             it at its first evaluation at or above it: nothing is interpolated, so the answer is as
@@ -107,15 +115,21 @@ def summarise(
     warnings = [*_status_warnings(runs, order), *fairness_warnings(completed)]
     finals = {label: _final_accuracies(group) for label, group in completed.items()}
     if ended_at_target(completed):  # where a run ended there, its accuracy is the target's
-        controls = Controls(sfl_label=controls.sfl_label)
+        controls = controls.without_accuracies()
         finals = {}
-    sfl = finals.get(controls.sfl_label or "", {})
+
+    def against(label: str, control: str | None) -> PairedDifference:
+        if control in (None, label):
+            return PairedDifference(num_seeds=None)
+        return paired_difference(finals.get(label, {}), finals.get(control or "", {}))
+
     rows = tuple(
         _summarise_method(
             group,
             completed[label],
             controls,
-            None if label == controls.sfl_label else paired_difference(finals.get(label, {}), sfl),
+            against(label, controls.of(label).sfl),
+            against(label, controls.of(label).frozen),
             target,
         )
         for label, group in groups.items()
@@ -137,8 +151,20 @@ def completed_runs(runs: Sequence[Run]) -> dict[str, list[Run]]:
     return groups
 
 
+def rank_of(result: RunResult, order: Sequence[str]) -> int:
+    """Return where a run's row stands in ``order``, by its label or else its method."""
+    names = [*order]
+    found = [names.index(name) for name in (result.label, result.method) if name in names]
+    return found[0] if found else len(names)
+
+
+def is_listed(result: RunResult, order: Sequence[str]) -> bool:
+    """Say whether ``order`` names a run's row, by its label or its method."""
+    return rank_of(result, order) < len(order)
+
+
 def group_runs(runs: Sequence[Run], order: Sequence[str] = ()) -> dict[str, list[Run]]:
-    """Return label -> runs sorted by seed; labels in the order of their methods.
+    """Return label -> runs sorted by seed; rows in the order of their labels or methods.
 
     Raises:
         UserError: for no runs, several tasks, a seed given twice or a label for two methods.
@@ -147,9 +173,8 @@ def group_runs(runs: Sequence[Run], order: Sequence[str] = ()) -> dict[str, list
         raise UserError("no runs to compare; give folders that hold a result.json")
     if len(tasks := sorted({run.result.task for run in runs})) > 1:
         raise UserError(f"runs of several tasks cannot be compared: {', '.join(tasks)}")
-    rank = {method: position for position, method in enumerate(order)}
     groups: dict[str, list[Run]] = {}
-    for run in sorted(runs, key=lambda run: rank.get(run.result.method, len(rank))):
+    for run in sorted(runs, key=lambda run: rank_of(run.result, order)):
         groups.setdefault(run.result.label, []).append(run)
     for label, group in groups.items():
         group.sort(key=lambda run: run.result.root_seed)
@@ -182,13 +207,13 @@ def _final_accuracies(group: Sequence[Run]) -> dict[int, float]:
 
 
 def _status_warnings(runs: Sequence[Run], order: Sequence[str]) -> list[str]:
-    given = {run.result.method for run in runs}
+    given = {name for run in runs for name in (run.result.label, run.result.method)}
     return [
         f"{r.label}, seed {r.root_seed}, {r.status} after round {r.rounds_completed} and is not "
         f"in the means{': ' + r.error.splitlines()[0] if r.error else '.'}"
         for r in (run.result for run in runs)
         if r.status != "completed"
-    ] + [f"There is no run of {method!r}." for method in order if method not in given]
+    ] + [f"There is no run of {name!r}." for name in order if name not in given]
 
 
 def _mean_std(values: Iterable[float | None], unit: float = 1) -> tuple[float | None, float | None]:
@@ -211,7 +236,8 @@ def _summarise_method(
     group: Sequence[Run],
     completed: Sequence[Run],
     controls: Controls,
-    difference: PairedDifference | None,
+    to_sfl: PairedDifference,
+    to_frozen: PairedDifference,
     target_accuracy: float | None,
 ) -> MethodSummary:
     results = [run.result for run in completed]
@@ -243,12 +269,20 @@ def _summarise_method(
         gain_recovered_mean_percent=gain[0],
         gain_recovered_std_percent=gain[1],
         num_gain_seeds=len(gains),
-        num_seeds_with_sfl=difference.num_seeds if difference else None,
-        difference_to_sfl_points=difference.mean if difference else None,
-        difference_to_sfl_low_points=difference.low if difference else None,
-        difference_to_sfl_high_points=difference.high if difference else None,
-        p_value=difference.p_value if difference else None,
-        sign_flip_p_value=difference.sign_flip_p_value if difference else None,
+        sfl_label=controls.of(group[0].result.label).sfl,
+        frozen_label=controls.of(group[0].result.label).frozen,
+        num_seeds_with_sfl=to_sfl.num_seeds,
+        difference_to_sfl_points=to_sfl.mean,
+        difference_to_sfl_low_points=to_sfl.low,
+        difference_to_sfl_high_points=to_sfl.high,
+        p_value=to_sfl.p_value,
+        sign_flip_p_value=to_sfl.sign_flip_p_value,
+        num_seeds_with_frozen=to_frozen.num_seeds,
+        difference_to_frozen_points=to_frozen.mean,
+        difference_to_frozen_low_points=to_frozen.low,
+        difference_to_frozen_high_points=to_frozen.high,
+        frozen_p_value=to_frozen.p_value,
+        frozen_sign_flip_p_value=to_frozen.sign_flip_p_value,
         ended_by=", ".join(sorted({r.ended_by or "unknown" for r in results})),
         samples_seen=_mean(r.samples_seen for r in results),
         uplink_mb=_mean((r.uplink_bytes for r in results), MB),

@@ -12,7 +12,7 @@ from rich import box
 from rich.table import Table
 
 from leansplit.experiments.fairness import quantity
-from leansplit.experiments.significance import MIN_COMMON_SEEDS
+from leansplit.experiments.significance import MIN_COMMON_SEEDS, PairedDifference
 from leansplit.experiments.summary import MethodSummary, Summary, summarise
 from leansplit.server_app.results import Run, RunResult, write_files
 
@@ -63,7 +63,7 @@ def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = 
     parts = [f"# Comparison on {results[0].task}", ""]
     parts += _markdown_table(summary, _ACCURACY)
     parts += ["", "## Cost", "", *_markdown_table(summary, _COST)]
-    parts += _against_sfl(summary)
+    parts += _against_controls(summary)
     if summary.warnings:
         parts += ["", "## Warnings", "", *(f"- {warning}" for warning in summary.warnings)]
     ends = {end for row in summary.rows for end in row.ended_by.split(", ") if end}
@@ -75,7 +75,7 @@ def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = 
     parts += ["", "## How to read this", ""]
     explained = [text for header, text in _EXPLAINED.items() if _is_known(summary, header)]
     parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ, *explained)]
-    sfl = f"First-order SFL here is {summary.sfl_label}." if summary.sfl_label else ""
+    sfl = _controls_sentence(summary)
     ended_by = f"Runs were ended by: {', '.join(sorted(ends))}." if ends else ""
     note = f"Learning rates: {rates}" if rates else ""
     parts += [f"- {line}" for line in (sfl, ended_by, _target_sentence(summary), note) if line]
@@ -107,27 +107,87 @@ def provenance(results: Sequence[RunResult]) -> list[str]:
     ]
 
 
-def _against_sfl(summary: Summary) -> list[str]:
-    """Return the section on significance: a table, or why there is none."""
-    rows = [row for row in summary.rows if row.num_seeds_with_sfl is not None]
-    if summary.sfl_label is None or not rows:
+def _against_controls(summary: Summary) -> list[str]:
+    """Return the sections on significance: a table for each control, or why there is none."""
+    sfl = [(row, row.sfl_label, _to_sfl(row)) for row in summary.rows]
+    frozen = [(row, row.frozen_label, _to_frozen(row)) for row in summary.rows]
+    parts = [*_against("first-order SFL", sfl), *_against("a frozen client", frozen)]
+    tested = sum(difference.p_value is not None for _, _, difference in (*sfl, *frozen))
+    if tested:
+        parts += ["", "## How to read differences", ""]
+        parts += [f"- {line}" for line in _HOW_TO_READ_SIGNIFICANCE]
+    if tested > 1:
+        parts.append(
+            f"- {tested} differences are tested, and p is not corrected for that: to hold the "
+            f"chance of one false finding below 5 %, call p below {0.05 / tested:.3g} significant."
+        )
+    return parts
+
+
+def _against(
+    control: str, rows: Sequence[tuple[MethodSummary, str | None, PairedDifference]]
+) -> list[str]:
+    """Return the table of differences to one kind of control."""
+    compared = [row for row in rows if row[2].num_seeds is not None]
+    if not compared:
         return []
-    parts = ["", f"## Against {summary.sfl_label}", ""]
-    if all((row.num_seeds_with_sfl or 0) < MIN_COMMON_SEEDS for row in rows):
+    labels = {label for _, label, _ in compared}
+    title = control if len(labels) > 1 else f"{labels.pop()}"
+    parts = ["", f"## Against {title}", ""]
+    if all((difference.num_seeds or 0) < MIN_COMMON_SEEDS for _, _, difference in compared):
         return [
             *parts,
             f"Nothing can be said of significance: no method has {MIN_COMMON_SEEDS} completed "
             "seeds in common with it. Add seeds: `--seeds 0,1,2,3,4`.",
         ]
-    tested = sum(row.p_value is not None for row in rows)
-    parts += _markdown_table(summary, _SIGNIFICANCE, rows)
-    parts += ["", *(f"- {line}" for line in _HOW_TO_READ_SIGNIFICANCE)]
-    if tested > 1:
-        parts.append(
-            f"- {tested} methods are tested, and p is not corrected for that: to hold the chance "
-            f"of one false finding below 5 %, call p below {0.05 / tested:.3g} significant."
-        )
-    return parts
+    cells = [["Method", "Control", *_DIFFERENCE]]
+    cells += [
+        [row.label, label or _NONE, *(cell(difference) for cell in _DIFFERENCE.values())]
+        for row, label, difference in compared
+    ]
+    return [*parts, *_table_lines(cells, num_text_columns=2)]
+
+
+def _to_sfl(row: MethodSummary) -> PairedDifference:
+    return PairedDifference(
+        num_seeds=row.num_seeds_with_sfl,
+        mean=row.difference_to_sfl_points,
+        low=row.difference_to_sfl_low_points,
+        high=row.difference_to_sfl_high_points,
+        p_value=row.p_value,
+        sign_flip_p_value=row.sign_flip_p_value,
+    )
+
+
+def _to_frozen(row: MethodSummary) -> PairedDifference:
+    return PairedDifference(
+        num_seeds=row.num_seeds_with_frozen,
+        mean=row.difference_to_frozen_points,
+        low=row.difference_to_frozen_low_points,
+        high=row.difference_to_frozen_high_points,
+        p_value=row.frozen_p_value,
+        sign_flip_p_value=row.frozen_sign_flip_p_value,
+    )
+
+
+def _interval(difference: PairedDifference) -> str:
+    low, high = difference.low, difference.high
+    return _NONE if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
+
+
+def _p(value: float | None) -> str:
+    if value is None:
+        return _NONE
+    return "< 0.001" if value < 0.001 else f"{value:.3f}"
+
+
+_DIFFERENCE: dict[str, Callable[[PairedDifference], str]] = {
+    "Common seeds": lambda d: str(d.num_seeds or 0),
+    "Difference (points)": lambda d: _NONE if d.mean is None else f"{d.mean:+.1f}",
+    "95 % interval": _interval,
+    "p": lambda d: _p(d.p_value),
+    "p (sign flips)": lambda d: _p(d.sign_flip_p_value),
+}
 
 
 _AT_EQUAL_SAMPLES = (
@@ -184,17 +244,6 @@ def _quantity(value: float | None) -> str:
     return _NONE if value is None else quantity(value)
 
 
-def _interval(row: MethodSummary) -> str:
-    low, high = row.difference_to_sfl_low_points, row.difference_to_sfl_high_points
-    return _NONE if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
-
-
-def _p(value: float | None) -> str:
-    if value is None:
-        return _NONE
-    return "< 0.001" if value < 0.001 else f"{value:.3f}"
-
-
 def _seeds(row: MethodSummary) -> str:
     lost = [(row.num_failed, "failed"), (row.num_interrupted, "interrupted")]
     remarks = ", ".join(f"{count} {what}" for count, what in lost if count)
@@ -231,18 +280,11 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Client peak memory (MB)": lambda r: _quantity(r.client_peak_memory_mb),
     "Order boundaries": lambda r: r.order_boundaries or _NONE,
     "Wall time (s)": lambda r: _quantity(r.wall_time_s),
-    "Common seeds": lambda r: str(r.num_seeds_with_sfl or 0),
-    "Difference (points)": lambda r: (
-        _NONE if r.difference_to_sfl_points is None else f"{r.difference_to_sfl_points:+.1f}"
-    ),
-    "95 % interval": _interval,
     "p": lambda r: _p(r.p_value),
-    "p (sign flips)": lambda r: _p(r.sign_flip_p_value),
 }
 _HEADERS = tuple(_CELLS)
 _ACCURACY = _HEADERS[:9]
 _COST = ("Method", *_HEADERS[9:19])
-_SIGNIFICANCE = ("Method", *_HEADERS[19:])
 _TERMINAL = (
     *("Method", "Seeds", "Accuracy (%)", "Client gain recovered (%)", "p"),
     *("MB to target", "Total (MB)", "Round trips"),
@@ -262,13 +304,31 @@ def _markdown_table(
 ) -> list[str]:
     shown = summary.rows if only is None else only
     headers = [h for h in headers if h not in _EXPLAINED or _is_known(summary, h)]
-    rows = [list(headers), ["---", *["---:"] * (len(headers) - 1)]]
-    rows += [[_CELLS[h](row).replace("|", "\\|") for h in headers] for row in shown]
-    return ["| " + " | ".join(row) + " |" for row in rows]
+    return _table_lines([list(headers), *([_CELLS[h](row) for h in headers] for row in shown)])
+
+
+def _table_lines(cells: Sequence[Sequence[str]], num_text_columns: int = 1) -> list[str]:
+    """Return a markdown table of a header and rows; columns after the first ones hold numbers."""
+    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in cells)
+    rule = ["---"] * num_text_columns + ["---:"] * (len(header) - num_text_columns)
+    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
 
 
 def _is_known(summary: Summary, header: str) -> bool:
     return any(_CELLS[header](row) != _NONE for row in summary.rows)
+
+
+def _controls_sentence(summary: Summary) -> str:
+    """Say which rows are the controls, of which rows if there are several pairs."""
+    pairs: dict[tuple[str | None, str | None], list[str]] = {}
+    for row in summary.rows:
+        pairs.setdefault((row.sfl_label, row.frozen_label), []).append(row.label)
+    said = [
+        f"{sfl or 'none'} and {frozen or 'none'}"
+        + (f" (for {', '.join(labels)})" if len(pairs) > 1 else "")
+        for (sfl, frozen), labels in pairs.items()
+    ]
+    return f"Controls, first-order SFL and frozen client: {'; '.join(said)}."
 
 
 def _target_sentence(summary: Summary) -> str:

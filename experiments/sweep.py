@@ -17,6 +17,7 @@ from leansplit.experiments.experiment import (
     find_experiment,
     load_experiment,
 )
+from leansplit.experiments.experiment_file import title_with
 from leansplit.experiments.provenance import settings_of, value_text
 from leansplit.server_app.config import FREE_SECTIONS, KEYS, option_keys
 from leansplit.server_app.methods import METHODS, is_used
@@ -193,8 +194,9 @@ def plan_sweep(
     implied = {**_IMPLIED.get(key, {}), **overrides}
     experiments = [load({**implied, key: text}) for text in texts]
     first = experiments[0]
-    if not any(is_used(method, key) for method in first.order):
-        raise UserError(f"no method here uses {key!r}: {', '.join(first.order)}")
+    if not any(is_used(row.method, key) for row in first.rows):
+        methods = dict.fromkeys(row.method for row in first.rows)
+        raise UserError(f"no method here uses {key!r}: {', '.join(methods)}")
     name = _NAMES.get(key, key)
     runs: dict[tuple[str, int], PlannedRun] = {}
     places: dict[str, Place] = {}
@@ -221,10 +223,10 @@ def plan_sweep(
         values.sort()
     rows = [row.label for row in first.rows]
     sweep = Sweep(
-        title=f"{first.title}: sweep over {name}",
+        title=title_with(f"{first.title}: sweep over {name}", overrides),
         key=key,
         values=tuple(values),
-        order=tuple(first.order),
+        order=tuple(dict.fromkeys(row.method for row in first.rows)),
         places=dict(sorted(places.items(), key=lambda item: rows.index(item[1].row))),
         target_accuracy=first.target_accuracy,
         learning_rates=first.learning_rates,

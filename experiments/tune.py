@@ -20,6 +20,7 @@ from typing import Any
 
 from leansplit.errors import UserError
 from leansplit.experiments.experiment import Experiment, PlannedRun, Row
+from leansplit.experiments.inert_moments import ADVICE, has_inert_moments
 from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import (
@@ -134,7 +135,8 @@ class TuningResult:
     @property
     def warnings(self) -> list[str]:
         """What a reader must know before these settings are used."""
-        return [line for row in self.rows for line in _warnings(row, self.is_interrupted)]
+        lines = [line for row in self.rows for line in _warnings(row, self.is_interrupted)]
+        return lines + [f"{row.row.label}: {ADVICE}." for row in self.rows if _is_inert(row)]
 
 
 def tune(
@@ -340,6 +342,11 @@ def _warnings(tuned: TunedRow, is_interrupted: bool) -> list[str]:
             "tuning.max_extensions or widen its lists."
         )
     return lines
+
+
+def _is_inert(tuned: TunedRow) -> bool:
+    results = [trial.result for trial in tuned.trials.values() if trial.result is not None]
+    return any(has_inert_moments(result.config) for result in results)
 
 
 def _count(num_extensions: int) -> str:

@@ -6,7 +6,8 @@ import pytest
 
 from leansplit.errors import RunFailedError
 from leansplit.experiments import experiment_file
-from leansplit.experiments.experiment_file import write_settings
+from leansplit.experiments.experiment import load_experiment
+from leansplit.experiments.experiment_file import copy_with_overrides, write_settings
 
 BEFORE = """\
 # What this is.
@@ -116,3 +117,25 @@ def test_a_file_is_left_alone_rather_than_damaged(tmp_path, monkeypatch):
     with pytest.raises(RunFailedError, match="without changing more"):
         write_settings(file, CHOSEN, "Chosen.")
     assert file.read_text() == BEFORE
+
+
+def test_a_copy_says_what_the_command_line_changed_and_runs_the_same(tmp_path):
+    source, copied = tmp_path / "a.toml", tmp_path / "b.toml"
+    source.write_text(
+        '# kept\ntitle = "T"\n[shared]\ntask = "digits"\nsamples = 100\n'
+        '[[methods]]\nmethod = "frozen"\nsamples = 200\n'
+    )
+    overrides = {"samples": 640, "server.lr": 0.5}
+    first = load_experiment(source, overrides=overrides)
+    assert first.full_title == "T; with samples=640, server.lr=0.5"
+    copy_with_overrides(source, copied, first.overrides)
+    again = load_experiment(copied)
+    assert (again.full_title, again.overrides) == (first.full_title, overrides)
+    assert [run.config for run in again.runs] == [run.config for run in first.runs]
+    assert again.runs[0].config.samples == 640
+    on_top = load_experiment(copied, overrides={"samples": 50})
+    assert on_top.overrides == {"samples": 50, "server.lr": 0.5}
+    copy_with_overrides(copied, copied, on_top.overrides)
+    assert load_experiment(copied).runs[0].config.samples == 50
+    copy_with_overrides(source, copied, {})
+    assert copied.read_text() == source.read_text()

@@ -154,6 +154,24 @@ def test_rebuilding_reads_all_there_is_and_how_to_read_it(runs: list[Run], tmp_p
     assert re.search(r"<code>ho-sfl-\w+/seed-0</code></td><td><code>[0-9a-f]{64}</code>", text)
 
 
+def test_rows_that_the_experiment_no_longer_has_are_named_not_shown(
+    runs: list[Run], tmp_path: Path
+) -> None:
+    folder = tmp_path / "runs"
+    (folder / "experiment.toml").write_text(
+        'title = "Mine"\n[[methods]]\nmethod = "sflv1"\n[overrides]\nsamples = 640\n'
+        '"server.lr" = 0.1\n'
+    )
+    report = rebuild_report(folder)
+    assert report.title == "Mine; with samples=640, server.lr=0.1"
+    assert {row.method for row in report.summary.rows} == {"sflv1"}
+    assert all("no row of experiment.toml any more" in said for said in report.left_out)
+    assert len(report.left_out) == 2
+    (folder / "experiment.toml").write_text('[[methods]]\nmethod = "hosl"\n')
+    with pytest.raises(UserError, match="belongs to a row of its"):
+        rebuild_report(folder)
+
+
 def test_nothing_to_report_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no folder"):
         rebuild_report(tmp_path / "none")

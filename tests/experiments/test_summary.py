@@ -268,6 +268,109 @@ def test_a_missing_control_is_said(absent: str) -> None:
     assert (summary.target_accuracy is None) == (absent == "sflv1")
 
 
+def in_turn(seed: int, accuracy: float, *, frozen: bool, **changes: Any) -> Run:
+    """A run whose server steps for every client's batch."""
+    method = "cse-fsl" if frozen else "sflv2"
+    options = {"frozen_client": True} if frozen else {}
+    label = "Frozen, in turn" if frozen else "SFLV2"
+    config = {"method": method, "root_seed": seed, "options": options}
+    return make_run(method, seed, [accuracy], label=label, config=config, **changes)
+
+
+def test_servers_that_step_in_turn_have_controls_of_their_own() -> None:
+    runs = [
+        *(make_run("sflv1", 0, [0.9]), make_run("frozen", 0, [0.5]), make_run("ho-sfl", 0, [0.7])),
+        *(in_turn(0, 0.95, frozen=False), in_turn(0, 0.75, frozen=True)),
+        make_run("heron-sfl", 0, [0.8], label="HERON-SFL"),
+    ]
+    summary = summarise(runs)
+    assert summary.warnings == () and summary.sfl_label == "SFLV1"
+    gains = {row.label: row.gain_recovered_mean_percent for row in summary.rows}
+    assert gains["HO-SFL"] == pytest.approx(50)
+    assert gains["HERON-SFL"] == pytest.approx(25)  # (80 - 75) / (95 - 75), not 75
+    assert gains["SFLV1"] == gains["SFLV2"] == pytest.approx(100)
+    assert gains["Frozen client"] == gains["Frozen, in turn"] == pytest.approx(0)
+    text = summary_markdown(summary, runs)
+    assert "SFLV2 and Frozen, in turn (for SFLV2, Frozen, in turn, HERON-SFL)" in text
+    assert "## Against first-order SFL" in text and "## Against a frozen client" in text
+
+
+def test_a_control_of_the_other_kind_of_server_stands_in_with_a_warning() -> None:
+    runs = [*comparison(), make_run("heron-sfl", 0, [0.86] * 4, label="HERON-SFL")]
+    summary = summarise(runs)
+    assert row_of(summary, "heron-sfl").gain_recovered_mean_percent == pytest.approx(80)
+    (warning,) = summary.warnings
+    assert warning.startswith("Servers of HERON-SFL step for every client's batch in turn")
+
+
+def test_controls_have_the_setting_of_their_row() -> None:
+    def of(clients: int, *finals: float) -> list[Run]:
+        return [
+            make_run(
+                method,
+                0,
+                [final],
+                label=f"{method}, {clients} clients",
+                config={"method": method, "clients": clients},
+            )
+            for method, final in zip(("sflv1", "frozen", "ho-sfl"), finals, strict=False)
+        ]
+
+    summary = summarise([*of(100, 0.9, 0.5, 0.7), *of(300, 0.8, 0.7, 0.725)])
+    gains = {row.label: row.gain_recovered_mean_percent for row in summary.rows}
+    assert gains["ho-sfl, 100 clients"] == pytest.approx(50)
+    assert gains["ho-sfl, 300 clients"] == pytest.approx(25)
+    assert any(w.startswith("Rows differ in clients: each is held") for w in summary.warnings)
+    alone = summarise([*of(100, 0.9, 0.5, 0.7), *of(300, 0.8)])
+    assert [row.gain_recovered_mean_percent for row in alone.rows][-1] is None
+
+
+def test_rows_follow_the_order_of_labels() -> None:
+    runs = [
+        make_run("sflv1", 0, [0.6], label="A weak SFL"),
+        make_run("sflv1", 0, [0.9], label="Z tuned SFL"),
+        make_run("frozen", 0, [0.5]),
+    ]
+    summary = summarise(runs, order=["Z tuned SFL", "frozen", "A weak SFL"])
+    assert [row.label for row in summary.rows] == ["Z tuned SFL", "Frozen client", "A weak SFL"]
+    assert summary.sfl_label == "Z tuned SFL"
+    assert summary.rows[2].gain_recovered_mean_percent == pytest.approx(25)
+
+
+def test_several_commits_and_unequal_evaluations_are_said() -> None:
+    runs = comparison()
+    runs[0] = make_run("ho-sfl", 0, [0.86] * 4, commit="d" * 40)
+    (warning,) = summarise(runs).warnings
+    assert "dddddddddddd: HO-SFL" in warning and "several versions of the code" in warning
+    runs = comparison()
+    runs[4:] = [make_run("frozen", seed, [0.6, 0.7], samples_per_evaluation=200) for seed in (0, 1)]
+    (warning,) = summarise(runs).warnings
+    assert warning.startswith("Methods were evaluated at different intervals, in samples")
+
+
+@pytest.mark.parametrize(
+    ("method", "client", "options", "is_inert"),
+    [
+        ("heron-sfl", {"name": "sgd", "momentum": 0.9, "lifetime": "round"}, {}, True),
+        ("heron-sfl", {"name": "adamw", "lifetime": "round"}, {}, True),
+        ("heron-sfl", {"name": "adamw", "lifetime": "run"}, {}, False),
+        ("heron-sfl", {"name": "adamw", "lifetime": "round"}, {"local_steps": 2}, False),
+        ("heron-sfl", {"name": "adamw", "lifetime": "batch"}, {"local_steps": 2}, True),
+        ("heron-sfl", {"name": "sgd", "momentum": 0.0, "lifetime": "round"}, {}, False),
+        ("fedzo", {"name": "adamw", "lifetime": "round"}, {}, False),  # five local steps
+        ("frozen", {"name": "adamw", "lifetime": "round"}, {}, False),  # its clients take none
+        ("gone", {"name": "adamw", "lifetime": "round"}, {}, False),  # a plug-in not at hand
+    ],
+)
+def test_moments_that_do_nothing_are_said(
+    method: str, client: dict[str, Any], options: dict[str, Any], is_inert: bool
+) -> None:
+    config = {"method": method, "client": client, "options": options}
+    runs = [make_run(method, 0, [0.5], label="Mine", config=config)]
+    warnings = summarise(runs).warnings
+    assert any(w.startswith("Mine: moments of the client's") for w in warnings) == is_inert
+
+
 # --- significance -------------------------------------------------------------------------------
 
 
@@ -292,9 +395,14 @@ def test_significance_against_sfl_is_paired_over_seeds() -> None:
     assert sfl.num_seeds_with_sfl is sfl.difference_to_sfl_points is sfl.p_value is None
     text = summary_markdown(summary, runs)
     assert "## Against SFLV1" in text
-    assert "| HO-SFL | 3 | +2.0 | -0.5 to +4.5 | 0.074 | 0.250 |" in text
-    assert "2 methods are tested" in text and "below 0.025" in text
-    assert "| SFLV1 |" not in text.split("## Against SFLV1")[1].split("## ")[0]
+    assert "| HO-SFL | SFLV1 | 3 | +2.0 | -0.5 to +4.5 | 0.074 | 0.250 |" in text
+    against_sfl, against_frozen = text.split("## Against SFLV1")[1].split("## Against Frozen")
+    assert "\n| SFLV1 | " not in against_sfl and "| Frozen client | SFLV1 |" in against_sfl
+    # Against frozen, SFLV1 is ahead by 30, 20 and 40 points and HO-SFL by 31, 22 and 43.
+    assert row.difference_to_frozen_points == pytest.approx(32)
+    assert "| SFLV1 | Frozen client | 3 | +30.0 | +5.2 to +54.8 | 0.035 | 0.250 |" in against_frozen
+    assert row_of(summary, "frozen").num_seeds_with_frozen is None
+    assert "4 differences are tested" in text and "below 0.0125" in text
 
 
 def test_below_three_common_seeds_nothing_is_said() -> None:
@@ -455,7 +563,7 @@ def test_write_summary(tmp_path: Path) -> None:
         "| HO-SFL | 12 | 4 | 16 | 8 | 3 | 0 | 2.5 | 5 | 2 |",
         "compared at equal samples seen",
         "Client gain recovered = (method − frozen) / (first-order SFL − frozen)",
-        "First-order SFL here is SFLV1.",
+        "Controls, first-order SFL and frozen client: SFLV1 and Frozen client.",
         "Target accuracy: 82.8 %",
         "Learning rates: best of 0.1 and 0.01 per method on seed 99.",
         "- Versions: python 3.11.7, torch 2.13.0",
