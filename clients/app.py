@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from leansplit.clients import (
     cse_fsl,
     decomfl,
+    deposits,
     fedavg,
     fedzo,
     frozen,
@@ -38,6 +39,7 @@ from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_
 for _module in (
     cse_fsl,
     decomfl,
+    deposits,
     fedzo,
     frozen,
     fsl_sage,

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import TypeVar
 
 import safetensors.torch
+import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
@@ -53,6 +54,9 @@ class ClientMemory:
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Store tensors under ``name``, replacing what was there."""
         blob = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
+        self._keep(name, blob)
+
+    def _keep(self, name: str, blob: bytes) -> None:
         array = Array(dtype="uint8", shape=(len(blob),), stype="safetensors", data=blob)
         self._state[self._prefix + name] = ArrayRecord({"tensors": array})
 
@@ -79,3 +83,30 @@ class ClientMemory:
         if record is None or name not in record:
             return default
         return int(str(record[name]))
+
+    def blobs(self) -> dict[str, Tensor]:
+        """Return all stored tensors by name, each entry as the bytes that hold it (uint8 [n])."""
+        blobs: dict[str, Tensor] = {}
+        for key in self._keys():
+            record = _record(self._state, key, ArrayRecord)
+            if record is not None:
+                data = bytearray(record["tensors"].data)
+                blobs[key.removeprefix(self._prefix)] = torch.frombuffer(data, dtype=torch.uint8)
+        return blobs
+
+    def notes(self) -> dict[str, int]:
+        """Return all numbers by name."""
+        record = _record(self._state, self._prefix + _NOTES, ConfigRecord) or ConfigRecord()
+        return {name: int(str(value)) for name, value in record.items()}
+
+    def replace(self, blobs: Mapping[str, Tensor], notes: Mapping[str, int]) -> None:
+        """Forget everything, then remember what :meth:`blobs` and :meth:`notes` returned."""
+        for key in self._keys():
+            del self._state[key]
+        for name, blob in blobs.items():
+            self._keep(name, blob.numpy().tobytes())
+        for name, value in notes.items():
+            self.note(name, value)
+
+    def _keys(self) -> list[str]:
+        return [key for key in self._state if key.startswith(self._prefix)]

@@ -13,10 +13,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from leansplit.errors import RunFailedError, require_choice
+from leansplit.errors import RunFailedError, UserError, require_choice
 from leansplit.experiments.cli_comparisons import compare, report, sweep, tune
 from leansplit.experiments.cli_plan import plan
-from leansplit.experiments.command_line import EXIT_INTERRUPTED, Commands, parse_settings
+from leansplit.experiments.command_line import EXIT_INTERRUPTED, Commands, parse_settings, say
 
 cli = typer.Typer(
     name="leansplit",
@@ -79,11 +79,20 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key; see `leansplit keys`."),
     ] = None,
+    resume: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Go on from the newest checkpoint of this run's folder."),
+    ] = None,
+    resume_previous: Annotated[
+        bool, typer.Option(help="With --resume: from the one before, if the newest is damaged.")
+    ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Run one method on one task."""
     from leansplit.experiments.display import progress_bar, result_table
     from leansplit.experiments.running import run_and_write
+    from leansplit.server_app.checkpoint_files import run_folder
+    from leansplit.server_app.checkpoints import resumable
     from leansplit.server_app.config import run_config
     from leansplit.server_app.methods import METHODS, is_used
     from leansplit.server_app.results import to_plain
@@ -112,10 +121,17 @@ def run(
     settings = {key: value for key, value in named.items() if value is not None}
     settings = {"replica_storage": "worker"} | settings | parse_settings(set_)
     config = run_config(method, settings)
+    start = None
+    if resume is not None:
+        start = resumable(resume, config, or_previous=resume_previous, say=say)
+        say(f"goes on from round {start.round}")
+        out = out or run_folder(resume)
+    elif resume_previous:
+        raise UserError("--resume-previous needs --resume DIR")
     out_dir = out or Path("runs") / f"{config.task}-{config.method}-seed-{config.seed}"
     console = Console(stderr=True)
     with progress_bar(console, config.method) as on_progress:
-        result = run_and_write(config, out_dir, on_progress=on_progress)
+        result = run_and_write(config, out_dir, start=start, on_progress=on_progress)
     if as_json:
         sys.stdout.write(json.dumps(to_plain(asdict(result))) + "\n")
     else:

@@ -1,4 +1,4 @@
-"""Ctrl-C: once to end at the next good place with everything measured so far, twice to abort."""
+"""Ctrl-C or SIGTERM: once to end well with everything measured so far, twice to abort."""
 
 from __future__ import annotations
 
@@ -13,6 +13,9 @@ from types import FrameType
 def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
     """Turn the first Ctrl-C into a request to stop; the second aborts. Only the main thread can.
 
+    SIGTERM, by which systems end what runs on them, is taken alike, unless this process has a way
+    of its own to take it: those of a comparison end at once.
+
     May be entered again inside the block, with the same event. A Ctrl-C that came while the signal
     was held back (:func:`hold_interrupts`) counts.
     """
@@ -25,12 +28,16 @@ def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
             raise KeyboardInterrupt
         stop.set()
 
-    before = signal.signal(signal.SIGINT, ask_to_stop)
+    ends = [signal.SIGINT]
+    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+        ends.append(signal.SIGTERM)
+    before = {end: signal.signal(end, ask_to_stop) for end in ends}
     try:
         with _interrupts(held=False):
             yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for end, handler in before.items():
+            signal.signal(end, handler)
 
 
 @contextmanager

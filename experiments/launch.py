@@ -13,6 +13,7 @@ from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
 from leansplit.experiments.interruption import stop_on_interrupt
+from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import execute
 from leansplit.server_app.recording import Outcome, Progress
@@ -26,12 +27,13 @@ def launch(
     *,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Run ``config`` and return what it measured.
 
-    The first Ctrl-C, or ``stop``, ends the run after its current round or evaluation, with
-    everything measured so far; the second Ctrl-C aborts. One that comes when no round is left
-    changes nothing.
+    The first Ctrl-C or SIGTERM, or ``stop``, ends the run after its current round or evaluation,
+    with everything measured so far; the second aborts. One that comes when no round is left changes
+    nothing. ``checkpoints``: where they are written, and the one that the run goes on from.
 
     Raises:
         UserError: if the configuration does not fit the data.
@@ -40,12 +42,15 @@ def launch(
     stop = stop or threading.Event()
     with stop_on_interrupt(stop):
         if config.workers == IN_PROCESS:
-            return _in_process(config, stop, on_progress)
-        return _on_ray(config, stop, on_progress)
+            return _in_process(config, stop, on_progress, checkpoints)
+        return _on_ray(config, stop, on_progress, checkpoints)
 
 
 def _in_process(
-    config: RunConfig, stop: threading.Event, on_progress: Callable[[Progress], None] | None
+    config: RunConfig,
+    stop: threading.Event,
+    on_progress: Callable[[Progress], None] | None,
+    checkpoints: Checkpoints | None,
 ) -> Outcome:
     from leansplit.clients.app import task_client_app
     from leansplit.strategies.in_process_grid import InProcessGrid
@@ -53,11 +58,14 @@ def _in_process(
     num_nodes = -(-config.clients // config.clients_per_node)
     with quiet():
         grid = InProcessGrid(task_client_app(), num_nodes)
-        return execute(config, grid, stop=stop, on_progress=on_progress)
+        return execute(config, grid, stop=stop, on_progress=on_progress, checkpoints=checkpoints)
 
 
 def _on_ray(
-    config: RunConfig, stop: threading.Event, on_progress: Callable[[Progress], None] | None
+    config: RunConfig,
+    stop: threading.Event,
+    on_progress: Callable[[Progress], None] | None,
+    checkpoints: Checkpoints | None,
 ) -> Outcome:
     from flwr.simulation import run_simulation
 
@@ -71,7 +79,9 @@ def _on_ray(
         # Errors are carried out by hand: the engine would wrap and log them.
         outcome = Outcome(run_config, status="failed", ended_by="failed")
         try:
-            outcome = execute(run_config, grid, stop=stop, on_progress=on_progress)
+            outcome = execute(
+                run_config, grid, stop=stop, on_progress=on_progress, checkpoints=checkpoints
+            )
             outcomes.append(outcome)
         except Exception as error:
             errors.append(error)

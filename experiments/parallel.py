@@ -10,7 +10,7 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -21,7 +21,9 @@ from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.interruption import hold_interrupts, stop_on_interrupt
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.running import run_and_write
+from leansplit.server_app.checkpoint_files import read_checkpoint
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import RunResult
 
 
@@ -38,6 +40,26 @@ class Job:
     """What is recorded as the command."""
     runner: Runner = FLOWER
     """Who makes it."""
+    start: Path | None = None
+    """The checkpoint that it goes on from."""
+
+    def run(
+        self,
+        *,
+        stop: threading.Event | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> RunResult:
+        """Make the run in this process."""
+        return run_and_write(
+            self.config,
+            self.out_dir,
+            label=self.label,
+            command=self.command,
+            runner=self.runner,
+            start=None if self.start is None else read_checkpoint(self.start),
+            stop=stop,
+            on_progress=on_progress,
+        )
 
 
 def run_jobs(
@@ -123,8 +145,6 @@ def _run(job: Job) -> RunResult:
 
     load_plugins()
     try:
-        return run_and_write(
-            job.config, job.out_dir, label=job.label, command=job.command, runner=job.runner
-        )
+        return job.run()
     except SystemExit:
         os._exit(1)  # the pool would take it for an error of the job, and give this process another

@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.launch import IN_PROCESS
 from leansplit.experiments.parallel import Job, run_jobs
 from leansplit.experiments.runner import Runner
-from leansplit.experiments.running import command_line, run_and_write
-from leansplit.server_app.config import flatten
+from leansplit.experiments.running import command_line
+from leansplit.server_app.checkpoint_files import (
+    CHECKPOINTS,
+    CheckpointError,
+    checkpoint_path,
+    find_checkpoints,
+)
+from leansplit.server_app.checkpoints import resumable
+from leansplit.server_app.config import config_changes
 from leansplit.server_app.recording import Progress
-from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run, to_plain
+from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run
 
 ShowProgress = Callable[[str], AbstractContextManager[Callable[[Progress], None]]]
 Say = Callable[[str], None]
-
-_MAX_CHANGES = 4
 
 
 @dataclass(frozen=True)
@@ -48,7 +53,7 @@ def attempt_all(
     """Run each of ``planned_runs`` into its folder below ``out_dir``, unless its result is there.
 
     A result of another configuration, or of a run that did not come to its end, is replaced, and
-    a line says why.
+    a line says why. A run that left a checkpoint goes on from it.
 
     Args:
         planned_runs: what to run; already checked.
@@ -76,10 +81,14 @@ def attempt_all(
         if stop.is_set() and jobs == 1:
             yield position, Attempt(None, "interrupted")
             continue
-        if why_again:
+        start = _start(planned, run_dir, title, say)
+        if start is not None:
+            why = f"{why_again}; " if why_again else ""
+            say(f"{title}: {why}goes on from {start.name.replace('-', ' ')}")
+        elif why_again:
             say(f"{title}: {why_again}; runs again")
         command = command_line()
-        job = Job(position, planned.config, run_dir, planned.name, command, planned.runner)
+        job = Job(position, planned.config, run_dir, planned.name, command, planned.runner, start)
         if jobs > 1:
             waiting.append(job)
             continue
@@ -112,17 +121,26 @@ def require_jobs(jobs: int, planned_runs: Sequence[PlannedRun]) -> None:
 
 def _attempt(job: Job, stop: threading.Event, on_progress: Callable[[Progress], None]) -> Attempt:
     try:
-        result = run_and_write(
-            job.config,
-            job.out_dir,
-            label=job.label,
-            runner=job.runner,
-            stop=stop,
-            on_progress=on_progress,
-        )
+        result = job.run(stop=stop, on_progress=on_progress)
     except RunFailedError as error:
         return Attempt(None, "failed", str(error))
     return Attempt(read_run(job.out_dir), result.status, result.error)
+
+
+def _start(planned: PlannedRun, run_dir: Path, title: str, say: Say) -> Path | None:
+    """Return the newest checkpoint that a run can go on from; None if there is none."""
+    if not planned.config.has_checkpoints or not find_checkpoints(run_dir):
+        return None
+    try:
+        checkpoint = resumable(
+            run_dir,
+            planned.config,
+            or_previous=True,
+            say=lambda reason: say(f"{title}: {reason}"),
+        )
+    except CheckpointError:
+        return None  # each has been said
+    return checkpoint_path(run_dir / CHECKPOINTS, checkpoint.round)
 
 
 def _standing(planned: PlannedRun, run_dir: Path) -> tuple[Run | None, str | None]:
@@ -134,17 +152,10 @@ def _standing(planned: PlannedRun, run_dir: Path) -> tuple[Run | None, str | Non
     except UserError as error:
         return None, str(error)
     if run.result.config_hash != config_hash(planned.config.to_dict()):
-        return None, f"its configuration changed ({_changes(run.result.config, planned)})"
+        changes = config_changes(run.result.config, planned.config.to_dict())
+        return None, f"its configuration changed ({changes})"
     if (made_by := Runner.of(run.result)) != planned.runner:
         return None, f"it was made by {made_by}, not by {planned.runner}"
     if run.result.status != "completed":
         return None, f"it {'was ' if run.result.status == 'interrupted' else ''}{run.result.status}"
     return run, None
-
-
-def _changes(before: Mapping[str, Any], planned: PlannedRun) -> str:
-    old, new = flatten(before), flatten(to_plain(planned.config.to_dict()))
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    changes = [f"{key}: {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys]
-    more = len(changes) - _MAX_CHANGES
-    return ", ".join(changes[:_MAX_CHANGES]) + (f" and {more} more" if more > 0 else "")

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from leansplit.errors import RunFailedError
+from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import Say, ShowProgress, attempt_all, require_jobs
@@ -39,6 +39,11 @@ def check_all(planned_runs: Sequence[PlannedRun], jobs: int = 1) -> None:
         check_run(planned.config)
         if planned.runner.engine == "plain":
             require_watchable(planned.config.method)
+            if planned.config.has_checkpoints:
+                raise UserError(
+                    "plain loops leave no checkpoints; add --set checkpoint_every=0 --set "
+                    "checkpoint_seconds=0"
+                )
 
 
 def run_all(

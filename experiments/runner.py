@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.launch import launch
+from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.plain_execution import execute_plain, usable_device
 from leansplit.server_app.recording import Outcome, Progress
@@ -28,10 +29,14 @@ class Runner:
         *,
         stop: threading.Event | None = None,
         on_progress: Callable[[Progress], None] | None = None,
+        checkpoints: Checkpoints | None = None,
     ) -> Outcome:
-        """Run ``config``; Ctrl-C as in :func:`leansplit.experiments.launch.launch`."""
+        """Run ``config``; the rest as in :func:`leansplit.experiments.launch.launch`.
+
+        Plain loops leave no checkpoints and go on from none.
+        """
         if self.engine == "flower":
-            return launch(config, stop=stop, on_progress=on_progress)
+            return launch(config, stop=stop, on_progress=on_progress, checkpoints=checkpoints)
         stop = stop or threading.Event()
         with stop_on_interrupt(stop):
             return execute_plain(

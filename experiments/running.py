@@ -10,6 +10,8 @@ from pathlib import Path
 from leansplit.experiments.interruption import finish_first, stop_on_interrupt
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.runner import FLOWER, Runner
+from leansplit.server_app.checkpoint_files import CHECKPOINTS, Checkpoint, remove_checkpoints
+from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.recording import Progress
@@ -24,13 +26,16 @@ def run_and_write(
     command: list[str] | None = None,
     stop: threading.Event | None = None,
     runner: Runner = FLOWER,
+    start: Checkpoint | None = None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> RunResult:
     """Run ``config`` and write what it leaves behind, also if it failed or was interrupted.
 
-    ``command`` is recorded as the command that did it; default: this process's. Ctrl-C and ``stop``
-    as in :func:`leansplit.experiments.launch.launch`; what was measured is written whole before
-    even a second Ctrl-C aborts. A run that leaves no result leaves no folder.
+    Checkpoints, if the configuration asks for them, are in the same folder until the run completes;
+    with ``start`` it goes on from one. ``command`` is recorded as the command that did it; default:
+    this process's. Ctrl-C and ``stop`` as in :func:`leansplit.experiments.launch.launch`; what was
+    measured is written whole before even a second Ctrl-C aborts. A run that leaves no result, and
+    no checkpoint, leaves no folder.
 
     Raises:
         UserError: for anything wrong that can be found before workers start.
@@ -41,15 +46,23 @@ def run_and_write(
         check_run(config)
         started_at = utc_now()
         with stop_on_interrupt(stop):
-            outcome = runner.run(config, stop=stop, on_progress=on_progress)
+            outcome = runner.run(
+                config,
+                stop=stop,
+                on_progress=on_progress,
+                checkpoints=Checkpoints(out_dir / CHECKPOINTS, start),
+            )
             with finish_first():
-                return write_outcome(
+                result = write_outcome(
                     out_dir,
                     outcome,
                     command=command or command_line(),
                     started_at=started_at,
                     label=label,
                 )
+                if result.status == "completed":
+                    remove_checkpoints(out_dir)
+                return result
 
 
 def command_line() -> list[str]:

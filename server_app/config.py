@@ -24,6 +24,7 @@ from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS, why_unused
+from leansplit.server_app.results import CHECKPOINT_KEYS, to_plain
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
@@ -110,6 +111,12 @@ class RunConfig:
     (simulations only; the leansplit command's default)."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
+    checkpoint_every: int = 0
+    """Rounds between checkpoints, from which the run can go on (docs/resuming.md); 0 = none."""
+    checkpoint_seconds: float = 0.0
+    """Seconds between checkpoints, written when a round ends; 0 = none."""
+    checkpoint_keep: int = 2
+    """Checkpoints that are kept, the newest."""
     out: str = ""
     """Absolute folder for results of ``flwr run``; the leansplit command has its own option."""
 
@@ -139,6 +146,7 @@ class RunConfig:
             "evaluation_batch_size",
             "clients_per_node",
             "num_threads",
+            "checkpoint_keep",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
@@ -146,6 +154,8 @@ class RunConfig:
             "generated_texts": 0,
             "evaluate_every": 0,
             "telemetry_every": 0,
+            "checkpoint_every": 0,
+            "checkpoint_seconds": 0,
             "workers": -1,
         }
         for name, lowest in lowest_allowed.items():
@@ -217,6 +227,11 @@ class RunConfig:
         """Rounds between evaluations."""
         return self.evaluate_every or max(1, self.rounds // _NUM_EVALUATIONS)
 
+    @property
+    def has_checkpoints(self) -> bool:
+        """Whether the run leaves checkpoints on its way."""
+        return self.checkpoint_every > 0 or self.checkpoint_seconds > 0
+
     def to_dict(self) -> dict[str, Any]:
         """Return all fields as nested plain values."""
         return dataclasses.asdict(self)
@@ -283,6 +298,15 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], at_most: int = 4) -> str:
+    """Say which keys of two configurations differ; those of checkpoints do not count."""
+    old, new = flatten(to_plain(before)), flatten(to_plain(after))
+    keys = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in CHECKPOINT_KEYS]
+    changes = [f"{key}: {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys]
+    more = len(changes) - at_most
+    return ", ".join(changes[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 def _literal(value: Any) -> Any:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import copy
 import logging
 import threading
-import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from flwr.app import ArrayRecord
@@ -19,6 +19,13 @@ from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import checksum, copied
+from leansplit.server_app.checkpoint_files import CHECKPOINTS
+from leansplit.server_app.checkpoints import (
+    Checkpointer,
+    Checkpoints,
+    client_costs_of,
+    run_state_of,
+)
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.evaluation import evaluate
@@ -39,6 +46,7 @@ def execute(
     *,
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Outcome:
     """Run ``config`` on ``grid``.
 
@@ -47,6 +55,7 @@ def execute(
         grid: where the clients are.
         stop: set it to end the run after the current round or evaluation.
         on_progress: called after every round and evaluation.
+        checkpoints: where they are written, and the one that the run goes on from.
 
     Returns:
         What was measured; ``status`` says whether the run came to its end.
@@ -59,7 +68,14 @@ def execute(
     task = workload.load_task()
     model = workload.build_model(task)
     settings = settled_config(config, task, model)
-    outcome = new_outcome(config, settings, task, model)
+    if checkpoints is None and config.has_checkpoints:
+        if not config.out:
+            raise UserError("checkpoints need a folder: set out, or checkpoint_every = 0")
+        checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS)
+    start = checkpoints.start if checkpoints else None
+    outcome = new_outcome(
+        config, settings, task, model, client_costs=client_costs_of(start) if start else None
+    )
     strategy = METHODS[config.method].strategy(
         model,
         task.loss,
@@ -80,19 +96,21 @@ def execute(
     watcher = _estimate_watcher(config, task)
     if watcher is not None:
         strategy.observers.append(watcher)
-    started = time.monotonic()
+    if checkpoints is not None and (config.has_checkpoints or start):
+        strategy.observers.append(Checkpointer(checkpoints, outcome, strategy, recorder, watcher))
     try:
         strategy.start(
             grid=grid,
             initial_arrays=ArrayRecord(model.full_state_dict()),
             num_rounds=config.rounds,
             evaluate_fn=recorder.evaluate,
+            resume=run_state_of(start) if start else None,
         )
     except UserError:
         raise
     except Exception as error:
         record_failure(outcome, error)
-    outcome.wall_time_s = time.monotonic() - started
+    outcome.wall_time_s = recorder.elapsed_s
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
@@ -108,14 +126,19 @@ def execute(
 
 
 def new_outcome(
-    config: RunConfig, settings: MethodConfig, task: Task, model: SplitModel
+    config: RunConfig,
+    settings: MethodConfig,
+    task: Task,
+    model: SplitModel,
+    *,
+    client_costs: StepCosts | None = None,
 ) -> Outcome:
-    """Return an outcome with what is known before the run starts."""
+    """Return an outcome with what is known before the run starts; costs are measured, or given."""
     method = METHODS[config.method]
     return Outcome(
         config,
         settings,
-        client_costs=_measure_client(config, settings, task, model),
+        client_costs=client_costs or _measure_client(config, settings, task, model),
         boundaries=method.boundaries(settings, model, config.clients),
         client_replays=method.client_replays(settings, model.client_model),
         num_train_samples=len(task.train),

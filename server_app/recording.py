@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -144,6 +144,16 @@ class Recorder:
         self._budget = outcome.config.budget()
         self._started = time.monotonic()
 
+    @property
+    def elapsed_s(self) -> float:
+        """Wall time of the run so far, of the processes before this one included."""
+        return time.monotonic() - self._started
+
+    def go_on(self, rows: Sequence[dict[str, Any]], elapsed_s: float) -> None:
+        """Go on where another process ended: with its rows, and with the time that it took."""
+        self._outcome.rounds[:] = rows
+        self._started -= elapsed_s
+
     def on_set_up(self, federation: Federation) -> None:
         """Note who holds what."""
         self._outcome.num_samples = dict(sorted(federation.num_samples.items()))
@@ -204,7 +214,7 @@ class Recorder:
                 "uplink_bytes": ledger.total_bytes("uplink"),
                 "downlink_bytes": ledger.total_bytes("downlink"),
                 "num_exchanges": self._watched.num_exchanges,
-                "wall_time_s": time.monotonic() - self._started,
+                "wall_time_s": self.elapsed_s,
             }
         )
         self._show_progress()

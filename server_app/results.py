@@ -40,6 +40,7 @@ SCHEMA_VERSION: Literal[1] = 1
 RESULT_FILE = "result.json"
 ROUNDS_FILE = "rounds.parquet"
 LEDGER_FILE = "ledger.parquet"
+CHECKPOINT_KEYS = ("checkpoint_every", "checkpoint_seconds", "checkpoint_keep")
 
 ROUNDS_COLUMNS: dict[str, str] = {
     "round": "int64",
@@ -176,9 +177,17 @@ _RESULT_ADAPTER: TypeAdapter[RunResult] = TypeAdapter(RunResult)
 
 
 def config_hash(config: Mapping[str, object]) -> str:
-    """Return 16 hexadecimal digits that identify ``config``, whatever the order of its keys."""
+    """Return 16 hexadecimal digits that identify ``config``, whatever the order of its keys.
+
+    When checkpoints are written (``CHECKPOINT_KEYS``) does not count: it is the same run.
+    """
+    decisive = {key: value for key, value in config.items() if key not in CHECKPOINT_KEYS}
     text = json.dumps(
-        to_plain(config), sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False
+        to_plain(decisive),
+        sort_keys=True,
+        separators=(",", ":"),
+        ensure_ascii=False,
+        allow_nan=False,
     )
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 

@@ -77,6 +77,10 @@ class EstimateWatcher:
         self.rows.clear()
         self._unfinished.clear()
 
+    def go_on(self, rows: Iterable[dict[str, Any]]) -> None:
+        """Go on where another process ended, with its rows."""
+        self.rows[:] = rows
+
     def wants_estimates(self, round: int) -> bool:
         """Say whether ``round`` is measured."""
         return (round - 1) % self._every == 0

@@ -61,6 +61,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
         upload_type: the record that clients upload.
     """
 
+    not_state = ("_order", "_turns", "round_weights")
     forward_action: str
     step_action: str
     upload_type: type[U]

@@ -29,6 +29,7 @@ from leansplit.models import LocalModel, build_auxiliary
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.noise import auxiliary_seed, server_dropout_seed
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
+from leansplit.state import State
 from leansplit.strategies.first_order_replicas import FirstOrderReplicas
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -40,6 +41,7 @@ C = TypeVar("C", bound=AuxiliaryMethodConfig)
 class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
     """The part of a round that the methods with auxiliary heads share."""
 
+    not_state = ("_cohort",)
     train_action: str
     """Action of the round's one request."""
 
@@ -65,6 +67,26 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         if self._replicas is not None:
             self._replicas.restore_()
         return super().arrays()
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether clients keep the moments of their optimizers."""
+        return self.config.client_optimizer.outlives_round
+
+    def state(self) -> State:
+        """Return also the head, and the average of the server's replicas if it has any."""
+        return {
+            **super().state(),
+            "_local": trainable_parameters(self.local.auxiliary),
+            "_replicas": self._replicas.state() if self._replicas is not None else {},
+        }
+
+    def load_state_(self, state: State) -> None:
+        """Take also the head and the average."""
+        super().load_state_(state)
+        load_parameters_(self.local.auxiliary, state["_local"])
+        if self._replicas is not None:
+            self._replicas.load_state_(state["_replicas"])
 
     @property
     def local(self) -> LocalModel:

@@ -37,6 +37,7 @@ class FedAvg(RunningStrategy, flower.FedAvg):
 
     method = "fedavg"
     is_whole_model = True
+    not_state = ("_cohort", *vars(flower.FedAvg()))  # Flower's keeps settings only
 
     def __init__(self, model: SplitModel, config: FedAvgConfig, **options: Any) -> None:
         super().__init__(
@@ -54,6 +55,11 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             )
         self.model = model
         self.config: FedAvgConfig = config
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether clients keep the moments of their optimizers."""
+        return self.config.client_optimizer.outlives_round
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model; of it, only trainable parameters travel.

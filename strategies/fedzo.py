@@ -28,6 +28,12 @@ class FedZO(SplitStrategy[FedZOConfig]):
 
     method = "fedzo"
     is_whole_model = True
+    not_state = ("_cohort",)
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether clients keep the moments of their optimizers."""
+        return self.config.client_optimizer.outlives_round
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -15,6 +15,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import Loss, ServerStep, server_step
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
+from leansplit.state import State
 
 
 class FirstOrderReplicas:
@@ -76,3 +77,12 @@ class FirstOrderReplicas:
     def restore_(self) -> None:
         """Put the average into the server model, never the replica that was served last."""
         load_parameters_(self._server_model, self._average)
+
+    def state(self) -> State:
+        """Return the average of parameters and moments, as they are between rounds."""
+        return {"average": self._average, "moments": self._moments}
+
+    def load_state_(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        self._average, self._moments = dict(state["average"]), dict(state["moments"])
+        self.restore_()

@@ -19,6 +19,7 @@ from torch import Tensor
 from leansplit.federated import ClientData, FrozenConfig, sample_weights, take_batch
 from leansplit.first_order import server_step
 from leansplit.noise import server_dropout_seed
+from leansplit.state import State
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -45,6 +46,17 @@ class FrozenClient(ReplicatedStrategy[FrozenConfig]):
         """Load the initial model and forget all features."""
         self._features: dict[int, ClientData] = {}
         return super().begin(initial_arrays)
+
+    def state(self) -> State:
+        """Return also the features that are known for good."""
+        kept = {m: {"z": f.inputs, "y": f.labels} for m, f in self._features.items()}
+        return {**super().state(), "_features": kept}
+
+    def load_state_(self, state: State) -> None:
+        """Take also the features."""
+        super().load_state_(state)
+        kept = state["_features"].items()
+        self._features = {int(m): Features(held["z"], held["y"]) for m, held in kept}
 
     def asked_clients(self, round: int) -> list[int]:
         """Return the cohort without the clients whose features are known for good."""

@@ -17,8 +17,8 @@ with the server model of that time.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 
 import torch
 from flwr.app import ArrayRecord
@@ -33,6 +33,7 @@ from leansplit.federated import (
 from leansplit.first_order import align_
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
 from leansplit.sequences import join
+from leansplit.state import State
 from leansplit.strategies.auxiliary import AuxiliaryStrategy
 from leansplit.wire import LocalTrainReply
 
@@ -52,6 +53,11 @@ class ClientHead:
     labels: Tensor = field(default_factory=lambda: torch.empty(0))
     moments: dict[str, Tensor] = field(default_factory=dict)
 
+    def state(self) -> State:
+        """Return everything by name."""
+        held = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in held.items() if value is not None}
+
 
 class FSLSAGE(AuxiliaryStrategy[FSLSAGEConfig]):
     """First-order clients that imitate the server's gradient, one exchange a round."""
@@ -63,6 +69,20 @@ class FSLSAGE(AuxiliaryStrategy[FSLSAGEConfig]):
         """Load the initial model and forget all heads and buffers."""
         self.heads: dict[int, ClientHead] = {}
         return super().begin(initial_arrays)
+
+    def state(self) -> State:
+        """Return also the clients' heads and buffers."""
+        return {**super().state(), "heads": {m: head.state() for m, head in self.heads.items()}}
+
+    def load_state_(self, state: State) -> None:
+        """Take also the heads and buffers."""
+        super().load_state_(state)
+        self.heads = {int(m): ClientHead(**head) for m, head in state["heads"].items()}
+
+    def forget_clients(self, client_ids: Iterable[int]) -> None:
+        """Clients without a memory are sent their heads again."""
+        for m in self.heads.keys() & set(client_ids):
+            self.heads[m].is_at_client = False
 
     def weights_for(self, client_id: int, round: int) -> ParameterDict:
         """Align the client's head if that is due; return theta_c, and theta_a if it is new."""

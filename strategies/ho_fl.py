@@ -37,6 +37,7 @@ from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.noise import client_dropout_seed, perturbation_seeds
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
+from leansplit.state import State
 from leansplit.strategies.running import RunningStrategy, log
 from leansplit.strategies.split import mean_loss, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -60,6 +61,10 @@ class HOFL(RunningStrategy):
 
     method = "ho-fl"
     is_whole_model = True
+    not_state = (
+        *("loss", "_segments", "_num_elements", "_boundaries"),
+        *("_cohort", "_anchor", "_seeds"),
+    )
 
     def __init__(self, model: SplitModel, loss: Loss, config: HOFLConfig, **options: Any) -> None:
         super().__init__(**options)
@@ -84,6 +89,27 @@ class HOFL(RunningStrategy):
         self._boundaries: dict[int, str] = {}
         self._moments: dict[int, tuple[int, dict[str, Tensor]]] = {}
         return super().begin(initial_arrays)
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether clients keep moments; the server knows those of their lower halves only."""
+        return self.config.client_optimizer.outlives_round
+
+    def state(self) -> State:
+        """Return also the moments of the clients' lower halves."""
+        kept = {m: {"round": t, "moments": held} for m, (t, held) in self._moments.items()}
+        return {**super().state(), "_moments": kept}
+
+    def load_state_(self, state: State) -> None:
+        """Take also the moments."""
+        super().load_state_(state)
+        kept = state["_moments"].items()
+        self._moments = {int(m): (held["round"], dict(held["moments"])) for m, held in kept}
+
+    def forget_clients(self, client_ids: Iterable[int]) -> None:
+        """Both sides start from zero moments with clients that have lost theirs."""
+        for m in client_ids:
+            self._moments.pop(m, None)
 
     def boundary(self, client_id: int) -> str:
         """Return b_i of a client."""

@@ -6,7 +6,7 @@ beyond the head. theta_c then crosses once for each client, and theta_a alone go
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from flwr.app import ArrayRecord
@@ -14,6 +14,7 @@ from torch import nn
 
 from leansplit.federated import LocalLossConfig
 from leansplit.parameters import ParameterDict, trainable_parameters
+from leansplit.state import State
 from leansplit.strategies.auxiliary import AuxiliaryStrategy
 from leansplit.wire import LocalTrainReply
 
@@ -27,6 +28,19 @@ class LocalLossStrategy(AuxiliaryStrategy[C], Generic[C]):
         """Load the initial model; nobody holds it yet."""
         self._holders: set[int] = set()
         return super().begin(initial_arrays)
+
+    def state(self) -> State:
+        """Return also who holds a frozen client model."""
+        return {**super().state(), "_holders": sorted(self._holders)}
+
+    def load_state_(self, state: State) -> None:
+        """Take also who holds it."""
+        super().load_state_(state)
+        self._holders = set(state["_holders"])
+
+    def forget_clients(self, client_ids: Iterable[int]) -> None:
+        """Clients without a memory are sent everything."""
+        self._holders.difference_update(client_ids)
 
     def weights_for(self, client_id: int, round: int) -> ParameterDict:
         """Return theta_c and theta_a, or theta_a alone if the client holds a frozen theta_c."""

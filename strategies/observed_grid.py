@@ -6,7 +6,7 @@ It stands between a strategy and the real grid, so strategies contain no account
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 
@@ -31,15 +31,18 @@ class ObservedGrid(Grid):
     Attributes:
         ledger: books every record that crosses.
         num_exchanges: times that the server sent something and waited for the answers.
+        contacted: clients that were sent anything since this was last emptied.
     """
 
     def __init__(self, grid: Grid, ledger: Ledger) -> None:
         self._grid = grid
         self.ledger = ledger
         self.num_exchanges = 0
+        self.contacted: set[int] = set()
         self._client_of_node: dict[int, int] = {}
         self._node_of_message: dict[str, int] = {}
         self._is_priced = True
+        self._is_booked = True
 
     def name_nodes(self, client_of_node: dict[int, int]) -> None:
         """Say which client a node stands for in messages that do not name one (FedAvg's)."""
@@ -57,6 +60,25 @@ class ObservedGrid(Grid):
             yield
         finally:
             self._is_priced = True
+
+    @contextmanager
+    def unbooked(self) -> Iterator[None]:
+        """Neither book anything nor count exchanges inside the block, in either direction.
+
+        For a simulation that stores or restores what its clients remember: theirs would be still
+        there.
+        """
+        before, self._is_booked = self._is_booked, False
+        try:
+            with self.unpriced_requests():
+                yield
+        finally:
+            self._is_booked = before
+
+    def book(self, round: int, client_id: int, priced: Mapping[Kind, int]) -> None:
+        """Book what a message to a whole node carried for one of its clients."""
+        if self._is_booked:
+            self.ledger.record(round, client_id, "downlink", priced)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -96,6 +118,11 @@ class ObservedGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Price the messages and pass them on."""
         sent = list(messages)
+        for message in sent:
+            clients = set(unpack(message.content))
+            if not clients and message.metadata.dst_node_id in self._client_of_node:
+                clients = {self._client_of_node[message.metadata.dst_node_id]}
+            self.contacted |= clients - {NODE}
         self._book(sent, "downlink", [message.metadata.dst_node_id for message in sent])
         return self._grid.push_messages(sent)
 
@@ -106,7 +133,7 @@ class ObservedGrid(Grid):
         return replies
 
     def _book(self, messages: list[Message], direction: Direction, nodes: list[int]) -> None:
-        if direction == "downlink" and not self._is_priced:
+        if not self._is_booked or (direction == "downlink" and not self._is_priced):
             return
         shared: dict[int, dict[Kind, int]] = {}  # FedAvg sends one content object to many nodes
         for message, node_id in zip(messages, nodes, strict=True):

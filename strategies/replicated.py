@@ -26,6 +26,7 @@ from leansplit.federated import (
     sample_weights,
 )
 from leansplit.parameters import load_parameters_
+from leansplit.state import State
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -53,15 +54,18 @@ class ReplicatedStrategy(SplitStrategy[C]):
         attendance: versions of all clients, and the log that brings them up to date.
     """
 
+    not_state = ("_cohort",)
     forward_action: str
     """Action of the request that opens a round."""
 
     def new_mirror(self) -> Replica:
         """Return the replica that the server keeps in step with the clients'."""
-        config = self.config
-        if isinstance(config, ReplicatedConfig):
-            return Replica(self.client_weights(), config.client_optimizer, config.zeroth_order)
-        return Replica(self.client_weights(), OptimizerConfig(), ZerothOrderConfig())
+        return Replica(self.client_weights(), *self._replica_configs())
+
+    def _replica_configs(self) -> tuple[OptimizerConfig, ZerothOrderConfig]:
+        if isinstance(self.config, ReplicatedConfig):
+            return self.config.client_optimizer, self.config.zeroth_order
+        return OptimizerConfig(), ZerothOrderConfig()
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model; clients receive their half with their first request."""
@@ -76,6 +80,33 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """Return the current global model, the mirror's parameters included."""
         load_parameters_(self.trained_module, self.mirror.parameters)
         return super().arrays()
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """No: whatever a client holds, the mirror and the log can give it again."""
+        return False
+
+    def state(self) -> State:
+        """Return also the mirror, and what is known of every client's replica."""
+        return {
+            **super().state(),
+            "mirror": {"version": self.mirror.version, "tensors": self.mirror.state()},
+            "attendance": self.attendance.state(),
+        }
+
+    def load_state_(self, state: State) -> None:
+        """Take also the mirror and the log."""
+        super().load_state_(state)
+        mirror = state["mirror"]
+        self.mirror = Replica.from_state(
+            mirror["tensors"], *self._replica_configs(), version=mirror["version"]
+        )
+        self.attendance.load_state_(state["attendance"])
+
+    def forget_clients(self, client_ids: Iterable[int]) -> None:
+        """Clients without a memory get the initial weights and the log, as newcomers do."""
+        for m in client_ids:
+            self.attendance.forget(m)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -204,7 +204,8 @@ class Roster:
             self._lost_nodes.pop(node_id, None)
             reports += [(m, node_id, answer) for m, answer in unpack(reply.content).items()]
         for client_id, node_id, answer in sorted(reports):
-            self.grid.ledger.record(SETUP_ROUND, client_id, "downlink", price(blob))
+            self.grid.book(SETUP_ROUND, client_id, price(blob))
+            self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
             try:
                 self._take_report(client_id, node_id, decode_as(answer, SetupReply))
             except DecodeError as error:

@@ -23,6 +23,7 @@ from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable
 from leansplit.strategies.estimates import EstimateReporting
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.observed_grid import ObservedGrid
+from leansplit.strategies.resuming import Continued, Resumable, RoundEndObserver, RunState
 from leansplit.strategies.roster import connected_nodes
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
 
@@ -95,7 +96,7 @@ class StopRunning(Exception):
 _MAX_EMPTY_ROUNDS = 3
 
 
-class RunningStrategy(EstimateReporting, Strategy):
+class RunningStrategy(EstimateReporting, Resumable, Strategy):
     """Mixed into every strategy: ``start`` with set-up, observers and scheduled evaluation.
 
     Attributes:
@@ -218,11 +219,13 @@ class RunningStrategy(EstimateReporting, Strategy):
         train_config: ConfigRecord | None = None,
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
+        resume: RunState | None = None,
     ) -> Result:
         """Run the method for ``num_rounds`` rounds; arguments as in Flower's own strategies.
 
         ``evaluate_fn`` is called before the first round, every ``evaluate_every`` rounds and
-        after the last.
+        after the last. With ``resume``, the rounds that another process left are run, and
+        ``num_rounds`` is still that of the whole run.
 
         Raises:
             UserError: if the settings do not fit the federation.
@@ -242,27 +245,37 @@ class RunningStrategy(EstimateReporting, Strategy):
         self._federation = Federation(
             observed, plan, min(timeout, self.deployment.exchange_timeout_s)
         )
-        self._federation.set_up()
+        self.meet_clients(resume)
+        if resume is not None:
+            arrays = self.arrays()
         for observer in self.observers:
             observer.on_set_up(self._federation)
 
-        def evaluate_when_due(round: int, current: ArrayRecord) -> MetricRecord | None:
-            if evaluate_fn is None or not self.is_evaluated(round):
-                return None
-            return evaluate_fn(round, current)
+        round_ends = [each for each in self.observers if isinstance(each, RoundEndObserver)]
 
+        def end_round(round: int, current: ArrayRecord) -> MetricRecord | None:
+            is_due = evaluate_fn is not None and self.is_evaluated(round)
+            metrics = evaluate_fn(round, current) if evaluate_fn and is_due else None
+            for observer in round_ends if round else ():
+                observer.on_round_end(round, is_stopped=False)
+            return metrics
+
+        loop = Continued(self, resume.round) if resume else None
+        ended = loop.shifted(end_round) if loop else end_round
         try:
-            result = super().start(
+            result = (loop.start if loop else super().start)(
                 grid=observed,
                 initial_arrays=arrays,
-                num_rounds=num_rounds,
+                num_rounds=num_rounds - (resume.round if resume else 0),
                 timeout=self._federation.timeout_s,
                 train_config=train_config,
                 evaluate_config=evaluate_config,
-                evaluate_fn=evaluate_when_due if evaluate_fn else None,
+                evaluate_fn=ended if evaluate_fn or round_ends else None,
             )
         except StopRunning:
             result = Result()
+            for observer in round_ends if self.rounds_completed else ():
+                observer.on_round_end(self.rounds_completed, is_stopped=True)
         self.end()
         result.arrays = self.arrays()
         return result

@@ -14,6 +14,7 @@ from leansplit.federated import (
     weighted_mean,
 )
 from leansplit.parameters import ParameterDict
+from leansplit.state import State
 
 _SHARED = -1  # stands for all clients where they share one copy
 
@@ -62,3 +63,11 @@ class ServerReplicas:
         self.start = moved_towards_mean(self.start, states, given, global_lr)
         if self._optimizer.outlives_round:
             self._moments = weighted_mean([replica.moments for replica in replicas], given)
+
+    def state(self) -> State:
+        """Return what the next round starts from."""
+        return {"start": self.start, "moments": self._moments}
+
+    def load_state_(self, state: State) -> None:
+        """Go on from :meth:`state`."""
+        self.start, self._moments = dict(state["start"]), dict(state["moments"])

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Generic, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from flwr.app import ArrayRecord
 from torch import Tensor
 
 from leansplit.errors import RunFailedError
-from leansplit.federated import MethodConfig, OptimizerConfig, build_optimizer
+from leansplit.federated import (
+    MethodConfig,
+    OptimizerConfig,
+    build_optimizer,
+    load_optimizer_state_,
+    optimizer_state,
+)
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
+from leansplit.state import State
 from leansplit.strategies.running import RunningStrategy, log
 from leansplit.wire import ABSENT, Form, SmashedDataReply, TensorForm
 from leansplit.zeroth_order import ZerothOrderConfig
@@ -31,6 +38,8 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         options: see :class:`leansplit.strategies.running.RunningStrategy`.
     """
 
+    not_state: ClassVar[Sequence[str]] = ("loss", "_server_optimizer")
+
     def __init__(self, model: SplitModel, loss: Loss, config: C, **options: Any) -> None:
         super().__init__(**options)
         self.model = model
@@ -38,6 +47,7 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         self.config: C = config
         self._server_optimizer: torch.optim.Optimizer | None = None
         self._optimizer_round = 0
+        self._server_moments: Mapping[str, Tensor] = {}
 
     def summary(self) -> None:
         """Log the configuration."""
@@ -45,7 +55,7 @@ class SplitStrategy(RunningStrategy, Generic[C]):
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
         """Load the initial model into both halves."""
-        self._server_optimizer = None
+        self._server_optimizer, self._server_moments = None, {}
         return super().begin(initial_arrays)
 
     def server_optimizer(self, config: OptimizerConfig, round: int) -> torch.optim.Optimizer | None:
@@ -54,8 +64,27 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         is_stale = is_new_round and not config.outlives_round
         if self._server_optimizer is None or is_stale:
             self._server_optimizer = build_optimizer(config, self.model.server_model.parameters())
+            if not is_stale:
+                load_optimizer_state_(self._server_optimizer, self._server_moments)
         self._optimizer_round = round
         return self._server_optimizer
+
+    def state(self) -> State:
+        """Return also the moments of the server's optimizer."""
+        moments = self._server_moments
+        if self._server_optimizer is not None:
+            moments = optimizer_state(self._server_optimizer)
+        return {
+            **super().state(),
+            "_server_moments": moments,
+            "_optimizer_round": self._optimizer_round,
+        }
+
+    def load_state_(self, state: State) -> None:
+        """Take also the moments, for when the optimizer is built."""
+        super().load_state_(state)
+        self._server_moments = state["_server_moments"]
+        self._optimizer_round = state["_optimizer_round"]
 
     def upload_form(self, client_id: int) -> Form:
         """Return what a client's smashed data and labels of one batch must look like."""

@@ -34,6 +34,11 @@ class SplitFed(AlternatingStrategy[SplitFedConfig, SmashedDataReply]):
             refuse_micro_batches(self.model.client_model)
         return super().begin(initial_arrays)
 
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether clients keep the moments of their optimizers."""
+        return self.config.client_optimizer.outlives_round
+
     def turns(self, cohort: list[int], order: list[int]) -> list[list[int]]:
         """Return all clients at once, or one after the other."""
         if self.config.client_order == "sequential":

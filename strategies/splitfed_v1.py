@@ -13,6 +13,7 @@ from flwr.app import ArrayRecord
 from torch import Tensor
 
 from leansplit.noise import server_dropout_seed
+from leansplit.state import State
 from leansplit.strategies.alternating import Served
 from leansplit.strategies.first_order_replicas import FirstOrderReplicas
 from leansplit.strategies.splitfed import SplitFed
@@ -56,3 +57,12 @@ class SplitFedV1(SplitFed):
     def end_server_round(self, weights: Mapping[int, float]) -> None:
         """Average the replicas of the clients that finished."""
         self._replicas.average_(weights)
+
+    def state(self) -> State:
+        """Return also the average of the replicas."""
+        return {**super().state(), "_replicas": self._replicas.state()}
+
+    def load_state_(self, state: State) -> None:
+        """Take also the average."""
+        super().load_state_(state)
+        self._replicas.load_state_(state["_replicas"])

@@ -17,6 +17,7 @@ from torch import Tensor
 from leansplit.federated import ZOSplitConfig
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.state import State
 from leansplit.strategies.alternating import AlternatingStrategy
 from leansplit.strategies.server_replicas import ServerReplicas
 from leansplit.strategies.split import probed_form
@@ -61,6 +62,20 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
         """Start the server's replicas, then the clients."""
         self.replicas.begin_round()
         return super().configure_train(server_round, arrays, config, grid)
+
+    @property
+    def clients_keep_state(self) -> bool:
+        """Whether clients keep the moments of their optimizers."""
+        return self.config.client_optimizer.outlives_round
+
+    def state(self) -> State:
+        """Return also the server's half as the next round starts from it."""
+        return {**super().state(), "replicas": self.replicas.state()}
+
+    def load_state_(self, state: State) -> None:
+        """Take also the server's half."""
+        super().load_state_(state)
+        self.replicas.load_state_(state["replicas"])
 
     def upload_form(self, client_id: int) -> Form:
         """Return what a client's probed smashed data must look like."""

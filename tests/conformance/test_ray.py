@@ -1,8 +1,12 @@
-"""The same run on Flower's simulation engine: one worker, two workers, and a worker that dies."""
+"""The same run on Flower's engine: one worker, two, one that dies, and a run that goes on."""
+
+import threading
 
 import pytest
 
 from leansplit.experiments.launch import launch
+from leansplit.server_app.checkpoint_files import CHECKPOINTS
+from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.methods import METHODS
 
 FIRST = ["ho-sfl", "sflv1", "sflv2", "fedavg", "frozen"]
@@ -61,3 +65,26 @@ def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path
     assert outcome.rounds_completed == 12
     assert outcome.events["dropped_clients"] >= 1  # and whoever asked while it restarted
     assert "unsynchronised_clients" not in outcome.events
+
+
+def test_a_stopped_run_goes_on_with_another_number_of_workers(
+    configure, reference_checksum, tmp_path
+):
+    """Moments that only clients hold travel through the checkpoint."""
+    keys = {"replica_storage": "worker", "client.lifetime": "run", "checkpoint_every": 1}
+    config = configure("sflv2", "momentum", workers=2, rounds=5, **keys)
+    stop = threading.Event()
+
+    def watch(progress):
+        if progress.round == 3:
+            stop.set()
+
+    folder = tmp_path / CHECKPOINTS
+    stopped = launch(config, stop=stop, on_progress=watch, checkpoints=Checkpoints(folder))
+    assert stopped.status == "interrupted"
+    config = configure("sflv2", "momentum", workers=1, rounds=5, **keys)
+    start = resumable(tmp_path, config)
+    resumed = launch(config, checkpoints=Checkpoints(folder, start))
+    assert resumed.status == "completed", resumed.error
+    assert resumed.events == {"resumes": 1}
+    assert resumed.final_model_checksum == reference_checksum(config)

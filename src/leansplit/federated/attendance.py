@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from leansplit.federated.update_log import Update, UpdateLog
+from leansplit.state import State
 
 NEVER = -1
 """Version of a client that holds no replica yet."""
@@ -46,6 +47,26 @@ class Attendance:
     def doubt_seeds(self, client_id: int) -> None:
         """Note that the client may hold other seeds by now: what it misses is sent whole."""
         self._known_seed_rounds.pop(client_id, None)
+
+    def forget(self, client_id: int) -> None:
+        """Note that the client has lost its replica; it stays one of the participants."""
+        if client_id in self._versions:
+            self._versions[client_id] = NEVER
+        self.doubt_seeds(client_id)
+
+    def state(self) -> State:
+        """Return the log, and what is known of every client."""
+        return {
+            "log": self.log.state(),
+            "versions": dict(self._versions),
+            "known_seed_rounds": dict(self._known_seed_rounds),
+        }
+
+    def load_state_(self, state: State) -> None:
+        """Go on from :meth:`state`; the initial parameters stay."""
+        self.log.load_state_(state["log"])
+        self._versions = {int(m): v for m, v in state["versions"].items()}
+        self._known_seed_rounds = {int(m): t for m, t in state["known_seed_rounds"].items()}
 
     def catch_up(self, client_id: int) -> dict[str, Any]:
         """Return the catch-up fields of a request to ``client_id``.

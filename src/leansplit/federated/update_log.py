@@ -5,7 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+import torch
+
 from leansplit.errors import RunFailedError
+from leansplit.state import State
 
 
 @dataclass(frozen=True)
@@ -67,3 +70,25 @@ class UpdateLog:
 
     def __iter__(self) -> Iterator[Update]:
         return iter(self._updates)
+
+    def state(self) -> State:
+        """Return all updates as a few tensors."""
+        return {
+            "rounds": torch.tensor([u.round for u in self._updates], dtype=torch.int64),
+            "sizes": torch.tensor([len(u.seeds) for u in self._updates], dtype=torch.int64),
+            "seeds": torch.tensor([s for u in self._updates for s in u.seeds], dtype=torch.int64),
+            "scalars": torch.tensor([v for u in self._updates for v in u.scalars]),
+        }
+
+    def load_state_(self, state: State) -> None:
+        """Take the updates of :meth:`state` in place of its own."""
+        self._updates = []
+        sizes = state["sizes"].tolist()
+        parts = zip(
+            state["rounds"].tolist(),
+            state["seeds"].split(sizes),
+            state["scalars"].split(sizes),
+            strict=True,
+        )
+        for round, seeds, scalars in parts:
+            self.append(Update(round, tuple(seeds.tolist()), tuple(scalars.tolist())))

@@ -13,6 +13,7 @@ Kind = Literal[
     "seeds",  # perturbation seeds, down
     "catch_up",  # seeds and scalars of rounds that a client missed, down
     "weights",  # model parameters (and moments in a resync), both ways
+    "checkpoint",  # what only clients hold, up at a checkpoint, down when a run goes on
     "envelope",  # everything else in the encoded record: names, shapes, round numbers
 ]
 KINDS: Final[tuple[Kind, ...]] = get_args(Kind)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
@@ -40,6 +40,12 @@ class Ledger:
                 self._cells[cell] = self._cells.get(cell, 0) + num_bytes
                 total = (direction, kind)
                 self._totals[total] = self._totals.get(total, 0) + num_bytes
+
+    def add(self, entries: Iterable[LedgerEntry]) -> None:
+        """Book what another ledger held."""
+        for entry in entries:
+            priced = {entry.kind: entry.num_bytes}
+            self.record(entry.round, entry.client_id, entry.direction, priced)
 
     def total_bytes(self, direction: Direction | None = None, kind: Kind | None = None) -> int:
         """Return the bytes that crossed, all or of one direction or kind."""

@@ -2,6 +2,12 @@
 
 from leansplit.wire.records.auxiliary import LocalTrainReply, LocalTrainRequest
 from leansplit.wire.records.base import ALIKE_KEY, KIND_KEY, MANY_KEY, Record, payload
+from leansplit.wire.records.deposits import (
+    DepositReply,
+    DepositRequest,
+    RestoreReply,
+    RestoreRequest,
+)
 from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
 from leansplit.wire.records.replicated import (
@@ -37,6 +43,8 @@ __all__ = [
     "CatchUpRequest",
     "DeComFLReply",
     "DeComFLRequest",
+    "DepositReply",
+    "DepositRequest",
     "DifferencesRequest",
     "FedZOReply",
     "FedZORequest",
@@ -50,6 +58,8 @@ __all__ = [
     "ProbeRequest",
     "ProbedSmashedDataReply",
     "Record",
+    "RestoreReply",
+    "RestoreRequest",
     "SetupReply",
     "SetupRequest",
     "SmashedDataReply",

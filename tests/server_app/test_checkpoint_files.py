@@ -1,0 +1,244 @@
+"""Checkpoints on disk: whole or not at all; whatever is wrong with one has a reason."""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+
+from leansplit.errors import UserError
+from leansplit.server_app.checkpoint_files import (
+    Checkpoint,
+    CheckpointError,
+    find_checkpoints,
+    prune_checkpoints,
+    read_checkpoint,
+    remove_checkpoints,
+    run_folder,
+    write_checkpoint,
+)
+
+
+def checkpoint(round=3):
+    return Checkpoint(
+        round=round,
+        about={"config_hash": "abc"},
+        tensors={"model/w": torch.arange(6.0).view(2, 3), "model/n": torch.tensor(7)},
+        fields={"model": {}, "events": {"resyncs": 1}, "rate": 0.1},
+        tables={"rounds": pd.DataFrame({"round": [1, 2], "loss": [0.5, None]})},
+    )
+
+
+@pytest.fixture
+def written(tmp_path):
+    """The path of a checkpoint on disk."""
+    return write_checkpoint(tmp_path / "checkpoints", checkpoint())
+
+
+def files(path):
+    return sorted(file for file in path.iterdir())
+
+
+def test_what_is_written_is_read(written):
+    before, after = checkpoint(), read_checkpoint(written)
+    assert (after.round, after.about, after.fields) == (before.round, before.about, before.fields)
+    assert after.tensors.keys() == before.tensors.keys()
+    assert all(torch.equal(after.tensors[name], before.tensors[name]) for name in before.tensors)
+    assert after.tables["rounds"].equals(before.tables["rounds"])
+
+
+def test_the_newest_comes_first_wherever_one_looks(tmp_path):
+    folder = tmp_path / "checkpoints"
+    paths = [write_checkpoint(folder, checkpoint(t)) for t in (9, 100, 20)]
+    (folder / "round-x").mkdir()
+    (folder / "round-00000777").write_text("a file")
+    expected = [paths[1], paths[2], paths[0]]
+    assert find_checkpoints(tmp_path) == find_checkpoints(folder) == expected
+    assert find_checkpoints(paths[0]) == [paths[0]]
+    assert run_folder(tmp_path) == run_folder(folder) == run_folder(paths[0]) == tmp_path
+    assert find_checkpoints(tmp_path / "nothing") == []
+
+
+def test_pruning_keeps_what_it_is_told_and_removes_what_was_left_staged(tmp_path):
+    paths = [write_checkpoint(tmp_path, checkpoint(t)) for t in (1, 2, 3)]
+    (tmp_path / ".staged-0123").mkdir()
+    prune_checkpoints(tmp_path, keep={paths[1]})
+    assert files(tmp_path) == [paths[1]]
+
+
+def test_a_completed_run_leaves_none(tmp_path, written):
+    (tmp_path / "result.json").write_text("{}")
+    remove_checkpoints(tmp_path)
+    assert files(tmp_path) == [tmp_path / "result.json"]
+
+
+@pytest.mark.parametrize("seed", range(40))
+def test_damage_anywhere_is_refused_with_the_file_and_the_reason(written, seed):
+    draw = random.Random(seed)
+    file = draw.choice(files(written))
+    content = bytearray(file.read_bytes())
+    kind = draw.choice(["cut", "flip", "lose", "noise", "longer"])
+    if kind == "lose":
+        file.unlink()
+    elif kind == "cut":
+        file.write_bytes(content[: draw.randrange(len(content))])
+    elif kind == "noise":
+        file.write_bytes(draw.randbytes(draw.randrange(200)))
+    elif kind == "longer":
+        file.write_bytes(content + draw.randbytes(1 + draw.randrange(9)))
+    else:
+        content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
+        file.write_bytes(content)
+    if file.name == "manifest.json" and kind == "flip":
+        try:  # a flipped bit of a description that is no digest may go unnoticed
+            read_checkpoint(written)
+        except CheckpointError:
+            return
+    else:
+        with pytest.raises(CheckpointError, match=r"cannot use the checkpoint file .+: ."):
+            read_checkpoint(written)
+
+
+def replaced(value, draw):
+    """Put something else in a random place of a JSON value."""
+    strange = [None, True, -1, 1e300, "", "../../etc/passwd", [], {}, [[[]]], {"bytes": -1}]
+    if isinstance(value, dict) and value and draw.random() < 0.8:
+        key = draw.choice(sorted(value))
+        return {**value, key: replaced(value[key], draw)}
+    return draw.choice(strange)
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_no_manifest_crashes_the_reader(written, seed):
+    draw = random.Random(seed)
+    file = written / "manifest.json"
+    file.write_text(json.dumps(replaced(json.loads(file.read_text()), draw)))
+    try:
+        read_checkpoint(written)
+    except CheckpointError as error:
+        assert str(error).strip()
+
+
+def test_files_whose_digest_is_right_and_whose_content_is_not_are_refused(tmp_path):
+    import hashlib
+
+    for name in ("state.safetensors", "state.json", "rounds.parquet"):
+        path = write_checkpoint(tmp_path / name, checkpoint())
+        for content in (b"", b"nonsense", b"[1]", b"\xff" * 40, b"{" * 100_000):
+            (path / name).write_bytes(content)
+            manifest = json.loads((path / "manifest.json").read_text())
+            digest = hashlib.blake2b(content, digest_size=16).hexdigest()
+            manifest["files"][name] = {"bytes": len(content), "blake2b": digest}
+            (path / "manifest.json").write_text(json.dumps(manifest))
+            with pytest.raises(CheckpointError, match=name):
+                read_checkpoint(path)
+
+
+def test_another_schema_and_another_folder_are_refused(written):
+    manifest = json.loads((written / "manifest.json").read_text())
+    (written / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
+    with pytest.raises(CheckpointError, match="schema_version is 99"):
+        read_checkpoint(written)
+    (written / "manifest.json").write_text(json.dumps(manifest))
+    elsewhere = written.with_name("round-00000004")
+    shutil.copytree(written, elsewhere)
+    with pytest.raises(CheckpointError, match="of round 3"):
+        read_checkpoint(elsewhere)
+
+
+class Killed(BaseException):
+    """The process is gone; nothing it would have cleaned up is cleaned up."""
+
+
+class HalfWritten:
+    """A file that is open for writing in a process that may die at it."""
+
+    def __init__(self, stream, step):
+        self.stream, self.step = stream, step
+        self.flush, self.fileno = stream.flush, stream.fileno
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stream.close()
+
+    def write(self, content):
+        try:
+            self.step()
+        except Killed:
+            self.stream.write(content[: len(content) // 2])
+            raise
+        self.stream.write(content)
+
+
+class Dying:
+    """Counts what reaches the disk, and dies before the n-th time; files are cut in half."""
+
+    def __init__(self, patch, nth):
+        self.left, self.is_dead = nth, False
+        real_open, real_remove = Path.open, shutil.rmtree
+
+        def guarded(operation):
+            def run(*arguments, **options):
+                self.step()
+                return operation(*arguments, **options)
+
+            return run
+
+        def open_dying(path, *arguments, **options):
+            self.step()
+            stream = real_open(path, *arguments, **options)
+            return HalfWritten(stream, self.step)
+
+        def remove(*arguments, **options):
+            if not self.is_dead:
+                self.step()
+                real_remove(*arguments, **options)
+
+        patch.setattr(Path, "open", open_dying)
+        patch.setattr(Path, "mkdir", guarded(Path.mkdir))
+        patch.setattr(Path, "rename", guarded(Path.rename))
+        patch.setattr(os, "fsync", guarded(os.fsync))
+        patch.setattr(shutil, "rmtree", remove)
+
+    def step(self):
+        if not self.left:
+            self.is_dead = True
+            raise Killed
+        self.left -= 1
+
+
+def test_dying_at_any_point_of_writing_or_pruning_leaves_whole_checkpoints(tmp_path):
+    """Each operation on the disk once: the newest that is there is read, and is never old news."""
+    num_points = 0
+    while True:
+        folder = tmp_path / str(num_points)
+        for t in (1, 2):
+            write_checkpoint(folder, checkpoint(t))
+        with pytest.MonkeyPatch.context() as patch:
+            Dying(patch, num_points)
+            try:
+                paths = {write_checkpoint(folder, checkpoint(t)) for t in (3, 2)}
+                prune_checkpoints(folder, keep=paths)
+                break
+            except Killed:
+                pass
+        found = find_checkpoints(folder)
+        assert found
+        for path in found:
+            read_checkpoint(path)
+        write_checkpoint(folder, checkpoint(4))  # whatever is there, the next one is written
+        assert read_checkpoint(find_checkpoints(folder)[0]).round == 4
+        num_points += 1
+    assert num_points > 20
+
+
+def test_a_disk_that_refuses_is_a_reason(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match="cannot write a checkpoint"):
+        write_checkpoint(tmp_path / "file" / "folder", checkpoint())
