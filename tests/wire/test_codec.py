@@ -55,6 +55,7 @@ HEADER_VALUES = {
     "bool": st.booleans(),
     "float": st.floats(allow_nan=False),
     "list[int]": st.lists(st.integers(0, 2**40), max_size=4),
+    "dict[str, int]": st.dictionaries(NAMES, st.integers(-(2**63), 2**63), max_size=3),
 }
 
 
