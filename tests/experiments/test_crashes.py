@@ -19,7 +19,7 @@ from leansplit.server_app.config import run_config
 from leansplit.server_app.results import RESULT_FILE, read_run
 
 METHODS = ["ho-sfl", "heron-sfl", "sflv2"]
-KILLS = -(-int(os.environ.get("LEANSPLIT_KILLS", "6")) // len(METHODS))
+KILLS = -(-int(os.environ.get("LEANSPLIT_KILLS", "3")) // len(METHODS))
 ROUNDS = 8
 LOADED_ONCE = [  # by the server that processes are forked from
     "leansplit.experiments.running",
