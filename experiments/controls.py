@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from leansplit.experiments.fairness import setting_of
 from leansplit.server_app.budget import ROUNDING
@@ -67,10 +67,7 @@ class Controls:
 
     def without_accuracies(self) -> Controls:
         """Return who the controls are, for runs whose final accuracies mean nothing."""
-        pairs = {
-            label: ControlPair(sfl=pair.sfl, frozen=pair.frozen)
-            for label, pair in self.pairs.items()
-        }
+        pairs = {label: replace(pair, accuracies={}) for label, pair in self.pairs.items()}
         return Controls(pairs=pairs)
 
 
@@ -113,7 +110,8 @@ def find_controls(completed: Mapping[str, Sequence[Run]]) -> Controls:
 
 def _controls_of(result: RunResult, rows: Mapping[str, RunResult]) -> tuple[str | None, str | None]:
     """Return the labels of (SFL, frozen) of one setting; of its kind of server if there are."""
-    here = {label: row for label, row in rows.items() if setting_of(row) == setting_of(result)}
+    setting = setting_of(result)
+    here = {label: row for label, row in rows.items() if setting_of(row) == setting}
 
     def best(candidates: list[str]) -> str | None:
         return min(candidates, key=lambda k: _in_turn(here[k]) != _in_turn(result), default=None)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from leansplit.experiments import cli
 from leansplit.server_app.config import run_config
 from leansplit.server_app.results import (
     Run,
@@ -22,6 +24,24 @@ from leansplit.server_app.results import (
 )
 
 MakeRun = Callable[..., Run]
+RunCommand = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def run_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> RunCommand:
+    """Run ``leansplit`` in this process; returns (exit code, standard output, standard error)."""
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["leansplit", *map(str, arguments)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as error:
+            code = int(error.code or 0)
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
 
 
 @pytest.fixture

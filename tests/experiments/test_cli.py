@@ -3,14 +3,13 @@
 import json
 import os
 import signal
-import sys
 import tomllib
 
 import pandas as pd
 import pytest
 
 from leansplit.errors import UserError
-from leansplit.experiments import cli, command_line
+from leansplit.experiments import command_line
 from leansplit.experiments.command_line import parse_names
 from leansplit.experiments.experiment import load_experiment
 
@@ -25,20 +24,9 @@ SMALL = [
 
 
 @pytest.fixture
-def leansplit(monkeypatch, capsys):
+def leansplit(run_command):
     """Run the command in this process; returns (exit code, standard output, standard error)."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leansplit", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return run
+    return run_command
 
 
 def test_run_leaves_everything_behind(leansplit, tmp_path):

@@ -3,12 +3,11 @@
 import json
 import os
 import signal
-import sys
 
 import pytest
 
 from leansplit.clients import app as client_app
-from leansplit.experiments import cli, compare, resume, run_all, running
+from leansplit.experiments import compare, resume, run_all, running
 from leansplit.experiments.command_line import EXIT_INTERRUPTED
 from leansplit.experiments.interruption import finish_first
 from leansplit.server_app import execution, recording
@@ -27,17 +26,12 @@ def press_ctrl_c():
 
 
 @pytest.fixture
-def leansplit(monkeypatch, capsys):
+def leansplit(run_command):
     """Run the command in this process; returns (exit code, standard error)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leansplit", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        return code, capsys.readouterr().err
+        code, _, said = run_command(*arguments)
+        return code, said
 
     return run
 

@@ -3,11 +3,9 @@
 import json
 import os
 import signal
-import sys
 
 import pytest
 
-from leansplit.experiments import cli
 from leansplit.experiments.command_line import EXIT_INTERRUPTED
 from leansplit.server_app import checkpoints
 from leansplit.server_app.checkpoint_files import find_checkpoints
@@ -21,17 +19,12 @@ SMALL += ["--set", "evaluate_every=3", "--set", "checkpoint_every=2"]
 
 
 @pytest.fixture
-def leansplit(monkeypatch, capsys):
+def leansplit(run_command):
     """Run the command in this process; returns (exit code, standard error on one line)."""
 
     def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["leansplit", *map(str, arguments)])
-        try:
-            cli.main()
-            code = 0
-        except SystemExit as error:
-            code = error.code or 0
-        return code, " ".join(capsys.readouterr().err.split())
+        code, _, said = run_command(*arguments)
+        return code, " ".join(said.split())
 
     return run
 
