@@ -7,8 +7,10 @@ are not in them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leansplit.costs import ClientStep, StepCosts, held_weights, measure_step, naming_logits
 from leansplit.federated import (
@@ -62,6 +64,18 @@ def _bring_up_to_date(replica: Replica, seeds: tuple[int, ...]) -> None:
     replica.apply_(Update(replica.version + 1, seeds, (0.0,) * len(seeds)))
 
 
+def _step_of(
+    replica: Replica, client_model: nn.Module, inputs: Tensor, run: Callable[[], object]
+) -> ClientStep:
+    """Return the step of a client that holds ``replica`` in place of the trained weights."""
+    return ClientStep(
+        run=run,
+        weights=[replica.vector, *held_weights(client_model, but_trained=True)],
+        batch=[inputs],
+        optimizers=[replica.kept_optimizer],
+    )
+
+
 def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) -> ClientStep:
     """HO-SFL: the last round's update, one anchor pass, the probes against a smashed gradient."""
     client_model = model.client_model.eval()
@@ -77,12 +91,7 @@ def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) ->
         del smashed
         probe(objective, replica.spec, replica.vector, seeds, zo, anchor=anchor)
 
-    return ClientStep(
-        run=step,
-        weights=[replica.vector, *held_weights(client_model, but_trained=True)],
-        batch=[inputs],
-        optimizers=[replica.kept_optimizer],
-    )
+    return _step_of(replica, client_model, inputs, step)
 
 
 def probed_forward_step(model: SplitModel, inputs: Tensor, config: HOSLConfig) -> ClientStep:
@@ -98,12 +107,7 @@ def probed_forward_step(model: SplitModel, inputs: Tensor, config: HOSLConfig) -
             client_model, replica.spec, replica.vector, inputs, seeds, zo, with_anchor=True
         )
 
-    return ClientStep(
-        run=step,
-        weights=[replica.vector, *held_weights(client_model, but_trained=True)],
-        batch=[inputs],
-        optimizers=[replica.kept_optimizer],
-    )
+    return _step_of(replica, client_model, inputs, step)
 
 
 def loss_probe_step(
