@@ -82,6 +82,7 @@ def compare(
                     order=reading.order,
                     target_accuracy=reading.target_accuracy,
                     learning_rate_note=reading.learning_rates,
+                    title=reading.title,
                 ),
             )
             report = write_report(out_dir, done.runs, reading)

@@ -121,6 +121,14 @@ def _controls_of(result: RunResult, rows: Mapping[str, RunResult]) -> tuple[str 
     return sfl, frozen
 
 
+def client_order(result: RunResult) -> str:
+    """Return what a row's clients compute, as :attr:`MethodSpec.client_order`."""
+    if _is_frozen(result):
+        return "none"
+    spec = METHODS.get(result.method)  # a plug-in may not be at hand any more
+    return spec.client_order if spec else "first"
+
+
 def _is_frozen(result: RunResult) -> bool:
     return result.method == FROZEN_METHOD or bool(_option(result, "frozen_client"))
 

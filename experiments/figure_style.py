@@ -15,13 +15,15 @@ import matplotlib as mpl
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-from leansplit.experiments.controls import FROZEN_METHOD
-
 # Okabe and Ito's palette without yellow, which vanishes on white; black comes first.
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", ">")
 DASHES = ("-", "--", "-.", (0, (5, 1.5, 1, 1.5, 1, 1.5)), (0, (3, 1.2)))
-FROZEN_STYLE: dict[str, Any] = {"color": "#707070", "marker": "x", "linestyle": (0, (1, 1.2))}
+FROZEN_STYLES: tuple[dict[str, Any], ...] = (
+    {"color": "#707070", "marker": "x", "linestyle": (0, (1, 1.2))},
+    {"color": "#707070", "marker": "+", "linestyle": (0, (4, 1.2, 1, 1.2))},
+)
+REFERENCE_STYLE: dict[str, Any] = {"color": "#A0A0A0", "marker": "", "linestyle": "-"}
 PAPER = "#FFFFFF"
 """Inside of markers: the page shows through them."""
 TITLE_COLOR = "#444444"
@@ -60,14 +62,15 @@ def line_style(position: int) -> dict[str, Any]:
     }
 
 
-def line_styles(methods: Sequence[str]) -> list[dict[str, Any]]:
-    """Return one look for each line, given its method; frozen clients take none from the rest."""
+def line_styles(is_frozen: Sequence[bool]) -> list[dict[str, Any]]:
+    """Return a look for each line; grey ones for frozen clients, which take none from the rest."""
+    counts = {True: 0, False: 0}
     styles: list[dict[str, Any]] = []
-    position = 0
-    for method in methods:
-        is_frozen = method == FROZEN_METHOD
-        styles.append(FROZEN_STYLE if is_frozen else line_style(position))
-        position += not is_frozen
+    for frozen in is_frozen:
+        position = counts[frozen]
+        style = FROZEN_STYLES[position % len(FROZEN_STYLES)] if frozen else line_style(position)
+        styles.append(style)
+        counts[frozen] += 1
     return styles
 
 

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from leansplit.costs.device import DeviceProfile
+from leansplit.experiments.controls import FROZEN_METHOD
 from leansplit.experiments.figure_style import (
     BAR_COLOR,
     GRID_COLOR,
@@ -50,13 +51,14 @@ def cuts_figure(sweep: Sweep, profile: DeviceProfile) -> Figure:
         "Traffic (MB)": lambda p: sum(p.client_traffic.values()) / p.steps_per_round / _MB,
     }
     methods = [m for m, plans in sweep.plans.items() if any(plans)]
+    are_frozen = [method == FROZEN_METHOD for method in methods]
     titles = [next(p.title for p in sweep.plans[m] if p is not None) for m in methods]
     with mpl.rc_context(RC):
         figure = new_figure(PAGE_INCHES, 2.6 + 0.15 * -(-len(methods) // 2))
         figure.suptitle("One step of a client", fontsize=8, color=TITLE_COLOR)
         panels: Sequence[Axes] = figure.subplots(1, len(shown))
         for axes, (label, value) in zip(panels, shown.items(), strict=True):
-            for method, title, style in zip(methods, titles, line_styles(methods), strict=True):
+            for method, title, style in zip(methods, titles, line_styles(are_frozen), strict=True):
                 points = [(i, value(p)) for i, p in enumerate(sweep.plans[method]) if p is not None]
                 axes.plot(
                     [i for i, _ in points],

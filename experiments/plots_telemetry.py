@@ -44,7 +44,7 @@ def plot_telemetry(runs: Sequence[Run], out_dir: Path, order: Sequence[str] = ()
     """Write `telemetry.png` and `telemetry.svg` if any run has telemetry.
 
     Args:
-        runs: as for :func:`leansplit.experiments.plots.plot_accuracy`.
+        runs: as for :func:`leansplit.experiments.plots_accuracy.plot_accuracy`.
         out_dir: created if needed.
         order: methods in the order of the legend.
 

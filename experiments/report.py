@@ -12,11 +12,17 @@ from rich.table import Table
 
 from leansplit.errors import UserError
 from leansplit.experiments.experiment_file import title_with
-from leansplit.experiments.plots import accuracy_curves, plot_accuracy, plot_partition
+from leansplit.experiments.plots_accuracy import accuracy_curves, plot_accuracy
+from leansplit.experiments.plots_partition import plot_partition
 from leansplit.experiments.plots_telemetry import plot_telemetry
 from leansplit.experiments.report_page import comparison_pictures, report_page, traffic_html
 from leansplit.experiments.summary import Summary, is_listed
-from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
+from leansplit.experiments.summary_text import (
+    default_title,
+    summary_markdown,
+    summary_table,
+    write_summary,
+)
 from leansplit.server_app.results import Run, find_runs, read_run, write_files
 
 REPORT_FILE = "report.html"
@@ -62,12 +68,14 @@ def write_report(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Report
     Raises:
         UserError: if the runs cannot be compared or ``out_dir`` cannot be written.
     """
+    title = reading.title or default_title(runs)
     summary = write_summary(
         out_dir,
         runs,
         order=reading.order,
         target_accuracy=reading.target_accuracy,
         learning_rate_note=reading.learning_rates,
+        title=title,
     )
     files = [out_dir / "summary.md", out_dir / "summary.csv"]
     axes = [axis for axis in ("samples", "bytes") if accuracy_curves(runs, axis, reading.order)]
@@ -76,11 +84,10 @@ def write_report(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Report
     files += plot_telemetry(runs, out_dir, reading.order)
     partitions = [run.result.partition for run in runs if run.result.partition]
     files += [plot_partition(p, out_dir / "partition.png") for p in partitions[:1]]
-    title = reading.title or f"Comparison on {runs[0].result.task}"
     page = report_page(
         runs,
         title=title,
-        markdown=summary_markdown(summary, runs, reading.learning_rates),
+        markdown=summary_markdown(summary, runs, reading.learning_rates, title),
         pictures=comparison_pictures(runs, reading.order),
         root=out_dir,
         order=reading.order,

@@ -16,7 +16,8 @@ from matplotlib.figure import Figure
 from leansplit.experiments.figure_style import PAGE_INCHES
 from leansplit.experiments.inline_svg import LINE_THEME, THEME, inline_svg
 from leansplit.experiments.markdown_html import sections, table
-from leansplit.experiments.plots import Axis, accuracy_curves, accuracy_figure, partition_figure
+from leansplit.experiments.plots_accuracy import Axis, accuracy_curves, accuracy_figure
+from leansplit.experiments.plots_partition import partition_figure
 from leansplit.experiments.provenance_html import provenance_html
 from leansplit.experiments.summary import group_runs
 from leansplit.experiments.traffic_by_kind import (

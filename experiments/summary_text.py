@@ -27,16 +27,18 @@ def write_summary(
     order: Sequence[str] = (),
     target_accuracy: float | None = None,
     learning_rate_note: str | None = None,
+    title: str | None = None,
 ) -> Summary:
     """Write `summary.csv` and `summary.md` and return what they say.
 
     Arguments and errors as `summarise`; ``out_dir`` is created if needed and must be writable;
-    ``learning_rate_note`` says in one sentence how learning rates were chosen.
+    ``learning_rate_note`` says in one sentence how learning rates were chosen; ``title`` heads
+    `summary.md`.
     """
     summary = summarise(runs, order=order, target_accuracy=target_accuracy)
     contents = {
         "summary.csv": summary.table.to_csv(index=False, lineterminator="\n").encode(),
-        "summary.md": summary_markdown(summary, runs, learning_rate_note).encode(),
+        "summary.md": summary_markdown(summary, runs, learning_rate_note, title).encode(),
     }
     write_files(out_dir, contents)
     return summary
@@ -57,10 +59,12 @@ def summary_table(summary: Summary, title: str | None = None) -> Table:
     return table
 
 
-def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = None) -> str:
+def summary_markdown(
+    summary: Summary, runs: Sequence[Run], rates: str | None = None, title: str | None = None
+) -> str:
     """Return `summary.md`: accuracy, cost, how to read them, where the numbers come from."""
     results = [run.result for run in runs]
-    parts = [f"# Comparison on {results[0].task}", ""]
+    parts = [f"# {title or default_title(runs)}", ""]
     parts += _markdown_table(summary, _ACCURACY)
     parts += ["", "## Cost", "", *_markdown_table(summary, _COST)]
     parts += _against_controls(summary)
@@ -81,6 +85,11 @@ def summary_markdown(summary: Summary, runs: Sequence[Run], rates: str | None = 
     parts += [f"- {line}" for line in (sfl, ended_by, _target_sentence(summary), note) if line]
     parts += ["", "## Provenance", "", *provenance(results)]
     return "\n".join(parts) + "\n"
+
+
+def default_title(runs: Sequence[Run]) -> str:
+    """Return the title of a comparison that was given none."""
+    return f"Comparison on {runs[0].result.task}"
 
 
 def provenance(results: Sequence[RunResult]) -> list[str]:

@@ -10,6 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, NullLocator
 
+from leansplit.experiments.controls import FROZEN_METHOD
 from leansplit.experiments.figure_style import (
     COLUMN_INCHES,
     GRID_COLOR,
@@ -42,13 +43,14 @@ def sweep_figure(measured: Measured, metric: Metric) -> Figure:
         has = {point.row for point in measured.points if point.means[metric.name] is not None}
         rows = [row for row in rows if row in has]
     methods = [next(p.method for p in measured.points if p.row == row) for row in rows]
+    are_frozen = [method == FROZEN_METHOD for method in methods]
     is_log = are_numbers(sweep.values) and _spans_a_decade(sweep.values)
     places = list(sweep.values) if is_log else list(range(len(sweep.values)))
     with mpl.rc_context(RC):
         labels = [literal(row) for row in rows]
         figure = new_figure(COLUMN_INCHES, 2.45 + 0.15 * -(-len(rows) // legend_columns(labels)))
         axes = figure.add_subplot()
-        for row, label, style in zip(rows, labels, line_styles(methods), strict=True):
+        for row, label, style in zip(rows, labels, line_styles(are_frozen), strict=True):
             points = [p for p in measured.points if p.row == row]
             shown = [p for p in points if p.means[metric.name] is not None]
             if any(point.value is None for point in points):

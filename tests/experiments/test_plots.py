@@ -17,14 +17,8 @@ from PIL import Image
 
 from leansplit.errors import UserError
 from leansplit.experiments.figure_style import line_style
-from leansplit.experiments.plots import (
-    accuracy_curves,
-    accuracy_figure,
-    label_matrix,
-    partition_figure,
-    plot_accuracy,
-    plot_partition,
-)
+from leansplit.experiments.plots_accuracy import accuracy_curves, accuracy_figure, plot_accuracy
+from leansplit.experiments.plots_partition import label_matrix, partition_figure, plot_partition
 from leansplit.server_app.results import Run, RunResult, config_hash, ledger_table, rounds_table
 
 
@@ -178,6 +172,29 @@ def test_methods_are_distinguishable_without_colour() -> None:
     lines = axes_of(accuracy_figure(runs, "samples")).get_lines()
     assert [line.get_marker() for line in lines[:12]] == [look["marker"] for look in looks[:12]]
     assert to_hex(lines[-1].get_color()) == "#707070"
+
+
+def test_many_rows_are_parted_by_what_clients_compute() -> None:
+    zeroth = ["ho-sfl", "heron-sfl", "mu-splitfed", "zo-sfl", "hosl"]
+    first = ["sflv1", "sflv2", "cse-fsl", "ho-fl", "fedavg"]
+    methods = [name for pair in zip(zeroth, first, strict=True) for name in pair] + ["frozen"]
+    runs = [make_run(m, 0, learning_curve(0.5 + 0.02 * i, 99)) for i, m in enumerate(methods)]
+    trained = make_run("cse-fsl", 0, learning_curve(0.9, 99), label="FROZEN TOO")
+    trained.result.config["options"] = {"frozen_client": True}
+    figure = accuracy_figure([*runs, trained], "bytes")
+    forward_only, backpropagating = figure.axes
+    shown = [[line.get_label() for line in axes.get_lines()] for axes in figure.axes]
+    controls = ["FROZEN", "FROZEN TOO"]
+    assert shown[0] == [*(name.upper() for name in zeroth), "SFLV1", *controls]
+    assert shown[1] == [*(name.upper() for name in first), *controls]
+    assert forward_only.get_xlim() == backpropagating.get_xlim()
+    assert forward_only.get_ylim() == backpropagating.get_ylim()
+    for axes in figure.axes:
+        lines = axes.get_lines()
+        assert len({line.get_marker() for line in lines}) == len(lines)
+    few = [run for run in runs if run.result.method in (*zeroth, "sflv1", "frozen")]
+    assert len(accuracy_figure(few, "bytes").axes) == 1
+    assert len(accuracy_figure([r for r in runs if r.result.method in first], "bytes").axes) == 1
 
 
 def test_plot_accuracy_writes_four_files_and_the_same_bytes_twice(tmp_path: Path) -> None:

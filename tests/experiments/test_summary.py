@@ -548,7 +548,10 @@ def test_what_cannot_be_compared_is_refused(runs: list[Run], message: str) -> No
 def test_write_summary(tmp_path: Path) -> None:
     out_dir = tmp_path / "comparison"
     summary = write_summary(
-        out_dir, comparison(), learning_rate_note="best of 0.1 and 0.01 per method on seed 99."
+        out_dir,
+        comparison(),
+        learning_rate_note="best of 0.1 and 0.01 per method on seed 99.",
+        title="Three methods",
     )
     table = pd.read_csv(out_dir / "summary.csv")
     assert list(table["method"]) == ["ho-sfl", "sflv1", "frozen"]
@@ -558,7 +561,7 @@ def test_write_summary(tmp_path: Path) -> None:
     assert bool(table["samples_to_target"].isna()[2])
     text = (out_dir / "summary.md").read_text(encoding="utf-8")
     for expected in (
-        "# Comparison on digits",
+        "# Three methods",
         "| HO-SFL | 2/2 | 87.5 ± 2.1 | 88.5 ± 0.7 | 77.5 ± 3.5 | 400 | 250 | 10 |",
         "| HO-SFL | 12 | 4 | 16 | 8 | 3 | 0 | 2.5 | 5 | 2 |",
         "compared at equal samples seen",
@@ -592,6 +595,7 @@ def test_what_clients_reach_alone_has_a_column_where_it_is_known() -> None:
     assert "| cse-fsl | 2/2 | 90.0 ± 0.0 | 90.0 ± 0.0 | 65.0 ± 7.1 |" in text
     assert "without the server" in text
     plain = summary_markdown(summarise(comparison()), comparison())
+    assert plain.startswith("# Comparison on digits\n")
     assert "head alone" not in plain and "without the server" not in plain
 
 
