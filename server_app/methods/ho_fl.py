@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leansplit import reference
 from leansplit.costs import ClientStep, SplitShape, ho_fl_traffic
-from leansplit.federated import HOFLConfig, sample_by_dimension
+from leansplit.federated import HOFLConfig
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import (
     ALL,
@@ -36,10 +36,7 @@ def cohort(
     config: HOFLConfig, shape: SplitShape, population: Sequence[int], round: int
 ) -> list[int]:
     """Exactly K clients, more often those with small d_i."""
-    dimensions = {m: shape.zeroth_elements[m] for m in population}
-    return sample_by_dimension(
-        dimensions, config.cohort_size, config.dimension_preference, config.root_seed, round
-    )
+    return config.sample_by_dimension(round, {m: shape.zeroth_elements[m] for m in population})
 
 
 def client_passes(config: HOFLConfig) -> tuple[float, float]:

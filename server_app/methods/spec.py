@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leansplit.costs import ClientStep, SplitShape, Traffic
 from leansplit.errors import UserError
-from leansplit.federated import ClientData, MethodConfig, sample_cohort
+from leansplit.federated import ClientData, MethodConfig
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
@@ -56,7 +56,7 @@ def _one_each_round(config: MethodConfig, attendance: Sequence[Set[int]]) -> int
 def _uniform_cohort(
     config: MethodConfig, shape: SplitShape, population: Sequence[int], round: int
 ) -> list[int]:
-    return sample_cohort(config.root_seed, round, population, config.cohort_size)
+    return config.sample_cohort(round, population)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +102,7 @@ class MethodSpec:
     """(config, model, z of one sample [1, ...]) -> d_a, for the sizes that traffic depends on."""
     round_trips: Callable[[Any, Sequence[Set[int]]], int] = _one_each_round
     """(config, attendance) -> times that the server sends something and waits for answers, without
-    the set-up."""
+    the set-up; rounds in which nobody took part are left out of the attendance."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], ClientStep]
     """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
     settle: Callable[[Any, SplitModel, Loss, Tensor, Tensor], MethodConfig] = _as_given
@@ -133,7 +133,7 @@ class MethodSpec:
     @property
     def options(self) -> dict[str, Any]:
         """The method's own settings -> their types: fields that no shared key sets."""
-        taken = {*SHARED_FIELDS.values(), *SECTIONS.values()}
+        taken = {*SHARED_FIELDS.values(), *SECTIONS.values(), "presence"}
         return {name: kind for name, kind in self.fields.items() if name not in taken}
 
     def default(self, field: str) -> Any:
