@@ -14,6 +14,7 @@ from leansplit.server_app.results import Run, RunResult
 SETTING = (
     *("clients", "cohort", "partition", "alpha", "classes_per_client", "min_samples"),
     *("task_options", "model", "model_options", "cut_layer", "initial_weights_digest"),
+    *("fleet", "fleet_digest"),
 )
 """Keys that say what is learnt by whom, not how: rows that differ in one have other controls."""
 SAMPLES_TOLERANCE = 0.01

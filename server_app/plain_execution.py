@@ -24,7 +24,12 @@ from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation
 from leansplit.parameters import ParameterSpec, copied, trainable_parameters
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.execution import new_outcome, record_end, record_failure, settled_config
+from leansplit.server_app.execution import (
+    attending_config,
+    new_outcome,
+    record_end,
+    record_failure,
+)
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.strategies.running import RoundReport, StopRunning
@@ -89,8 +94,8 @@ def execute_plain(
     workload, method = config.workload(), METHODS[config.method]
     task = workload.load_task()
     model = workload.build_model(task)
-    settings = settled_config(config, task, model)
-    outcome = new_outcome(config, settings, task, model)
+    settings, costs = attending_config(config, task, model)
+    outcome = new_outcome(config, settings, task, model, costs)
     outcome.engine, outcome.device = "plain", str(device)
 
     client_data = task_client_data(workload, task)

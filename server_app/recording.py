@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -70,6 +70,8 @@ class Outcome:
     """Of one client step on a full batch."""
     boundaries: tuple[BoundaryGroup, ...] = ()
     """Which clients train how much of the model by zeroth order (HO-FL)."""
+    boundary_costs: Mapping[str, StepCosts] = field(default_factory=dict)
+    """Of one step of a client at each boundary, where clients differ in it."""
     client_replays: float = 0.0
     """Forward passes for each sample that a client repeats to save memory."""
     samples_forwarded: int = 0

@@ -53,6 +53,8 @@ ROUNDS_COLUMNS: dict[str, str] = {
     "num_exchanges": "int64",
     "wall_time_s": "float64",
 }
+CLOCK_COLUMNS = ("simulated_s", "client_s")
+"""Further columns of rounds where devices are known: float64, cumulative as bytes are."""
 LEDGER_COLUMNS: dict[str, str] = {
     "round": "int64",
     "client_id": "int64",
@@ -105,6 +107,8 @@ class OrderBoundary:
     boundary: str  # name of a layer, "none", "cut" or "all"
     zeroth_order_parameters: Count  # trained by zeroth-order steps below it
     clients: list[Count]  # their ids
+    step_flops: Count | None = None  # one of them, one step
+    peak_memory_bytes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -148,6 +152,11 @@ class RunResult:
     client_peak_memory_bytes: Count | None = None
     # HO-FL, smallest zeroth-order segment first; see OrderBoundary
     order_boundaries: list[OrderBoundary] = Field(default_factory=list)
+    client_samples: list[Count] = Field(default_factory=list)  # held by client 0, 1, ...
+    excluded_clients: list[Count] = Field(default_factory=list)  # memory too small for a step
+    # on the run's devices; see leansplit.server_app.simulated_time
+    simulated_s: Number | None = None
+    client_s: Number | None = None
     final_model_checksum: str | None = None
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
@@ -166,11 +175,23 @@ class Run:
 
     def first_crossing(self, target_accuracy: float) -> tuple[int, int] | None:
         """Return (samples seen, bytes both ways) at the first evaluation at or above the target."""
-        reached = self.rounds[self.rounds["accuracy"] >= target_accuracy - ROUNDING]
-        if reached.empty:
+        first = self._first_reached(target_accuracy)
+        if first is None:
             return None
-        first = reached.sort_values("samples_seen").iloc[0]
         return int(first["samples_seen"]), int(first["uplink_bytes"] + first["downlink_bytes"])
+
+    def simulated_seconds_to(self, target_accuracy: float) -> float | None:
+        """Return the simulated time at the first evaluation at or above the target, if it is told.
+
+        None if the target was not reached, too.
+        """
+        first = self._first_reached(target_accuracy)
+        is_told = first is not None and "simulated_s" in first
+        return float(first["simulated_s"]) if first is not None and is_told else None
+
+    def _first_reached(self, target_accuracy: float) -> pd.Series[Any] | None:
+        reached = self.rounds[self.rounds["accuracy"] >= target_accuracy - ROUNDING]
+        return None if reached.empty else reached.sort_values("samples_seen").iloc[0]
 
 
 _RESULT_ADAPTER: TypeAdapter[RunResult] = TypeAdapter(RunResult)

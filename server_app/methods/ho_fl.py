@@ -53,14 +53,26 @@ def client_passes(config: HOFLConfig) -> tuple[float, float]:
     return forwards / len(boundaries), backwards / len(boundaries)
 
 
+def boundary_step(
+    config: HOFLConfig,
+    model: SplitModel,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    boundary: str,
+) -> ClientStep:
+    """The step of a client at ``boundary``, on a copy of the model."""
+    segments = segments_at(copy.deepcopy(model), boundary)
+    return measurable_step(segments, loss, config, inputs, labels)
+
+
 def client_step(
     config: HOFLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
 ) -> ClientStep:
     """The step of the most demanding client: the boundary that holds the most memory."""
 
     def step_at(boundary: str) -> ClientStep:
-        segments = segments_at(copy.deepcopy(model), boundary)
-        return measurable_step(segments, loss, config, inputs, labels)
+        return boundary_step(config, model, loss, inputs, labels, boundary)
 
     names = sorted(set(config.boundaries_of(range(config.num_boundaries)).values()))
     return step_at(max(names, key=lambda name: measure(step_at(name)).peak_memory_bytes))
@@ -82,6 +94,7 @@ HO_FL = MethodSpec(
         shape, attendance, config.local_steps, config.zeroth_order.num_perturbations
     ),
     client_step=client_step,
+    boundary_step=boundary_step,
     settle=fit_boundaries,
     zeroth_elements=zeroth_elements,
     boundaries=boundary_groups,

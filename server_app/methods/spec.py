@@ -113,6 +113,9 @@ class MethodSpec:
     boundaries: Callable[[Any, SplitModel, int], tuple[BoundaryGroup, ...]] = lambda *_: ()
     """(config, model, clients) -> who trains how much of the model by zeroth order, for methods
     whose clients differ in that."""
+    boundary_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor, str], ClientStep] | None = None
+    """(config, model, loss, inputs, labels, boundary) -> one step of a client at that boundary, of
+    methods that have ``boundaries``."""
     clients_alone: Callable[[Any, SplitModel, Sequence[ClientData], Any], nn.Module | None] = (
         lambda *_: None
     )
@@ -120,6 +123,25 @@ class MethodSpec:
     server, as :meth:`RunningStrategy.clients_alone`."""
     cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
     """(config, sizes, population, round) -> the clients that take part, ascending."""
+
+    def is_sequential(self, config: MethodConfig) -> bool:
+        """Say whether the clients of a round work one after the other."""
+        return self.round_trips(config, [{0, 1}]) > self.round_trips(config, [{0}])
+
+    def client_round_trips(self, config: MethodConfig) -> int:
+        """Return the round trips of one more participation of a client that was there before."""
+        return self.round_trips(config, [{0}] * 3) - self.round_trips(config, [{0}] * 2)
+
+    def recorded_config(self, config: Mapping[str, Any]) -> MethodConfig:
+        """Return the settings of a run whose configuration is read back from its results.
+
+        Raises:
+            UserError: if they are those of another version.
+        """
+        keys = SHARED_FIELDS | {k: field for k, field in SECTIONS.items() if field in self.fields}
+        given = {field: config[key] for key, field in keys.items() if key in config}
+        options = config.get("options", {})
+        return MethodConfig.from_dict({"type": self.config_type.__name__, **given, **options})
 
     @property
     def fields(self) -> dict[str, Any]:

@@ -90,7 +90,7 @@ def read_profile(values: Mapping[str, str | None], named: str) -> DeviceProfile:
     """Read a profile from text with units.
 
     Args:
-        values: ``memory``, ``uplink``, ``downlink``, ``latency`` and ``flops``; what is not there or
+        values: ``memory``, ``uplink``, ``downlink``, ``latency``, ``flops``; what is not there or
             None stays unknown.
         named: what errors call a value, with ``{}`` for its name, such as ``--{}``.
 

@@ -87,7 +87,9 @@ class FleetConfig:
             raise UserError(f"slowdown must be at least 1, got {self.slowdown}")
         if self.memory:
             parse_bytes("memory", self.memory)
-        if not self.profile and self != FleetConfig():
+        if not self.profile and any(
+            getattr(self, field.name) != field.default for field in dataclasses.fields(self)
+        ):
             raise UserError(f"needs a profile: {', '.join(PRESETS)}, or a CSV file")
 
     @property
@@ -149,8 +151,8 @@ def _content(path: str) -> str:
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"profile {path!r} cannot be read ({reason}); give one of {', '.join(PRESETS)}, or a "
-            "CSV file with one row for each client"
+            f"fleet.profile {path!r} is none of {', '.join(PRESETS)}, and cannot be read as a CSV "
+            f"file with one row for each client ({reason})"
         ) from error
 
 
@@ -161,7 +163,8 @@ def _listed(path: str, num_clients: int) -> list[Device]:
     reader.fieldnames = columns
     for name in columns:
         if name not in _COLUMNS:
-            raise UserError(f"{path} has an unknown column {name!r}; {did_you_mean(name, _COLUMNS)}")
+            hint = did_you_mean(name, _COLUMNS)
+            raise UserError(f"{path} has an unknown column {name!r}; {hint}")
     if missing := [name for name in _NEEDED if name not in columns]:
         raise UserError(
             f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(_NEEDED)}, and "
