@@ -56,6 +56,30 @@ def fairness_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
     ]
 
 
+def device_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Return what simulated times do not hold: other devices, or clients too small to take part."""
+    results = [(label, run.result) for label, group in completed.items() for run in group]
+    told = {result.simulated_on for _, result in results if result.simulated_on}
+    unfit = {
+        label: result.num_unfit_clients
+        for label, result in results
+        if result.num_unfit_clients and result.num_unfit_clients > len(result.excluded_clients)
+    }
+    found = []
+    if len(told) > 1:
+        found.append(
+            f"Simulated times are those of different devices ({'; '.join(sorted(told))}) and must "
+            "not be compared: tell them anew with `leansplit report --fleet`."
+        )
+    if unfit:
+        who = ", ".join(f"{label} {count}" for label, count in unfit.items())
+        found.append(
+            f"Clients took part whose memory is too small for a step on these devices ({who}): "
+            "run again with these devices as `fleet` to leave them out."
+        )
+    return found
+
+
 def _commit_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
     by_commit: dict[str, list[str]] = {}
     for label, group in groups.items():

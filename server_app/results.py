@@ -53,8 +53,6 @@ ROUNDS_COLUMNS: dict[str, str] = {
     "num_exchanges": "int64",
     "wall_time_s": "float64",
 }
-CLOCK_COLUMNS = ("simulated_s", "client_s")
-"""Further columns of rounds where devices are known: float64, cumulative as bytes are."""
 LEDGER_COLUMNS: dict[str, str] = {
     "round": "int64",
     "client_id": "int64",
@@ -154,7 +152,9 @@ class RunResult:
     order_boundaries: list[OrderBoundary] = Field(default_factory=list)
     client_samples: list[Count] = Field(default_factory=list)  # held by client 0, 1, ...
     excluded_clients: list[Count] = Field(default_factory=list)  # memory too small for a step
-    # on the run's devices; see leansplit.server_app.simulated_time
+    # on the devices of simulated_on; see leansplit.server_app.simulated_time
+    simulated_on: str = ""
+    num_unfit_clients: Count | None = None  # memory too small for a step
     simulated_s: Number | None = None
     client_s: Number | None = None
     final_model_checksum: str | None = None
@@ -169,29 +169,18 @@ class Run:
     """A run read back from its folder."""
 
     result: RunResult
-    rounds: pd.DataFrame  # ROUNDS_COLUMNS, one row per evaluation; bytes are cumulative
+    # ROUNDS_COLUMNS, one row per evaluation; bytes, simulated_s and client_s are cumulative
+    rounds: pd.DataFrame
     ledger: pd.DataFrame  # LEDGER_COLUMNS, one row per priced record
     path: Path | None = None
 
     def first_crossing(self, target_accuracy: float) -> tuple[int, int] | None:
         """Return (samples seen, bytes both ways) at the first evaluation at or above the target."""
-        first = self._first_reached(target_accuracy)
-        if first is None:
-            return None
-        return int(first["samples_seen"]), int(first["uplink_bytes"] + first["downlink_bytes"])
-
-    def simulated_seconds_to(self, target_accuracy: float) -> float | None:
-        """Return the simulated time at the first evaluation at or above the target, if it is told.
-
-        None if the target was not reached, too.
-        """
-        first = self._first_reached(target_accuracy)
-        is_told = first is not None and "simulated_s" in first
-        return float(first["simulated_s"]) if first is not None and is_told else None
-
-    def _first_reached(self, target_accuracy: float) -> pd.Series[Any] | None:
         reached = self.rounds[self.rounds["accuracy"] >= target_accuracy - ROUNDING]
-        return None if reached.empty else reached.sort_values("samples_seen").iloc[0]
+        if reached.empty:
+            return None
+        first = reached.sort_values("samples_seen").iloc[0]
+        return int(first["samples_seen"]), int(first["uplink_bytes"] + first["downlink_bytes"])
 
 
 _RESULT_ADAPTER: TypeAdapter[RunResult] = TypeAdapter(RunResult)

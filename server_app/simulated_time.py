@@ -26,7 +26,7 @@ def timed(run: Run, fleet: FleetConfig) -> Run:
 
     Returns:
         The run; its result has ``simulated_s`` and ``client_s``, and so has each evaluation, up to
-        and including its round.
+        and including its round. ``num_unfit_clients`` counts those whose memory is too small.
 
     Raises:
         UserError: if the results do not say enough, or the fleet is one of other clients.
@@ -39,14 +39,18 @@ def timed(run: Run, fleet: FleetConfig) -> Run:
     return dataclasses.replace(
         run,
         result=dataclasses.replace(
-            run.result, simulated_s=float(totals[-1, 0]), client_s=float(totals[-1, 1])
+            run.result,
+            simulated_on=str(fleet),
+            num_unfit_clients=_num_unfit(run.result, fleet),
+            simulated_s=float(totals[-1, 0]),
+            client_s=float(totals[-1, 1]),
         ),
         rounds=run.rounds.assign(simulated_s=totals[last, 0], client_s=totals[last, 1]),
     )
 
 
-def left_out_on(result: RunResult, fleet: FleetConfig) -> int:
-    """Return how many clients have too little memory on the devices of ``fleet``."""
+def _num_unfit(result: RunResult, fleet: FleetConfig) -> int:
+    """Return how many clients have too little memory for a step."""
     peaks = _by_client(result, "peak_memory_bytes", result.client_peak_memory_bytes)
     devices = fleet.devices(len(peaks), result.root_seed)
     return sum(not device.fits(peak) for device, peak in zip(devices, peaks, strict=True))

@@ -92,6 +92,12 @@ class FleetConfig:
         ):
             raise UserError(f"needs a profile: {', '.join(PRESETS)}, or a CSV file")
 
+    def __str__(self) -> str:
+        """Return it as ``leansplit report --fleet`` reads it: the profile and what is not usual."""
+        fields = [field for field in dataclasses.fields(self) if field.name != "profile"]
+        changed = [field.name for field in fields if getattr(self, field.name) != field.default]
+        return ",".join([self.profile, *(f"{name}={getattr(self, name)}" for name in changed)])
+
     @property
     def is_file(self) -> bool:
         """Whether the devices come from a table."""

@@ -62,7 +62,6 @@ def fsl_sage(
         return torch.autograd.grad(value, [z], create_graph=keep)[0]
 
     for t, cohort in cohorts(config, clients, num_rounds, after_round):
-
         # 1. Every l rounds a client's head is aligned to the current theta_s and sent down.
         for m in cohort:
             heads.setdefault(m, copy.deepcopy(local.auxiliary))
