@@ -42,7 +42,7 @@ Axis = Literal["samples", "bytes", "simulated_time", "client_seconds"]
 
 
 @dataclass(frozen=True)
-class _Scale:
+class _AxisKind:
     """What an axis shows; a logarithmic one has no place for zero."""
 
     title: str
@@ -55,30 +55,30 @@ class _Scale:
     """Whether all runs have it."""
 
 
-_SCALES: dict[Axis, _Scale] = {
-    "samples": _Scale(
+_KINDS: dict[Axis, _AxisKind] = {
+    "samples": _AxisKind(
         "Training samples seen, all clients",
         "training samples seen",
         lambda rounds: rounds["samples_seen"],
         is_log=False,
         is_always=True,
     ),
-    "bytes": _Scale(
+    "bytes": _AxisKind(
         "Traffic, uplink + downlink (MB)",
         "traffic in MB",
         lambda rounds: (rounds["uplink_bytes"] + rounds["downlink_bytes"]) / MB,
         is_always=True,
     ),
-    "simulated_time": _Scale(
+    "simulated_time": _AxisKind(
         "Simulated time (s)", "simulated time in seconds", lambda rounds: rounds["simulated_s"]
     ),
-    "client_seconds": _Scale(
+    "client_seconds": _AxisKind(
         "Simulated time of all clients together (s)",
         "simulated time of all clients together in seconds",
         lambda rounds: rounds["client_s"],
     ),
 }
-AXES: dict[Axis, str] = {axis: scale.what for axis, scale in _SCALES.items()}
+AXES: dict[Axis, str] = {axis: scale.what for axis, scale in _KINDS.items()}
 """Axis -> what it shows, for sentences."""
 
 _MOST_IN_ONE_PANEL = 8
@@ -114,7 +114,7 @@ def plot_accuracy(runs: Sequence[Run], out_dir: Path, order: Sequence[str] = ())
     check_writable(out_dir)
     contents: dict[str, bytes] = {}
     for axis in AXES:
-        if not _SCALES[axis].is_always and not accuracy_curves(runs, axis, order):
+        if not _KINDS[axis].is_always and not accuracy_curves(runs, axis, order):
             continue
         figure = accuracy_figure(runs, axis, order)
         for suffix in ("png", "svg"):
@@ -139,7 +139,7 @@ def accuracy_curves(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
         grid = np.unique(np.concatenate([x for x, _ in seeds]))
         grid = grid[(grid >= first) & (grid <= last)]
         # Between evaluations the line drawn on a logarithmic axis is straight in log(x).
-        warp = np.log if _SCALES[axis].is_log else np.asarray
+        warp = np.log if _KINDS[axis].is_log else np.asarray
         values = np.stack([np.interp(warp(grid), warp(x), y) for x, y in seeds])
         if not grid.size:  # the ranges do not meet: one point, the means of the last evaluations
             grid = np.asarray([np.mean([x[-1] for x, _ in seeds])])
@@ -267,8 +267,8 @@ def _draw(axes: Axes, panel: _Panel, most: int) -> None:
 
 def _scale(axes: Axes, axis: Axis, curves: Sequence[Curve]) -> None:
     """Scale and name the x axis, for all curves of the figure."""
-    axes.set_xlabel(_SCALES[axis].title)
-    if _SCALES[axis].is_log:
+    axes.set_xlabel(_KINDS[axis].title)
+    if _KINDS[axis].is_log:
         axes.set_xscale("log")
         ends = [end for curve in curves for end in (curve.x[0], curve.x[-1])]
         subs = (1, 2, 5) if max(ends) < 100 * min(ends) else (1,)
@@ -287,10 +287,10 @@ def _points(run: Run, axis: Axis) -> tuple[Floats, Floats] | None:
         return None
     rounds = run.rounds.dropna(subset=["accuracy"])
     try:
-        x = _SCALES[axis].values(rounds).to_numpy(np.float64)
+        x = _KINDS[axis].values(rounds).to_numpy(np.float64)
     except KeyError:  # without devices no time is told
         return None
-    shown = x > 0 if _SCALES[axis].is_log else x >= 0
+    shown = x > 0 if _KINDS[axis].is_log else x >= 0
     accuracy = 100 * rounds["accuracy"].to_numpy(np.float64)
     # An evaluation repeated at the same place (the final one, say) counts once, the last.
     last_at = dict(zip(x[shown].tolist(), accuracy[shown].tolist(), strict=True))

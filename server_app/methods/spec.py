@@ -138,7 +138,8 @@ class MethodSpec:
         Raises:
             UserError: if they are those of another version.
         """
-        keys = SHARED_FIELDS | {k: field for k, field in SECTIONS.items() if field in self.fields}
+        sections = {key: field for key, field in SECTIONS.items() if field in self.fields}
+        keys = {**SHARED_FIELDS, **sections}
         given = {field: config[key] for key, field in keys.items() if key in config}
         options = config.get("options", {})
         return MethodConfig.from_dict({"type": self.config_type.__name__, **given, **options})

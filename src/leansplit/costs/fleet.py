@@ -9,7 +9,7 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from leansplit.costs.device import DeviceProfile, read_profile
 from leansplit.costs.units import parse_bytes
@@ -184,7 +184,7 @@ def _listed(path: str, num_clients: int) -> list[Device]:
     return [_device(f"{path}, row {index}", row) for index, row in enumerate(rows, start=1)]
 
 
-def _device(place: str, row: Mapping[str, str | None]) -> Device:
+def _device(place: str, row: Mapping[Any, Any]) -> Device:
     """Read one row; the first after the header is row 1."""
     if None in row:  # what csv calls cells beyond the last column
         raise UserError(f"{place}: has more cells than the header has columns")
