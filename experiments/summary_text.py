@@ -48,10 +48,10 @@ def summary_table(summary: Summary, title: str | None = None) -> Table:
     """Return the comparison for a terminal of 80 columns; warnings are not part of it."""
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.caption = _target_sentence(summary)
-    if summary.sfl_label:
-        table.caption += f" p: paired t-test against {summary.sfl_label}; summary.md has more."
     is_timed = any(row.simulated_s is not None for row in summary.rows)
     headers = _TERMINAL_TIMED if is_timed else _TERMINAL
+    if summary.sfl_label and "p" in headers:
+        table.caption += f" p: paired t-test against {summary.sfl_label}; summary.md has more."
     for index, header in enumerate(headers):
         # Only headers and remarks on seeds may wrap: a number split from its spread misleads.
         justify: Literal["left", "right"] = "right" if index else "left"
@@ -309,7 +309,7 @@ _TERMINAL = (
 )
 _TERMINAL_TIMED = (
     *("Method", "Seeds", "Accuracy (%)", "Total (MB)", "Round trips"),
-    *("Simulated time to target (s)", "Simulated time (s)", "Client-seconds"),
+    *("Simulated time to target (s)", "Simulated time (s)"),
 )
 _EXPLAINED = {
     "Client and head alone (%)": "Client and head alone: final test accuracy of the averaged "
