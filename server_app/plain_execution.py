@@ -140,6 +140,8 @@ def execute_plain(
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = loop.ledger
     outcome.samples_forwarded = loop.samples_forwarded
+    if loop.num_empty_rounds:
+        outcome.events = {"empty_rounds": loop.num_empty_rounds}
     is_whole = trained is not None and outcome.status != "failed"
     alone = method.clients_alone(settings, model, clients, trained) if is_whole else None
     record_end(outcome, there, model, alone)
@@ -194,6 +196,11 @@ class PlainLoop:
         for (direction, kind), num_bytes in traffic.items():
             self._ledger.record(round, ALL_CLIENTS, direction, {kind: num_bytes})
         return RoundReport(round, self.samples_seen, None, len(cohort), {})
+
+    @property
+    def num_empty_rounds(self) -> int:
+        """Rounds in which nobody was there."""
+        return sum(not cohort for cohort in self._attendance)
 
     @property
     def samples_forwarded(self) -> int:
