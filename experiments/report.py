@@ -131,7 +131,8 @@ def report_on_devices(root: Path, fleet: FleetConfig) -> Report:
         except UserError as error:
             left_out.append(str(error))
     if not any(run.result.simulated_on for run in runs):
-        raise UserError(f"no time can be told of the results below {root}: {'; '.join(left_out[-1:])}")
+        reason = left_out[-1] if left_out else "none is completed"
+        raise UserError(f"no time can be told of the results below {root}: {reason}")
     title = f"{reading.title or default_title(runs)}, on {fleet}"
     named = dataclasses.replace(fleet, profile=Path(fleet.profile).stem)
     folder = root / f"on-{slug(str(named))}"
