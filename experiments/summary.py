@@ -17,6 +17,7 @@ import pandas as pd
 from leansplit.errors import UserError
 from leansplit.experiments.controls import SFL_METHODS, Controls, find_controls
 from leansplit.experiments.fairness import ended_at_target, fairness_warnings
+from leansplit.experiments.predicted_costs import cost_warnings
 from leansplit.experiments.significance import PairedDifference, paired_difference
 from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, RunResult
@@ -113,6 +114,7 @@ def summarise(
     target = target_accuracy or _common_target(runs) or _default_target(completed)
     controls = find_controls(completed)
     warnings = [*_status_warnings(runs, order), *fairness_warnings(completed)]
+    warnings += cost_warnings(completed)
     finals = {label: _final_accuracies(group) for label, group in completed.items()}
     if ended_at_target(completed):  # where a run ended there, its accuracy is the target's
         controls = controls.without_accuracies()

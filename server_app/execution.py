@@ -28,12 +28,14 @@ from leansplit.server_app.checkpoints import (
 )
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.cost_check import add_cost_check
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import write_texts
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.server_app.results import ROUNDS_COLUMNS
 from leansplit.server_app.telemetry import EstimateWatcher
+from leansplit.strategies.client_watch import ClientWatch
 from leansplit.strategies.running import Deployment
 from leansplit.tasks.task import Task
 
@@ -92,7 +94,8 @@ def execute(
     )
     evaluated = copied(model.full_model)
     recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
-    strategy.observers.append(recorder)
+    client_watch = ClientWatch()
+    strategy.observers += [recorder, client_watch]
     watcher = _estimate_watcher(config, task)
     if watcher is not None:
         strategy.observers.append(watcher)
@@ -115,6 +118,7 @@ def execute(
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
     outcome.samples_forwarded = strategy.samples_forwarded
+    add_cost_check(outcome, task, model, client_watch.found)
     if watcher is not None:
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:

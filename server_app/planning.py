@@ -18,9 +18,9 @@ from leansplit.first_order import Loss
 from leansplit.models import MODELS, SplitModel, build_model, cut_layers, split_at
 from leansplit.models.language.halves import OUTPUTS, WholeLanguageModel
 from leansplit.server_app.client_costs import measure
+from leansplit.server_app.closed_form import split_sizes
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.methods import METHODS
-from leansplit.server_app.plain_execution import split_sizes
 from leansplit.tasks.task import Task, cross_entropy
 from leansplit.tasks.text_metrics import Verbalizer, token_loss
 
@@ -157,12 +157,24 @@ class Planner:
         """Return the allowed cuts in forward order."""
         return cut_layers(self.whole)
 
-    def step_costs(self, config: RunConfig) -> StepCosts:
-        """Return what one client step costs."""
+    def step_costs(
+        self,
+        config: RunConfig,
+        settings: MethodConfig | None = None,
+        batch_shape: Sequence[int] | None = None,
+    ) -> StepCosts:
+        """Return what one client step costs.
+
+        Args:
+            config: of the run.
+            settings: of the method, settled, if they are not those of ``config``.
+            batch_shape: of the inputs, if it is not that of the problem.
+        """
+        size, *shape = batch_shape or (config.batch_size, *self.problem.input_shape)
         with self._world.entered():
             model = split_at(self.whole, config.cut_layer)
-            batch = self.problem.batch(config.batch_size)
-            settings = self._settled(config, model, batch)
+            batch = replace(self.problem, input_shape=tuple(shape)).batch(size)
+            settings = settings or self._settled(config, model, batch)
             step = METHODS[config.method].client_step(settings, model, self.problem.loss, *batch)
             costs = measure(step)
         for parameter in self.whole.parameters():

@@ -108,6 +108,16 @@ class OrderBoundary:
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
+class CostFigures:
+    """What a run costs, predicted or measured; None where it is not known."""
+
+    client_step_flops: Count | None = None
+    client_peak_memory_bytes: Count | None = None
+    uplink_bytes: Count | None = None  # of all clients, without envelopes
+    downlink_bytes: Count | None = None
+
+
+@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
 class RunResult:
     """The content of `result.json`: what was run, on what, and how it ended."""
 
@@ -146,6 +156,11 @@ class RunResult:
     client_backwards: Count = 0  # counted per sample, as above
     client_step_flops: Count | None = None  # one client, one step
     client_peak_memory_bytes: Count | None = None
+    predicted: CostFigures = Field(default_factory=CostFigures)  # of the step that was measured
+    measured: CostFigures = Field(default_factory=CostFigures)  # where it is computed
+    measured_by: str = ""  # who measured the step, and when
+    # passes that messages, which hold no graph, make a client run twice; not in client_step_flops
+    repeated_step_flops: Count | None = None
     # HO-FL, smallest zeroth-order segment first; see OrderBoundary
     order_boundaries: list[OrderBoundary] = Field(default_factory=list)
     final_model_checksum: str | None = None

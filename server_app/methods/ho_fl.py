@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -69,6 +70,12 @@ def client_step(
     return step_at(max(names, key=lambda name: measure(step_at(name)).peak_memory_bytes))
 
 
+def of_client(config: HOFLConfig, client_id: int, num_clients: int) -> HOFLConfig:
+    """Return settings under which all clients have this one's boundary."""
+    boundary = config.boundaries_of(range(num_clients))[client_id]
+    return dataclasses.replace(config, boundaries=(boundary,))
+
+
 HO_FL = MethodSpec(
     name="ho-fl",
     title="HO-FL",
@@ -88,5 +95,6 @@ HO_FL = MethodSpec(
     settle=fit_boundaries,
     zeroth_elements=zeroth_elements,
     boundaries=boundary_groups,
+    of_client=of_client,
     cohort=cohort,
 )

@@ -118,6 +118,8 @@ class MethodSpec:
     )
     """(config, model, clients, what the plain loop returned) -> what clients could use without the
     server, as :meth:`RunningStrategy.clients_alone`."""
+    of_client: Callable[[Any, int, int], MethodConfig] = lambda config, client_id, clients: config
+    """(config, client id, clients) -> the settings of this client, where clients differ."""
     cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
     """(config, sizes, population, round) -> the clients that take part, ascending."""
 

@@ -11,10 +11,10 @@ from leansplit.clients.task_workload import task_client_data
 from leansplit.costs import SplitShape
 from leansplit.federated import MethodConfig
 from leansplit.parameters import checksum
+from leansplit.server_app.closed_form import split_shape, uploaded_positions
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
-from leansplit.server_app.plain_execution import split_shape, uploaded_positions
 from leansplit.server_app.recording import Outcome
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 
@@ -109,7 +109,7 @@ def expected() -> Callable[[RunConfig], Expected]:
         attendance = [set(method.cohort(settings, shape, population, t)) for t in rounds]
         if model.has_mask:
             positions = [
-                uploaded_positions(clients, settings, t, cohort, set())
+                uploaded_positions(clients.__getitem__, settings, t, cohort, set())
                 for t, cohort in zip(rounds, attendance, strict=True)
             ]
             shape = dataclasses.replace(shape, num_positions=sum(positions))

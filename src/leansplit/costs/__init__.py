@@ -13,9 +13,11 @@ from leansplit.costs.measure import (
     StepCosts,
     count_flops,
     held_weights,
+    leave_out,
     measure_step,
     naming_logits,
     peak_tensor_bytes,
+    repeated_pass,
 )
 from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 from leansplit.costs.traffic_ho_fl import ho_fl_traffic
@@ -37,10 +39,12 @@ __all__ = [
     "ho_fl_traffic",
     "ho_sfl_traffic",
     "hosl_traffic",
+    "leave_out",
     "local_loss_traffic",
     "measure_step",
     "naming_logits",
     "peak_tensor_bytes",
+    "repeated_pass",
     "splitfed_traffic",
     "zo_split_traffic",
 ]
