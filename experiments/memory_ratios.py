@@ -24,6 +24,7 @@ from leansplit.server_app.planning import Problem
 
 MIB = 2.0**20
 _GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 8, "n_head": 4, "vocab_size": 8192}
+_GPT2 |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,8 @@ class Problem:
             raise UserError(f"length must be at least 1, got {length}")
         if outputs not in OUTPUTS:
             raise UserError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}")
+        if num_classes < 1 and outputs != "tokens":
+            raise UserError(f"classes must be at least 1, got {num_classes}")
         losses: dict[str, Loss] = {
             "classes": cross_entropy,
             "next_token": Verbalizer(tuple(range(num_classes))).loss,
