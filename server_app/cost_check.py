@@ -8,11 +8,14 @@ import functools
 from collections.abc import Callable
 
 import torch
+from torch import Tensor
 
 from leansplit.clients.task_workload import task_client_data
+from leansplit.costs import StepCosts
 from leansplit.costs.allocator import Allocator, allocator_peak
 from leansplit.errors import UserError
 from leansplit.federated import ClientData, MethodConfig
+from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.closed_form import ClosedForm
@@ -71,27 +74,33 @@ def add_cost_check(
 def measure_on_gpu(
     config: RunConfig,
     settings: MethodConfig,
-    task: Task,
+    loss: Loss,
     model: SplitModel,
+    batch: tuple[Tensor, Tensor],
     device: torch.device,
     allocator: Allocator = torch.cuda,
 ) -> CostFigures:
-    """Take a client step on an accelerator, on a copy of ``model`` and the first full batch.
+    """Take a client step on an accelerator, on a copy of ``model``.
 
     Twice: the first counts FLOPs, and makes libraries allocate the workspaces that they keep.
     """
     own = copy.deepcopy(model)
     own.full_model.to(device)
-    inputs, labels = (part[: config.batch_size] for part in (task.train.inputs, task.train.labels))
-    step = METHODS[config.method].client_step(
-        settings, own, task.loss, inputs.to(device), labels.to(device)
-    )
+    inputs, labels = (part.to(device) for part in batch)
+    step = METHODS[config.method].client_step(settings, own, loss, inputs, labels)
     flops = measure(step).flops
     with unshared_directions():
         return CostFigures(
             client_step_flops=flops,
             client_peak_memory_bytes=allocator_peak(step, device, allocator),
         )
+
+
+def step_figures(costs: StepCosts) -> CostFigures:
+    """Return the figures of a step alone."""
+    return CostFigures(
+        client_step_flops=costs.flops, client_peak_memory_bytes=costs.peak_memory_bytes
+    )
 
 
 def _with_step(figures: CostFigures, flops: int | None, peak: int | None) -> CostFigures:

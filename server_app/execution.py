@@ -118,7 +118,10 @@ def execute(
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
     outcome.samples_forwarded = strategy.samples_forwarded
-    add_cost_check(outcome, task, model, client_watch.found)
+    try:
+        add_cost_check(outcome, task, model, client_watch.found)
+    except Exception:  # a formula of a method of one's own must not cost the run's results
+        log.exception("what the run cost could not be compared with what was predicted")
     if watcher is not None:
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
@@ -189,7 +192,7 @@ def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodCo
         UserError: if the model or the batch does not allow what was asked for.
     """
     return METHODS[config.method].settle(
-        config.method_config(), model, task.loss, *_example_batch(config, task)
+        config.method_config(), model, task.loss, *example_batch(config, task)
     )
 
 
@@ -208,7 +211,8 @@ def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:
     )
 
 
-def _example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+def example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first full batch of the training data."""
     return (
         task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data
         task.train.labels[: config.batch_size].clone(),
@@ -223,6 +227,6 @@ def _measure_client(
         settings,
         copy.deepcopy(model),
         task.loss,
-        *_example_batch(config, task),
+        *example_batch(config, task),
     )
     return measure(step)

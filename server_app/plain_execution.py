@@ -21,8 +21,14 @@ from leansplit.noise import draw_perturbation
 from leansplit.parameters import copied
 from leansplit.server_app.closed_form import ClosedForm
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.cost_check import measure_on_gpu
-from leansplit.server_app.execution import new_outcome, record_end, record_failure, settled_config
+from leansplit.server_app.cost_check import measure_on_gpu, step_figures
+from leansplit.server_app.execution import (
+    example_batch,
+    new_outcome,
+    record_end,
+    record_failure,
+    settled_config,
+)
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.strategies.running import StopRunning
@@ -86,7 +92,10 @@ def execute_plain(
     outcome = new_outcome(config, settings, task, model)
     outcome.engine, outcome.device = "plain", str(device)
     if device.type == "cuda":
-        outcome.measured = measure_on_gpu(config, settings, task, model, device)
+        batch = example_batch(config, task)
+        outcome.measured = measure_on_gpu(config, settings, task.loss, model, batch, device)
+        if outcome.client_costs is not None:
+            outcome.predicted = step_figures(outcome.client_costs)
         outcome.measured_by = f"torch.cuda.max_memory_allocated of one step on {device}"
 
     client_data = task_client_data(workload, task)

@@ -81,10 +81,10 @@ class ClientWatch:
         """Keep the reports of a round that the client finished; go on in any case."""
         finished = self._asked - report.failures.keys()
         self._earlier |= finished
-        if self.found is None and self._reports and self._chosen in finished:
-            batches: dict[int, tuple[int, ...]] = {}
-            for part in self._reports:
-                batches |= part.batches
+        batches: dict[int, tuple[int, ...]] = {}
+        for part in self._reports:
+            batches |= part.batches
+        if self.found is None and batches and self._chosen is not None and self._chosen in finished:
             self.found = WatchedRound(
                 client_id=self._chosen,
                 round=report.round,
