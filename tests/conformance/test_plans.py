@@ -49,13 +49,12 @@ def require_agreement(outcome):
     assert measured.downlink_bytes == predicted.downlink_bytes
 
 
-@pytest.mark.parametrize("method", ["ho-sfl", "sflv2", "cse-fsl", "decomfl", "zo-sfl", "fedavg"])
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv2", "cse-fsl", "decomfl", "fedavg"])
 def test_one_step_of_clients_that_share_a_replica(method, configure, run_in_process):
     shared = {"replica_storage": "worker", "partition": "iid", "rounds": 4, "batch_size": 16}
-    if "local_steps" in METHODS[method].options:
-        shared |= (
-            {"local_steps": 1, "upload_period": 1} if method == "cse-fsl" else {"local_steps": 1}
-        )
+    # Moments that live for a round are not there before its first step, which plans leave out.
+    one = {"local_steps": 1, "upload_period": 1, "client.lifetime": "run"}
+    shared |= {key: value for key, value in one.items() if is_used(method, key)}
     outcome = run_in_process(configure(method, "adamw", **shared))
     require_agreement(outcome)
     assert bool(outcome.repeated_step_flops) == (method == "sflv2")

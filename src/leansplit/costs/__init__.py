@@ -13,12 +13,10 @@ from leansplit.costs.measure import (
     StepCosts,
     count_flops,
     held_weights,
-    leave_out,
     measure_step,
-    naming_logits,
     peak_tensor_bytes,
-    repeated_pass,
 )
+from leansplit.costs.telling import count_moments, leave_out, naming_logits, repeated_pass
 from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 from leansplit.costs.traffic_ho_fl import ho_fl_traffic
 from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
@@ -30,6 +28,7 @@ __all__ = [
     "StepCosts",
     "Traffic",
     "count_flops",
+    "count_moments",
     "decomfl_traffic",
     "fedavg_traffic",
     "fedzo_traffic",

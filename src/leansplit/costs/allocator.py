@@ -6,7 +6,8 @@ from typing import Protocol
 
 import torch
 
-from leansplit.costs.measure import ClientStep, create_moments, moments_of
+from leansplit.costs.measure import ClientStep, create_moments
+from leansplit.costs.telling import moments_of
 
 
 class Allocator(Protocol):

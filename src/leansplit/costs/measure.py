@@ -22,7 +22,8 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from leansplit.allocation import MemoryKind, allocated_as, allocated_for
+from leansplit.allocation import MemoryKind, allocated_for
+from leansplit.costs.telling import moments_of, watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,44 +114,6 @@ def held_weights(model: nn.Module, *, but_trained: bool = False) -> list[Tensor]
     return [*parameters, *model.buffers()]
 
 
-def naming_logits(loss: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Return ``loss``, which says on its way what are logits to whoever watches."""
-
-    def named(outputs: Any, labels: Tensor) -> Tensor:
-        if _watching and isinstance(outputs, Tensor):
-            _watching[-1].name_logits(outputs)
-        with allocated_as("logits"):
-            return loss(outputs, labels)
-
-    return named
-
-
-def leave_out(tensors: Iterable[Tensor]) -> None:
-    """Say that a device would not hold these, so that whoever watches does not count them.
-
-    Such are a simulation's copies and what only messages need; nothing happens outside a watch.
-    """
-    if _watching:
-        _watching[-1].leave_out(tensors)
-
-
-@contextmanager
-def repeated_pass() -> Iterator[None]:
-    """Count FLOPs inside the block apart: of a pass that is run again since messages hold no graph.
-
-    A device that keeps the graph between two messages would not run it.
-    """
-    watch = _watching[-1] if _watching else None
-    if watch is None:
-        yield
-        return
-    watch.is_repeating = True
-    try:
-        yield
-    finally:
-        watch.is_repeating = False
-
-
 def create_moments(optimizer: torch.optim.Optimizer | None) -> None:
     """Take a step along a gradient of zero: torch creates moments at the first step."""
     if optimizer is None:
@@ -168,12 +131,6 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 def _is_trained(parameter: Tensor) -> bool:
     """Say whether gradients come to a tensor: through autograd, or as estimates."""
     return parameter.requires_grad or not isinstance(parameter, nn.Parameter)
-
-
-def moments_of(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    """Return what an optimizer keeps from step to step."""
-    states = optimizer.state.values() if optimizer is not None else ()
-    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 _aten = torch.ops.aten
@@ -197,7 +154,6 @@ _QUESTIONS = frozenset(
         torch.ops.prim.layout.default,
     }
 )
-_watching: list[_Watch] = []
 
 
 class _Held:
@@ -235,8 +191,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._is_stepping = False
 
     def __enter__(self) -> _Watch:
-        if not _watching or _watching[-1] is not self:  # it is entered again to take things apart
-            _watching.append(self)
+        if not watching or watching[-1] is not self:  # it is entered again to take things apart
+            watching.append(self)
             self._hooks = [
                 register_optimizer_step_pre_hook(self._optimizer_starts),
                 register_optimizer_step_post_hook(self._optimizer_ends),
@@ -250,7 +206,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if not self._depth:
-            _watching.pop()
+            watching.pop()
             for hook in self._hooks:
                 hook.remove()
 
