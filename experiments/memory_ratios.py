@@ -25,6 +25,7 @@ from leansplit.server_app.planning import Problem
 MIB = 2.0**20
 _GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 8, "n_head": 4, "vocab_size": 8192}
 _GPT2 |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
+NO_DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # for micro-batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,7 +55,7 @@ SETTINGS: Mapping[str, Setting] = {
         cuts=("2", "4", "6"),
         problem=Problem.of_texts(128, "classes", 2),
         batch_size=8,
-        options={"source": json.dumps(_GPT2)},
+        options={"source": json.dumps(_GPT2 | NO_DROPOUT)},
     ),
 }
 

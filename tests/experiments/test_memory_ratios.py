@@ -1,20 +1,19 @@
 """A zeroth-order client holds what inference holds, on every kind of model."""
 
 import dataclasses
-import json
 
 import pytest
 
-from leansplit.experiments.memory_ratios import SETTINGS, peaks, table
+from leansplit.experiments.memory_ratios import NO_DROPOUT, SETTINGS, peaks, table
 from leansplit.server_app.planning import Problem
-from tests.language import CONFIGS
+from tests.language import config_json
 
 SMALL = {
     "CNN": {"batch_size": 8},
     "ResNet-18": {"batch_size": 8, "options": {"width": 8}},
     "GPT-2 type with LoRA": {
         "problem": Problem.of_texts(24, "classes", 2),
-        "options": {"source": json.dumps({"model_type": "gpt2", **CONFIGS["gpt2"], "n_embd": 64})},
+        "options": {"source": config_json("gpt2", n_embd=64, **NO_DROPOUT)},
     },
 }
 
