@@ -60,13 +60,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a client step and a run would cost; no weights are loaded, nothing is computed."""
-    from leansplit.costs.device import DeviceProfile
-    from leansplit.costs.units import (
-        parse_bit_rate,
-        parse_bytes,
-        parse_compute_rate,
-        parse_seconds,
-    )
+    from leansplit.costs.device import DeviceProfile, read_profile
     from leansplit.experiments.plan_plots import plot_cuts
     from leansplit.experiments.plan_text import (
         advice_values,
@@ -81,13 +75,8 @@ def plan(
     from leansplit.server_app.published import CONVENTIONS, by_herons_conventions
     from leansplit.server_app.results import write_files
 
-    profile = DeviceProfile(
-        memory_bytes=None if memory is None else parse_bytes("--memory", memory),
-        uplink_bits=None if uplink is None else parse_bit_rate("--uplink", uplink),
-        downlink_bits=None if downlink is None else parse_bit_rate("--downlink", downlink),
-        latency_s=None if latency is None else parse_seconds("--latency", latency),
-        flops=None if flops is None else parse_compute_rate("--flops", flops),
-    )
+    given = {"memory": memory, "uplink": uplink, "downlink": downlink, "latency": latency}
+    profile = read_profile({**given, "flops": flops}, "--{}")
     profile.require_whole()
     if conventions is not None:
         require_choice("conventions", conventions, CONVENTIONS)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 
 from leansplit.experiments.fairness import quantity
 from leansplit.server_app.budget import MB
-from leansplit.server_app.results import CostFigures, Run
+from leansplit.server_app.cost_figures import CostFigures
+from leansplit.server_app.results import Run
 
 TOLERANCE = 0.05
 

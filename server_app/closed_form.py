@@ -93,6 +93,11 @@ class ClosedForm:
         )
 
     @property
+    def num_empty_rounds(self) -> int:
+        """Rounds in which nobody was there."""
+        return sum(not cohort for cohort in self._attendance)
+
+    @property
     def samples_forwarded(self) -> int:
         """Samples that a client's forward and backward passes are counted for."""
         return self._method.samples_forwarded(

@@ -20,11 +20,11 @@ from leansplit.models import SplitModel
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.closed_form import ClosedForm
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.plan_time import direction_bytes
 from leansplit.server_app.planning import Planner, Problem
 from leansplit.server_app.recording import Outcome
-from leansplit.server_app.results import CostFigures
 from leansplit.strategies.client_watch import WatchedRound
 from leansplit.tasks.task import Task
 from leansplit.zeroth_order import unshared_directions
@@ -114,16 +114,17 @@ def _predicted_step(
 
     On full batches that is what was measured before the run, and what a plan says, to the byte.
     """
-    config, settings, known = outcome.config, outcome.settings, outcome.client_costs
-    own = METHODS[config.method].of_client(settings, watched.client_id, config.clients)
-    full = (config.batch_size, *task.input_shape)
-    costs = {full: known} if own == settings and known is not None else {}
+    config = outcome.config
+    groups = [group for group in outcome.boundaries if watched.client_id in group.clients]
+    boundary = groups[0].boundary if groups else None
+    known = outcome.boundary_costs.get(boundary or "", outcome.client_costs)
+    costs = {(config.batch_size, *task.input_shape): known} if known is not None else {}
     try:
         planner = None
         for shape in dict.fromkeys(watched.batches):
             if shape not in costs:
                 planner = planner or Planner(config, Problem.of(task))
-                costs[shape] = planner.step_costs(config, own, shape)
+                costs[shape] = planner.step_costs(config, shape, boundary)
     except UserError:  # it cannot be followed without values
         return None, None
     steps = [costs[shape] for shape in watched.batches]

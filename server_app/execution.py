@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections.abc import Callable
@@ -26,7 +25,6 @@ from leansplit.server_app.checkpoints import (
     client_costs_of,
     run_state_of,
 )
-from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.cost_check import add_cost_check
 from leansplit.server_app.evaluation import evaluate
@@ -34,6 +32,7 @@ from leansplit.server_app.generation import write_texts
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.server_app.results import ROUNDS_COLUMNS
+from leansplit.server_app.taking_part import ClientCosts, attending, measure_clients
 from leansplit.server_app.telemetry import EstimateWatcher
 from leansplit.strategies.client_watch import ClientWatch
 from leansplit.strategies.running import Deployment
@@ -69,15 +68,14 @@ def execute(
     workload = config.workload()
     task = workload.load_task()
     model = workload.build_model(task)
-    settings = settled_config(config, task, model)
     if checkpoints is None and config.has_checkpoints:
         if not config.out:
             raise UserError("checkpoints need a folder: set out, or checkpoint_every = 0")
         checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS)
     start = checkpoints.start if checkpoints else None
-    outcome = new_outcome(
-        config, settings, task, model, client_costs=client_costs_of(start) if start else None
-    )
+    known = client_costs_of(start) if start else None
+    settings, costs = attending_config(config, task, model, known=known)
+    outcome = new_outcome(config, settings, task, model, costs)
     strategy = METHODS[config.method].strategy(
         model,
         task.loss,
@@ -137,16 +135,16 @@ def new_outcome(
     settings: MethodConfig,
     task: Task,
     model: SplitModel,
-    *,
-    client_costs: StepCosts | None = None,
+    costs: ClientCosts,
 ) -> Outcome:
-    """Return an outcome with what is known before the run starts; costs are measured, or given."""
+    """Return an outcome with what is known before the run starts."""
     method = METHODS[config.method]
     return Outcome(
         config,
         settings,
-        client_costs=client_costs or _measure_client(config, settings, task, model),
-        boundaries=method.boundaries(settings, model, config.clients),
+        client_costs=costs.largest,
+        boundaries=costs.groups,
+        boundary_costs=costs.at_boundary,
         client_replays=method.client_replays(settings, model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,
@@ -196,6 +194,20 @@ def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodCo
     )
 
 
+def attending_config(
+    config: RunConfig, task: Task, model: SplitModel, *, known: StepCosts | None = None
+) -> tuple[MethodConfig, ClientCosts]:
+    """Return the settings with who can take part, and what a step costs, measured if not ``known``.
+
+    Raises:
+        UserError: as :func:`settled_config`, or if no client can take part.
+    """
+    settings = settled_config(config, task, model)
+    batch = example_batch(config, task)
+    costs = measure_clients(config, settings, model, task.loss, batch, largest=known)
+    return attending(config, settings, costs), costs
+
+
 def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:
     """Return what measures the run's estimates, on the clients' samples as this process has them.
 
@@ -217,16 +229,3 @@ def example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Te
         task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data
         task.train.labels[: config.batch_size].clone(),
     )
-
-
-def _measure_client(
-    config: RunConfig, settings: MethodConfig, task: Task, model: SplitModel
-) -> StepCosts:
-    """Measure a client step on a copy of the model and the first batch of the training data."""
-    step = METHODS[config.method].client_step(
-        settings,
-        copy.deepcopy(model),
-        task.loss,
-        *example_batch(config, task),
-    )
-    return measure(step)

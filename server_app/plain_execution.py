@@ -23,11 +23,11 @@ from leansplit.server_app.closed_form import ClosedForm
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.cost_check import measure_on_gpu, step_figures
 from leansplit.server_app.execution import (
+    attending_config,
     example_batch,
     new_outcome,
     record_end,
     record_failure,
-    settled_config,
 )
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
@@ -88,8 +88,8 @@ def execute_plain(
     workload, method = config.workload(), METHODS[config.method]
     task = workload.load_task()
     model = workload.build_model(task)
-    settings = settled_config(config, task, model)
-    outcome = new_outcome(config, settings, task, model)
+    settings, costs = attending_config(config, task, model)
+    outcome = new_outcome(config, settings, task, model, costs)
     outcome.engine, outcome.device = "plain", str(device)
     if device.type == "cuda":
         batch = example_batch(config, task)
@@ -140,6 +140,8 @@ def execute_plain(
     outcome.wall_time_s = time.monotonic() - started
     outcome.ledger = loop.ledger
     outcome.samples_forwarded = loop.samples_forwarded
+    if loop.num_empty_rounds:
+        outcome.events = {"empty_rounds": loop.num_empty_rounds}
     is_whole = trained is not None and outcome.status != "failed"
     alone = method.clients_alone(settings, model, clients, trained) if is_whole else None
     record_end(outcome, there, model, alone)

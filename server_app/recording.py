@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,9 +20,10 @@ from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import load_state_
 from leansplit.server_app.budget import Budget, EndedBy
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import Written
-from leansplit.server_app.results import CostFigures, Engine, Status
+from leansplit.server_app.results import Engine, Status
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import RoundReport, StopRunning
 from leansplit.tasks.task import Task
@@ -78,6 +79,8 @@ class Outcome:
     """FLOPs of a measured step that messages alone make necessary."""
     boundaries: tuple[BoundaryGroup, ...] = ()
     """Which clients train how much of the model by zeroth order (HO-FL)."""
+    boundary_costs: Mapping[str, StepCosts] = field(default_factory=dict)
+    """Of one step of a client at each boundary, where clients differ in it."""
     client_replays: float = 0.0
     """Forward passes for each sample that a client repeats to save memory."""
     samples_forwarded: int = 0

@@ -29,6 +29,7 @@ from pydantic.dataclasses import dataclass
 
 from leansplit.errors import UserError
 from leansplit.server_app.budget import ROUNDING, EndedBy
+from leansplit.server_app.cost_figures import CostFigures
 
 if TYPE_CHECKING:
     from leansplit.wire.ledger import LedgerEntry
@@ -105,16 +106,8 @@ class OrderBoundary:
     boundary: str  # name of a layer, "none", "cut" or "all"
     zeroth_order_parameters: Count  # trained by zeroth-order steps below it
     clients: list[Count]  # their ids
-
-
-@dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
-class CostFigures:
-    """What a run costs, predicted or measured; None where it is not known."""
-
-    client_step_flops: Count | None = None
-    client_peak_memory_bytes: Count | None = None
-    uplink_bytes: Count | None = None  # of all clients, without envelopes
-    downlink_bytes: Count | None = None
+    step_flops: Count | None = None  # one of them, one step
+    peak_memory_bytes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -163,6 +156,13 @@ class RunResult:
     repeated_step_flops: Count | None = None
     # HO-FL, smallest zeroth-order segment first; see OrderBoundary
     order_boundaries: list[OrderBoundary] = Field(default_factory=list)
+    client_samples: list[Count] = Field(default_factory=list)  # held by client 0, 1, ...
+    excluded_clients: list[Count] = Field(default_factory=list)  # memory too small for a step
+    # on the devices of simulated_on; see leansplit.server_app.simulated_time
+    simulated_on: str = ""
+    num_unfit_clients: Count | None = None  # memory too small for a step
+    simulated_s: Number | None = None
+    client_s: Number | None = None
     final_model_checksum: str | None = None
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
@@ -175,7 +175,8 @@ class Run:
     """A run read back from its folder."""
 
     result: RunResult
-    rounds: pd.DataFrame  # ROUNDS_COLUMNS, one row per evaluation; bytes are cumulative
+    # ROUNDS_COLUMNS, one row per evaluation; bytes, simulated_s and client_s are cumulative
+    rounds: pd.DataFrame
     ledger: pd.DataFrame  # LEDGER_COLUMNS, one row per priced record
     path: Path | None = None
 

@@ -27,7 +27,6 @@ from torch import Tensor
 from leansplit.federated import (
     HOFLConfig,
     Replica,
-    sample_by_dimension,
     sample_weights,
     weighted_mean,
 )
@@ -124,10 +123,7 @@ class HOFL(RunningStrategy):
     def sample_cohort(self, round: int) -> list[int]:
         """Steps 1 and 2: prefer small zeroth-order segments; exactly K clients."""
         dimensions = {m: self._num_elements[self.boundary(m)] for m in self.federation.population}
-        config = self.config
-        return sample_by_dimension(
-            dimensions, config.cohort_size, config.dimension_preference, config.root_seed, round
-        )
+        return self.config.sample_by_dimension(round, dimensions)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

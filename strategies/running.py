@@ -17,7 +17,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from leansplit.errors import RunFailedError, UserError
-from leansplit.federated import MethodConfig, require_cohort, sample_cohort
+from leansplit.federated import MethodConfig, require_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.estimates import EstimateReporting
@@ -179,9 +179,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
 
     def sample_cohort(self, round: int) -> list[int]:
         """Return the ids of the clients that take part in ``round``, ascending."""
-        return sample_cohort(
-            self.config.root_seed, round, self.federation.population, self.config.cohort_size
-        )
+        return self.config.sample_cohort(round, self.federation.population)
 
     def clients_alone(self) -> nn.Module | None:
         """Return what clients could use without the server, with outputs like the whole model's.
@@ -312,7 +310,8 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             self._num_empty_rounds = 0
         else:
             self.count("empty_rounds")
-            self._num_empty_rounds += 1
+            # A round for which nobody was there is no sign that anything is wrong.
+            self._num_empty_rounds += bool(self.sample_cohort(round))
             if self._num_empty_rounds >= _MAX_EMPTY_ROUNDS:
                 reason = next(iter(failures.values()), "no reason given")
                 raise RunFailedError(

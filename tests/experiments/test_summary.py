@@ -19,8 +19,8 @@ from leansplit.experiments.summary_text import (
     summary_table,
     write_summary,
 )
+from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.results import (
-    CostFigures,
     Run,
     RunResult,
     config_hash,

@@ -47,6 +47,7 @@ from leansplit.federated.optimizers import (
     load_optimizer_state_,
     optimizer_state,
 )
+from leansplit.federated.presence import Presence
 from leansplit.federated.replica import Replica
 from leansplit.federated.sampling import (
     ClientData,
@@ -86,6 +87,7 @@ __all__ = [
     "MUSplitFedConfig",
     "MethodConfig",
     "OptimizerConfig",
+    "Presence",
     "Replica",
     "ReplicaMode",
     "ReplicatedConfig",

@@ -8,14 +8,17 @@ clients whole (:mod:`leansplit.wire.plan`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from leansplit.errors import UserError, require_choice, require_positive
+from leansplit.federated.dimension_sampling import sample_by_dimension
 from leansplit.federated.optimizers import OptimizerConfig
+from leansplit.federated.presence import Presence
+from leansplit.federated.sampling import require_cohort, sample_cohort
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -47,6 +50,8 @@ class MethodConfig:
     """Samples of a client's batch; a client with fewer uses all it has."""
     root_seed: int = 0
     """Every random draw of the run derives from it."""
+    presence: Presence = Presence()
+    """Who can take part, from the run's fleet: what the server knows and clients are not sent."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the class known by its name."""
@@ -58,8 +63,28 @@ class MethodConfig:
         require_at_least_one(self, "cohort_size", "batch_size")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the class name under ``type``, and all fields as nested plain values."""
-        return {"type": type(self).__name__} | dataclasses.asdict(self)
+        """Return the class name under ``type``, and what clients know as nested plain values."""
+        values = dataclasses.asdict(self)
+        del values["presence"]
+        return {"type": type(self).__name__} | values
+
+    def those_there(self, round: int, population: Collection[int]) -> list[int]:
+        """Return the clients that can take part in ``round``, ascending.
+
+        Raises:
+            UserError: if the cohort is larger than the whole population.
+        """
+        require_cohort(self.cohort_size, len(population))
+        return self.presence.those_there(self.root_seed, round, population)
+
+    def sample_cohort(self, round: int, population: Collection[int]) -> list[int]:
+        """Return the clients that take part in ``round``, ascending: K of those that are there.
+
+        All of them if there are fewer; nobody may be there. Errors as :meth:`those_there`.
+        """
+        there = self.those_there(round, population)
+        size = min(self.cohort_size, len(there))
+        return sample_cohort(self.root_seed, round, there, size) if there else []
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> MethodConfig:
@@ -290,6 +315,18 @@ class HOFLConfig(LocalStepsConfig):
             )
         for budget in self.memory_budgets_mb:
             require_positive("memory_budgets_mb", budget)
+
+    def sample_by_dimension(self, round: int, zeroth_elements: Mapping[int, int]) -> list[int]:
+        """Return the clients that take part in ``round``, as :meth:`sample_cohort`.
+
+        Args:
+            round: 1-based.
+            zeroth_elements: client id -> d_i; clients with small ones are preferred.
+        """
+        there = {m: zeroth_elements[m] for m in self.those_there(round, zeroth_elements)}
+        size = min(self.cohort_size, len(there))
+        beta = self.dimension_preference
+        return sample_by_dimension(there, size, beta, self.root_seed, round) if there else []
 
     @property
     def num_boundaries(self) -> int:

@@ -15,7 +15,6 @@ from leansplit.federated import (
     ClientData,
     HOSFLConfig,
     build_optimizer,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
@@ -28,7 +27,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 from leansplit.sequences import join, part
 from leansplit.zeroth_order import float64_inner_product
 
@@ -62,9 +61,8 @@ def ho_sfl(
     server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
     assert client_optimizer is not None and server_optimizer is not None
 
-    for t in range(1, num_rounds + 1):
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. The server samples a cohort and P shared seeds.
-        cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
         seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
         directions = [
             draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
@@ -137,5 +135,3 @@ def ho_sfl(
         theta.grad = gradient
         client_optimizer.step()
         load_parameters_(client_model, spec.views(theta))
-        if not after_round(t):
-            break
