@@ -27,13 +27,22 @@ from leansplit.clients.handlers import Handler, register_handlers, registered_ha
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
+from leansplit.clients.watched import watched
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
 from leansplit.federated import ClientData
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum, fixed_state
 from leansplit.plugins import load_plugins
-from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
+from leansplit.strategies.flower_records import (
+    NO_PLAN,
+    NODE,
+    CostReport,
+    pack,
+    take_watch,
+    unpack,
+    with_costs,
+)
 from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
 
 for _module in (
@@ -80,23 +89,27 @@ def client_app(provider: Provider) -> ClientApp:
     def register(action: str, request_type: type[Record], handler: Handler) -> None:
         @app.train(action)
         def answer(message: Message, context: Context) -> Message:
-            payloads = unpack(message.content)
+            payloads, watching = unpack(message.content), take_watch(message.content)
             plan = load_plan(context)
             if plan is None:
                 return Message(pack({}, dict.fromkeys(payloads, NO_PLAN)), reply_to=message)
             worker = worker_for(plan, provider)
             replies: dict[int, bytes] = {}
             failures: dict[int, str] = {}
+            costs: CostReport | None = None
             for client_id, blob in payloads.items():
                 # One client's failure must not take down the others that share its node.
                 try:
                     request = decode_as(blob, request_type)
                     session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-                    reply = handler(session, request)
+                    if client_id == watching:
+                        reply, costs = watched(session, handler, request)
+                    else:
+                        reply = handler(session, request)
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
-            return Message(pack(replies, failures), reply_to=message)
+            return Message(with_costs(pack(replies, failures), costs), reply_to=message)
 
     for action, (request_type, handler) in registered_handlers().items():
         register(action, request_type, handler)
@@ -109,7 +122,12 @@ def client_app(provider: Provider) -> ClientApp:
         worker = worker_for(plan, provider)
         [client_id] = plan.hosted_clients(_partition_id(context))
         session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-        return Message(fedavg.train(session, message.content), reply_to=message)
+        costs: CostReport | None = None
+        if take_watch(message.content) is None:
+            content = fedavg.train(session, message.content)
+        else:
+            content, costs = watched(session, fedavg.train, message.content)
+        return Message(with_costs(content, costs), reply_to=message)
 
     return app
 

@@ -82,6 +82,8 @@ def plan(
         require_choice("conventions", conventions, CONVENTIONS)
         if sweep_cuts:
             raise UserError("--conventions is for one cut; leave out --sweep-cuts")
+    if cut is not None and not cut.strip():
+        raise UserError("--cut needs the name of a layer, or a number of blocks")
     if cut is not None and sweep_cuts:
         raise UserError("--sweep-cuts plans every cut; leave out --cut")
     named: dict[str, Any] = {
@@ -166,8 +168,8 @@ def _configs(
     if task is None:
         if not model:
             raise UserError("name a model with --model, or a task with --task")
-        if model.endswith(".json") and Path(model).is_file():
-            settings["model"] = model = Path(model).read_text(encoding="utf-8")
+        if model.endswith(".json"):
+            settings["model"] = model = _configuration(Path(model))
         takes = MODELS[model].takes if model in MODELS else "tokens"
         of_texts = "generation" if outputs == "tokens" else "text"
         settings["task"] = of_texts if takes == "tokens" else "images"
@@ -184,6 +186,18 @@ def _configs(
         }
         configs[method] = run_config(method, used)
     return configs
+
+
+def _configuration(file: Path) -> str:
+    """Return the content of a model's configuration file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"cannot read the configuration {file}: {reason}") from error
+    if not text.lstrip().startswith("{"):
+        raise UserError(f"{file} is no model configuration: it holds no JSON object")
+    return text
 
 
 def _problem(

@@ -21,6 +21,7 @@ from leansplit.experiments.fairness import (
     ended_at_target,
     fairness_warnings,
 )
+from leansplit.experiments.predicted_costs import cost_warnings
 from leansplit.experiments.significance import PairedDifference, paired_difference
 from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, RunResult
@@ -121,7 +122,7 @@ def summarise(
     target = target_accuracy or _common_target(runs) or _default_target(completed)
     controls = find_controls(completed)
     warnings = [*_status_warnings(runs, order), *fairness_warnings(completed)]
-    warnings += device_warnings(completed)
+    warnings += [*device_warnings(completed), *cost_warnings(completed)]
     finals = {label: _final_accuracies(group) for label, group in completed.items()}
     if ended_at_target(completed):  # where a run ended there, its accuracy is the target's
         controls = controls.without_accuracies()

@@ -12,8 +12,10 @@ from rich import box
 from rich.table import Table
 
 from leansplit.experiments.fairness import quantity
+from leansplit.experiments.predicted_costs import HOW_TO_READ as COSTS_EXPLAINED
+from leansplit.experiments.predicted_costs import cost_rows
 from leansplit.experiments.significance import MIN_COMMON_SEEDS, PairedDifference
-from leansplit.experiments.summary import MethodSummary, Summary, summarise
+from leansplit.experiments.summary import MethodSummary, Summary, completed_runs, summarise
 from leansplit.server_app.results import Run, RunResult, write_files
 
 _NONE = "–"
@@ -69,6 +71,7 @@ def summary_markdown(
     parts = [f"# {title or default_title(runs)}", ""]
     parts += _markdown_table(summary, _ACCURACY)
     parts += ["", "## Cost", "", *_markdown_table(summary, _COST)]
+    parts += _predicted_and_measured(runs, [row.label for row in summary.rows])
     parts += _against_controls(summary)
     if summary.warnings:
         parts += ["", "## Warnings", "", *(f"- {warning}" for warning in summary.warnings)]
@@ -116,6 +119,15 @@ def provenance(results: Sequence[RunResult]) -> list[str]:
         for name, values in facts.items()
         for value in dict.fromkeys(values)
     ]
+
+
+def _predicted_and_measured(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
+    """Return the section on costs that were predicted and measured; empty if none were."""
+    completed = completed_runs(runs)
+    cells = cost_rows({label: completed[label] for label in labels if label in completed})
+    if not cells:
+        return []
+    return ["", "## Predicted and measured", "", *_table_lines(cells), "", COSTS_EXPLAINED]
 
 
 def _against_controls(summary: Summary) -> list[str]:

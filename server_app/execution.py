@@ -26,6 +26,7 @@ from leansplit.server_app.checkpoints import (
     run_state_of,
 )
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.cost_check import add_cost_check
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import write_texts
 from leansplit.server_app.methods import METHODS
@@ -33,6 +34,7 @@ from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.server_app.results import ROUNDS_COLUMNS
 from leansplit.server_app.taking_part import ClientCosts, attending, measure_clients
 from leansplit.server_app.telemetry import EstimateWatcher
+from leansplit.strategies.client_watch import ClientWatch
 from leansplit.strategies.running import Deployment
 from leansplit.tasks.task import Task
 
@@ -90,7 +92,8 @@ def execute(
     )
     evaluated = copied(model.full_model)
     recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
-    strategy.observers.append(recorder)
+    client_watch = ClientWatch()
+    strategy.observers += [recorder, client_watch]
     watcher = _estimate_watcher(config, task)
     if watcher is not None:
         strategy.observers.append(watcher)
@@ -113,6 +116,10 @@ def execute(
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
     outcome.samples_forwarded = strategy.samples_forwarded
+    try:
+        add_cost_check(outcome, task, model, client_watch.found)
+    except Exception:  # a formula of a method of one's own must not cost the run's results
+        log.exception("what the run cost could not be compared with what was predicted")
     if watcher is not None:
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
@@ -183,7 +190,7 @@ def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodCo
         UserError: if the model or the batch does not allow what was asked for.
     """
     return METHODS[config.method].settle(
-        config.method_config(), model, task.loss, *_example_batch(config, task)
+        config.method_config(), model, task.loss, *example_batch(config, task)
     )
 
 
@@ -196,7 +203,7 @@ def attending_config(
         UserError: as :func:`settled_config`, or if no client can take part.
     """
     settings = settled_config(config, task, model)
-    batch = _example_batch(config, task)
+    batch = example_batch(config, task)
     costs = measure_clients(config, settings, model, task.loss, batch, largest=known)
     return attending(config, settings, costs), costs
 
@@ -216,7 +223,8 @@ def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:
     )
 
 
-def _example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+def example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first full batch of the training data."""
     return (
         task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data
         task.train.labels[: config.batch_size].clone(),

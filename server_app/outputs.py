@@ -85,6 +85,10 @@ def run_result(
         client_backwards=round(backwards * outcome.samples_forwarded),
         client_step_flops=costs.flops if costs else None,
         client_peak_memory_bytes=costs.peak_memory_bytes if costs else None,
+        predicted=outcome.predicted,
+        measured=outcome.measured,
+        measured_by=outcome.measured_by,
+        repeated_step_flops=outcome.repeated_step_flops,
         order_boundaries=[
             OrderBoundary(
                 boundary=group.boundary,

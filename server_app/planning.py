@@ -18,9 +18,9 @@ from leansplit.first_order import Loss
 from leansplit.models import MODELS, SplitModel, build_model, cut_layers, split_at
 from leansplit.models.language.halves import OUTPUTS, WholeLanguageModel
 from leansplit.server_app.client_costs import measure
+from leansplit.server_app.closed_form import split_sizes
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.methods import METHODS
-from leansplit.server_app.plain_execution import split_sizes
 from leansplit.server_app.taking_part import attending, measure_clients
 from leansplit.tasks.task import Task, cross_entropy
 from leansplit.tasks.text_metrics import Verbalizer, token_loss
@@ -71,6 +71,8 @@ class Problem:
             raise UserError(f"length must be at least 1, got {length}")
         if outputs not in OUTPUTS:
             raise UserError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}")
+        if num_classes < 1 and outputs != "tokens":
+            raise UserError(f"classes must be at least 1, got {num_classes}")
         losses: dict[str, Loss] = {
             "classes": cross_entropy,
             "next_token": Verbalizer(tuple(range(num_classes))).loss,
@@ -158,13 +160,29 @@ class Planner:
         """Return the allowed cuts in forward order."""
         return cut_layers(self.whole)
 
-    def step_costs(self, config: RunConfig) -> StepCosts:
-        """Return what one client step costs."""
+    def step_costs(
+        self,
+        config: RunConfig,
+        batch_shape: Sequence[int] | None = None,
+        boundary: str | None = None,
+    ) -> StepCosts:
+        """Return what one client step costs.
+
+        Args:
+            config: of the run.
+            batch_shape: of the inputs, if it is not that of the problem.
+            boundary: of the client, where clients differ; None: the most demanding one.
+        """
+        size, *shape = batch_shape or (config.batch_size, *self.problem.input_shape)
         with self._world.entered():
             model = split_at(self.whole, config.cut_layer)
-            batch = self.problem.batch(config.batch_size)
+            batch = replace(self.problem, input_shape=tuple(shape)).batch(size)
             settings = self._settled(config, model, batch)
-            step = METHODS[config.method].client_step(settings, model, self.problem.loss, *batch)
+            method = METHODS[config.method]
+            if boundary is not None and method.boundary_step is not None:
+                step = method.boundary_step(settings, model, self.problem.loss, *batch, boundary)
+            else:
+                step = method.client_step(settings, model, self.problem.loss, *batch)
             costs = measure(step)
         for parameter in self.whole.parameters():
             parameter.grad = None

@@ -29,6 +29,7 @@ from pydantic.dataclasses import dataclass
 
 from leansplit.errors import UserError
 from leansplit.server_app.budget import ROUNDING, EndedBy
+from leansplit.server_app.cost_figures import CostFigures
 
 if TYPE_CHECKING:
     from leansplit.wire.ledger import LedgerEntry
@@ -148,6 +149,11 @@ class RunResult:
     client_backwards: Count = 0  # counted per sample, as above
     client_step_flops: Count | None = None  # one client, one step
     client_peak_memory_bytes: Count | None = None
+    predicted: CostFigures = Field(default_factory=CostFigures)  # of the step that was measured
+    measured: CostFigures = Field(default_factory=CostFigures)  # where it is computed
+    measured_by: str = ""  # who measured the step, and when
+    # passes that messages, which hold no graph, make a client run twice; not in client_step_flops
+    repeated_step_flops: Count | None = None
     # HO-FL, smallest zeroth-order segment first; see OrderBoundary
     order_boundaries: list[OrderBoundary] = Field(default_factory=list)
     client_samples: list[Count] = Field(default_factory=list)  # held by client 0, 1, ...

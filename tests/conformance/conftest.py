@@ -13,10 +13,10 @@ from leansplit.costs import SplitShape
 from leansplit.federated import MethodConfig
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum
+from leansplit.server_app.closed_form import split_shape, uploaded_positions
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import attending_config, execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
-from leansplit.server_app.plain_execution import split_shape, uploaded_positions
 from leansplit.server_app.recording import Outcome
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 from leansplit.tasks.task import Task
@@ -135,7 +135,7 @@ def expected() -> Callable[[RunConfig], Expected]:
         attendance = [set(method.cohort(settings, shape, population, t)) for t in rounds]
         if model.has_mask:
             positions = [
-                uploaded_positions(clients, settings, t, cohort, set())
+                uploaded_positions(clients.__getitem__, settings, t, cohort, set())
                 for t, cohort in zip(rounds, attendance, strict=True)
             ]
             shape = dataclasses.replace(shape, num_positions=sum(positions))

@@ -136,6 +136,11 @@ class LocalStepsConfig(MethodConfig):
         require_at_least_one(self, "local_steps")
 
 
+def _require_micro_batch(size: int) -> None:
+    if size < 0:
+        raise UserError(f"micro_batch must be at least 0, got {size}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class HOSFLConfig(ReplicatedConfig):
     """HO-SFL (arXiv 2603.14773)."""
@@ -147,6 +152,14 @@ class HOSFLConfig(ReplicatedConfig):
     paper_code_scaling: bool = False
     """Scale the smashed gradient by the client's weight (1/K) as the authors' released code does,
     where the paper's mean has no such factor: the client update shrinks by K. AdamW hides it."""
+    micro_batch: int = 0
+    """Samples that a probe runs forward at once; 0 = the whole batch. With half a batch, a client
+    holds no more than inference where the smashed gradient is a large part of that."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no round can be run with."""
+        super().__post_init__()
+        _require_micro_batch(self.micro_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +187,7 @@ class SplitFedConfig(LocalStepsConfig):
         super().__post_init__()
         require_choice("client order", self.client_order, CLIENT_ORDERS)
         require_choice("client backward", self.client_backward, CLIENT_BACKWARDS)
-        if self.micro_batch < 0:
-            raise UserError(f"micro_batch must be at least 0, got {self.micro_batch}")
+        _require_micro_batch(self.micro_batch)
         if self.micro_batch and self.client_backward == "full":
             raise UserError("micro_batch needs client_backward = recompute")
 

@@ -100,14 +100,20 @@ def ho_sfl(
         # 5. Each client probes every direction: v = <lambda, f_c(x; theta + mu u) - z>.
         scalars = []
         for (x, _), z_m, lambda_m in zip(data, smashed, lambdas, strict=True):
-            v = []
+            v, size = [], config.micro_batch or len(x)
+            parts = [slice(first, first + size) for first in range(0, len(x), size)]
             for u in directions:
-                with torch.inference_mode():
-                    plus = functional_call(client_model, spec.views(theta + u * mu), (x,))
-                    minus = z_m
-                    if zo.estimator == "central":
-                        minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
-                above, below = (float64_inner_product(lambda_m, end) for end in (plus, minus))
+                above = below = 0.0
+                for i in parts:
+                    with torch.inference_mode():
+                        plus = functional_call(client_model, spec.views(theta + u * mu), (x[i],))
+                        above += float64_inner_product(lambda_m[i], plus)
+                        if zo.estimator == "central":
+                            at = spec.views(theta - u * mu)
+                            minus = functional_call(client_model, at, (x[i],))
+                            below += float64_inner_product(lambda_m[i], minus)
+                if zo.estimator == "forward":
+                    below = float64_inner_product(lambda_m, z_m)
                 v.append(above - below)
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 
