@@ -10,7 +10,7 @@ import torch
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.errors import UserError
 from leansplit.federated import sample_cohort, take_batch
-from leansplit.first_order import backward_step, server_step, train_forward
+from leansplit.first_order import server_step, train_forward
 from leansplit.parameters import trainable_parameters
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS
@@ -118,12 +118,11 @@ def first_order_client_gradient(config, model, task, round):
     )
     parameters = dict(model.client_model.named_parameters())
     means = {name: torch.zeros_like(p) for name, p in parameters.items()}
-    standing_still = torch.optim.SGD(parameters.values(), lr=0.0)
     for weight, (x, _), gradient in zip(weights, batches, step.smashed_gradients, strict=True):
         z = train_forward(model.client_model, x, dropout_seed=0)
-        backward_step(standing_still, z, gradient)
-        for name, parameter in parameters.items():
-            means[name] += weight * parameter.grad
+        found = torch.autograd.grad(z, list(parameters.values()), gradient)
+        for name, value in zip(parameters, found, strict=True):
+            means[name] += weight * value
     return means
 
 

@@ -175,7 +175,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Sees every operation: counts FLOPs, and follows storages from when they are seen to the end.
 
     Operations that are made of others are taken apart, as torch's counter does, so what they hold
-    on their way is seen too.
+    on their way is seen too; but not those that also have a kernel of their own, which rounds
+    otherwise than their parts.
     """
 
     def __init__(self) -> None:
@@ -262,10 +263,11 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func is torch.ops.prim.device.default:
             return func(*args, **kwargs)
         if func not in self._elementary and isinstance(func, torch._ops.OpOverload):
-            with self:
-                result = func.decompose(*args, **kwargs)
-            if result is not NotImplemented:
-                return result
+            if not _has_kernel(func):
+                with self:
+                    result = func.decompose(*args, **kwargs)
+                if result is not NotImplemented:
+                    return result
             self._elementary.add(func)
         result = func(*args, **kwargs)
         self._count(func, args, kwargs, result)
@@ -340,6 +342,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _optimizer_ends(self, *_: Any) -> None:
         self._is_stepping = False
+
+
+def _has_kernel(func: torch._ops.OpOverload) -> bool:
+    """Say whether an operation runs as one kernel, as it does where nobody watches."""
+    has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")  # type: ignore[attr-defined]
+    return has
 
 
 def _shape(tensor: Tensor) -> tuple[int, int]:
