@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -23,18 +24,27 @@ from leansplit.clients import (
     splitfed,
     zo_split,
 )
+from leansplit.clients.faults import InjectedFault, die_if_struck, disturbed, strikes
 from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
-from leansplit.federated import ClientData
+from leansplit.federated import ClientData, Fault
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum, fixed_state
 from leansplit.plugins import load_plugins
 from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
-from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
+from leansplit.wire import (
+    ClientPlan,
+    DecodeError,
+    Record,
+    SetupReply,
+    SetupRequest,
+    decode_as,
+    encode,
+)
 
 for _module in (
     cse_fsl,
@@ -87,13 +97,23 @@ def client_app(provider: Provider) -> ClientApp:
             worker = worker_for(plan, provider)
             replies: dict[int, bytes] = {}
             failures: dict[int, str] = {}
+            faults: dict[int, Fault | None] = {}
+            requests: dict[int, Record] = {}
             for client_id, blob in payloads.items():
+                try:
+                    requests[client_id] = request = decode_as(blob, request_type)
+                    faults[client_id] = strikes(plan, client_id, request)
+                except DecodeError as error:
+                    failures[client_id] = f"DecodeError: {error}"
+            die_if_struck(faults.values(), context)
+            for client_id, request in requests.items():
                 # One client's failure must not take down the others that share its node.
                 try:
-                    request = decode_as(blob, request_type)
                     session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-                    reply = handler(session, request)
+                    reply = disturbed(faults[client_id], partial(handler, session, request))
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
+                except InjectedFault as fault:
+                    failures[client_id] = str(fault)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
             return Message(pack(replies, failures), reply_to=message)
@@ -109,7 +129,12 @@ def client_app(provider: Provider) -> ClientApp:
         worker = worker_for(plan, provider)
         [client_id] = plan.hosted_clients(_partition_id(context))
         session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-        return Message(fedavg.train(session, message.content), reply_to=message)
+        fault = plan.faults.strikes(
+            plan.config.root_seed, fedavg.round_of(message.content), client_id, 0
+        )
+        die_if_struck([fault], context)
+        train_once = partial(fedavg.train, session, message.content)
+        return Message(disturbed(fault, train_once), reply_to=message)
 
     return app
 

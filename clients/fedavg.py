@@ -19,11 +19,16 @@ from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 _MOMENTS = "moments"
 
 
+def round_of(content: RecordDict) -> int:
+    """Return the round that a request belongs to."""
+    config = next(iter(content.config_records.values()))
+    return int(str(config["server-round"]))
+
+
 def train(session: Session, content: RecordDict) -> RecordDict:
     """Train the model sent for ``local_steps`` batches and send it back."""
     arrays = next(iter(content.array_records.values()))
-    config = next(iter(content.config_records.values()))
-    round = int(str(config["server-round"]))
+    round = round_of(content)
     method = session.config(FedAvgConfig)
     model = session.worker.workload.model.full_model
     load_parameters_(model, arrays.to_torch_state_dict())

@@ -11,7 +11,7 @@ from typing import Any
 
 from leansplit.errors import require_choice
 from leansplit.federated import OptimizerConfig
-from leansplit.server_app.config import NO_KEYS, RunConfig
+from leansplit.server_app.config import NO_KEYS, RUN_SECTIONS, RunConfig
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.zeroth_order import ZerothOrderConfig
@@ -20,6 +20,7 @@ _SECTION_TYPES: dict[str, type[Any]] = {
     "client": OptimizerConfig,
     "server": OptimizerConfig,
     "probe": ZerothOrderConfig,
+    **{name: type(section) for name, section in RUN_SECTIONS.items()},
 }
 
 
@@ -33,7 +34,7 @@ def key_rows(method: str | None = None) -> list[tuple[str, str, str]]:
         return _shared_rows(_SECTION_TYPES)
     spec = METHODS[require_choice("method", method, METHODS)]
     used = {name: spec.default(SECTIONS[name]) for name in SECTIONS if is_used(method, name)}
-    rows = [row for row in _shared_rows(used) if is_used(method, row[0])]
+    rows = [row for row in _shared_rows({**used, **RUN_SECTIONS}) if is_used(method, row[0])]
     defaults = {name: spec.default(name) for name in spec.options}
     meanings = {k: v for base in spec.config_type.__mro__ for k, v in _field_docs(base).items()}
     for name, default in defaults.items():

@@ -19,7 +19,7 @@ from leansplit.errors import (
     require_positive,
     section_named,
 )
-from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
+from leansplit.federated import FaultsConfig, MethodConfig, OptimizerConfig, require_cohort
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
 from leansplit.server_app.methods import METHODS, is_used
@@ -111,6 +111,15 @@ class RunConfig:
     (simulations only; the leansplit command's default)."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
+    max_reply_mb: float = 1024.0
+    """Longer answers of a client are dropped unread, MB = 1e6 bytes."""
+    quorum: float = 0.0
+    """Share of the clients asked that must answer for a round to count (docs/faults.md); one must
+    in any case."""
+    quorum_rounds: int = 3
+    """Rounds in a row without a quorum that end the run."""
+    faults: FaultsConfig = FaultsConfig()
+    """Faults that the run injects into itself: ``faults.drop``, … (docs/faults.md)"""
     checkpoint_every: int = 0
     """Rounds between checkpoints, from which the run can go on (docs/resuming.md); 0 = none."""
     checkpoint_seconds: float = 0.0
@@ -146,6 +155,7 @@ class RunConfig:
             "evaluation_batch_size",
             "clients_per_node",
             "num_threads",
+            "quorum_rounds",
             "checkpoint_keep",
         ):
             if getattr(self, name) < 1:
@@ -163,6 +173,9 @@ class RunConfig:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
         require_cohort(self.cohort, self.clients)
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
+        require_positive("max_reply_mb", self.max_reply_mb)
+        if not 0 <= self.quorum <= 1:
+            raise UserError(f"quorum must be in [0, 1], got {self.quorum}")
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
         self.budget()
@@ -250,9 +263,8 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
     spec = METHODS[method]
     keys = KEYS | option_keys(method)
     values: dict[str, Any] = {"method": method, "options": {}}
-    sections: dict[str, dict[str, Any]] = {
-        name: {} for name, field in SECTIONS.items() if field in spec.fields
-    }
+    taken = [name for name, field in SECTIONS.items() if field in spec.fields]
+    sections: dict[str, dict[str, Any]] = {name: {} for name in (*taken, *RUN_SECTIONS)}
     for key, value in flatten(settings).items():
         name, _, rest = key.partition(".")
         if name == "method" and value == method:
@@ -271,10 +283,12 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         else:
             values[name] = _typed(key, value, keys[key])
     for name, section in sections.items():
-        default = spec.default(SECTIONS.get(name, name))
+        is_of_run = name in RUN_SECTIONS
+        default = RUN_SECTIONS[name] if is_of_run else spec.default(SECTIONS.get(name, name))
         with section_named(name, type(default)):
             settled = dataclasses.replace(default, **section)
-        (values if name in SECTIONS else values["options"])[name] = settled
+        is_field = is_of_run or name in SECTIONS
+        (values if is_field else values["options"])[name] = settled
     return RunConfig(**values)
 
 
@@ -334,16 +348,19 @@ _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
 FREE_SECTIONS = ("task_options", "model_options")
 """Sections whose keys belong to the task or model, which checks them itself."""
 
+RUN_SECTIONS: Mapping[str, Any] = {"faults": FaultsConfig()}
+"""Section of keys that belong to a run and no method -> its defaults."""
+
 NO_KEYS = ("method", "options", "initial_weights_digest")
 """Fields that are no keys: named otherwise, or found out."""
 
 KEYS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(kind)
     for name, kind in _FIELD_TYPES.items()
-    if name not in (*SECTIONS, *FREE_SECTIONS, *NO_KEYS)
+    if name not in (*SECTIONS, *RUN_SECTIONS, *FREE_SECTIONS, *NO_KEYS)
 } | {
     f"{section}.{name}": TypeAdapter(kind)
-    for section in SECTIONS
+    for section in (*SECTIONS, *RUN_SECTIONS)
     for name, kind in get_type_hints(_FIELD_TYPES[section]).items()
 }
 """The keys that all methods share, with what reads their values; see also :func:`option_keys`."""

@@ -86,6 +86,10 @@ def execute(
             replica_storage=config.replica_storage,
             num_threads=config.num_threads,
             exchange_timeout_s=config.exchange_timeout_s,
+            max_reply_mb=config.max_reply_mb,
+            quorum=config.quorum,
+            quorum_rounds=config.quorum_rounds,
+            faults=config.faults,
             workload=workload.to_dict(),
         ),
         evaluate_every=config.evaluation_period,
@@ -96,7 +100,7 @@ def execute(
     watcher = _estimate_watcher(config, task)
     if watcher is not None:
         strategy.observers.append(watcher)
-    if checkpoints is not None and (config.has_checkpoints or start):
+    if checkpoints is not None:
         strategy.observers.append(Checkpointer(checkpoints, outcome, strategy, recorder, watcher))
     try:
         strategy.start(

@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
@@ -146,9 +145,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         """Train the server model on the uploads, then average what clients trained."""
         wanted = Wanted(LocalTrainReply, self.reply_form)
         arrived = self.federation.collect(replies, self._cohort, wanted.read)
-        records = arrived.records
-        totals = {m: _sum(reply.weights) for m, reply in records.items()}
-        require_finite("sum of weights", server_round, totals)
+        records, failures = self.quorum.of(arrived.records, arrived.failures, len(self._cohort))
         num_samples = [reply.num_samples for reply in records.values()]
         train_loss = None
         if records:
@@ -162,7 +159,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
             num_samples=sum(num_samples),
             train_loss=train_loss,
             num_replied=len(records),
-            failures=arrived.failures,
+            failures=failures,
         )
 
     def serve(
@@ -231,8 +228,3 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
             for m, loss in found.items():
                 losses[m].append(loss)
         return losses
-
-
-def _sum(weights: ParameterDict) -> float:
-    """Return the sum of all weights, which is not finite if one of them is not."""
-    return sum(float(value.sum(dtype=torch.float64)) for value in weights.values())

@@ -27,6 +27,7 @@ from leansplit.federated import (
 )
 from leansplit.parameters import load_parameters_
 from leansplit.state import State
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -143,7 +144,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
             self.attendance.confirm(m)
         for m in settled.failures:
             self.attendance.doubt_seeds(m)
-        return settled
+        return Replies(*self.quorum.of(settled.records, settled.failures, len(self._cohort)))
 
     def share_update(
         self,
@@ -290,22 +291,23 @@ class ReplicatedStrategy(SplitStrategy[C]):
                 records |= part.records
                 failures |= part.failures
         settled: dict[int, R] = {}
-        lost: dict[int, str] = {}
+        lost: dict[int, Failure] = {}
         for m, reply in sorted(records.items()):
             if m in failures:
                 continue
             if isinstance(reply, BehindReply):
-                lost[m] = "its replica could not be brought up to date"
+                lost[m] = Failure("its replica could not be brought up to date", "replica")
             elif self._differs(reply):
                 self.count("checksum_mismatches")
-                lost[m] = (
+                lost[m] = Failure(
                     "its replica differs from the server's mirror even after a full resync; its "
-                    "device rounds differently from the server's"
+                    "device rounds differently from the server's",
+                    "replica",
                 )
             else:
                 assert isinstance(reply, wanted.record_type)
                 settled[m] = reply
-        failures |= self.federation.failures(lost, lost, {})
+        failures |= self.federation.failures(lost, lost)
         return Replies(settled, dict(sorted(failures.items())))
 
     def _differs(self, reply: Record) -> bool:

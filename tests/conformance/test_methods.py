@@ -146,6 +146,7 @@ def test_a_run_that_nobody_answers_fails_with_the_reason(method, configure, run_
     assert outcome.status == "failed"
     assert "the power is out" in outcome.error
     assert "3 rounds in a row" in outcome.error
+    assert outcome.events["dropped_node"] == outcome.events["dropped_clients"]
 
 
 @pytest.mark.parametrize("method", ALL)

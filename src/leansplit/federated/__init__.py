@@ -38,6 +38,7 @@ from leansplit.federated.config_auxiliary import (
 )
 from leansplit.federated.dependent_rounding import dependent_rounding
 from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
+from leansplit.federated.faults import Fault, FaultsConfig
 from leansplit.federated.optimizers import (
     LIFETIMES,
     OPTIMIZERS,
@@ -73,6 +74,8 @@ __all__ = [
     "ClientData",
     "DeComFLConfig",
     "FSLSAGEConfig",
+    "Fault",
+    "FaultsConfig",
     "FedAvgConfig",
     "FedZOConfig",
     "FrozenConfig",

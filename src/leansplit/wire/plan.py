@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from leansplit.federated.config import MethodConfig
+from leansplit.federated.faults import FaultsConfig
 
 ReplicaStorage = Literal["context", "worker"]
 
@@ -37,6 +38,8 @@ class ClientPlan:
     """Whether smashed data carry an attention mask; see :mod:`leansplit.sequences`."""
     fixed_checksum: str = ""
     """Of the frozen parameters and buffers that the client's model must have."""
+    faults: FaultsConfig = FaultsConfig()
+    """What clients inject into themselves."""
     workload: dict[str, Any] = field(default_factory=dict)
     """Passed to the app's workload provider, such as task, model and partition."""
 
@@ -51,6 +54,7 @@ class ClientPlan:
         """Read a plan from :meth:`to_json`."""
         values: dict[str, Any] = json.loads(text)
         values["config"] = MethodConfig.from_dict(values["config"])
+        values["faults"] = FaultsConfig(**values["faults"])
         return cls(**values)
 
     @functools.cached_property
