@@ -24,6 +24,7 @@ from leansplit.clients import (
     splitfed,
     zo_split,
 )
+from leansplit.clients.attacks import corrupted
 from leansplit.clients.faults import InjectedFault, die_if_struck, disturbed, strikes
 from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
@@ -111,6 +112,7 @@ def client_app(provider: Provider) -> ClientApp:
                 try:
                     session = Session(client_id, plan, worker, ClientMemory(context, client_id))
                     reply = disturbed(faults[client_id], partial(handler, session, request))
+                    reply = corrupted(session, request, reply)
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except InjectedFault as fault:
                     failures[client_id] = str(fault)
@@ -133,7 +135,7 @@ def client_app(provider: Provider) -> ClientApp:
             plan.config.root_seed, fedavg.round_of(message.content), client_id, 0
         )
         die_if_struck([fault], context)
-        train_once = partial(fedavg.train, session, message.content)
+        train_once = partial(fedavg.answer, session, message.content)
         return Message(disturbed(fault, train_once), reply_to=message)
 
     return app

@@ -19,7 +19,14 @@ from leansplit.errors import (
     require_positive,
     section_named,
 )
-from leansplit.federated import FaultsConfig, MethodConfig, OptimizerConfig, require_cohort
+from leansplit.federated import (
+    AttackConfig,
+    FaultsConfig,
+    MethodConfig,
+    OptimizerConfig,
+    RobustConfig,
+    require_cohort,
+)
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
 from leansplit.server_app.methods import METHODS, is_used
@@ -85,6 +92,8 @@ class RunConfig:
     """Optimizer of the server model: ``server.name``, ``server.lr``, …"""
     probe: ZerothOrderConfig = ZerothOrderConfig()
     """Zeroth-order estimate: ``probe.num_perturbations``, …"""
+    robust: RobustConfig = RobustConfig()
+    """What the server makes of its clients' answers: ``robust.rule``, … (docs/faults.md)"""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own settings by name, such as ``local_steps``; `leansplit keys METHOD` lists
     them. In files and with ``--set`` they are keys like all others."""
@@ -120,6 +129,8 @@ class RunConfig:
     """Rounds in a row without a quorum that end the run."""
     faults: FaultsConfig = FaultsConfig()
     """Faults that the run injects into itself: ``faults.drop``, … (docs/faults.md)"""
+    attack: AttackConfig = AttackConfig()
+    """Hostile clients that the run injects into itself: ``attack.kind``, … (docs/faults.md)"""
     checkpoint_every: int = 0
     """Rounds between checkpoints, from which the run can go on (docs/resuming.md); 0 = none."""
     checkpoint_seconds: float = 0.0
@@ -348,7 +359,7 @@ _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
 FREE_SECTIONS = ("task_options", "model_options")
 """Sections whose keys belong to the task or model, which checks them itself."""
 
-RUN_SECTIONS: Mapping[str, Any] = {"faults": FaultsConfig()}
+RUN_SECTIONS: Mapping[str, Any] = {"faults": FaultsConfig(), "attack": AttackConfig()}
 """Section of keys that belong to a run and no method -> its defaults."""
 
 NO_KEYS = ("method", "options", "initial_weights_digest")

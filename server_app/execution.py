@@ -68,6 +68,8 @@ def execute(
     task = workload.load_task()
     model = workload.build_model(task)
     settings = settled_config(config, task, model)
+    if config.attack.kind == "label_flip" and not task.num_classes:
+        raise UserError(f"attack.kind = label_flip needs classes; task {task.name!r} has none")
     if checkpoints is None and config.has_checkpoints:
         if not config.out:
             raise UserError("checkpoints need a folder: set out, or checkpoint_every = 0")
@@ -90,6 +92,7 @@ def execute(
             quorum=config.quorum,
             quorum_rounds=config.quorum_rounds,
             faults=config.faults,
+            attack=config.attack,
             workload=workload.to_dict(),
         ),
         evaluate_every=config.evaluation_period,

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from leansplit.federated import LocalStepsConfig, sample_weights, service_order, weighted_mean
+from leansplit.federated import LocalStepsConfig, aggregate, sample_weights, service_order
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import ParameterDict, load_parameters_
 from leansplit.strategies.failures import Failure
@@ -89,7 +89,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
         self, states: Sequence[ParameterDict], weights: Sequence[float]
     ) -> ParameterDict:
         """Return the client model that the next round starts from."""
-        return weighted_mean(states, weights)
+        return aggregate(states, weights, self.round_weights, self.config.robust)
 
     def turns(self, cohort: list[int], order: list[int]) -> list[list[int]]:
         """Return who works at the same time, turn after turn; here, all at once."""

@@ -19,9 +19,9 @@ from flwr.serverapp import Grid
 
 from leansplit.federated import (
     AuxiliaryMethodConfig,
+    aggregate,
     sample_weights,
     service_order,
-    weighted_mean,
 )
 from leansplit.first_order import server_step
 from leansplit.models import LocalModel, build_auxiliary
@@ -57,7 +57,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         self._replicas: FirstOrderReplicas | None = None
         if self.config.server_mode == "averaged":
             self._replicas = FirstOrderReplicas(
-                self.model.server_model, self.loss, self.config.server_optimizer
+                self.model.server_model, self.loss, self.config.server_optimizer, self.config.robust
             )
         return arrays
 
@@ -153,7 +153,8 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
             train_loss = self.serve(server_round, records, shares)
             self.absorb(server_round, records)
             trained = [reply.weights for reply in records.values()]
-            load_parameters_(self.local, weighted_mean(trained, list(shares.values())))
+            start, given = trainable_parameters(self.local), list(shares.values())
+            load_parameters_(self.local, aggregate(trained, given, start, self.config.robust))
         return self.finish_round(
             server_round,
             num_samples=sum(num_samples),

@@ -17,10 +17,10 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from leansplit.errors import UserError
-from leansplit.federated import FedAvgConfig
+from leansplit.federated import FedAvgConfig, aggregate, sample_weights
 from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
-from leansplit.parameters import load_parameters_
+from leansplit.parameters import ParameterDict, load_parameters_
 from leansplit.strategies.failures import Failure
 from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 from leansplit.strategies.running import RunningStrategy
@@ -114,7 +114,10 @@ class FedAvg(RunningStrategy, flower.FedAvg):
         ordered = [answered[m] for m in sorted(answered)]
         mean, metrics = super().aggregate_train(server_round, ordered)
         if mean is not None:
-            load_parameters_(self.model.full_model, mean.to_torch_state_dict())
+            state = mean.to_torch_state_dict()
+            if self.config.robust.rule != "mean":
+                state = self._robust_mean(ordered)
+            load_parameters_(self.model.full_model, state)
         return self.finish_round(
             server_round,
             num_samples=sum(self._num_samples(m) for m in answered),
@@ -122,6 +125,13 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             num_replied=len(ordered),
             failures=failures,
         )
+
+    def _robust_mean(self, replies: list[Message]) -> ParameterDict:
+        """Return what the robust rule makes of the clients' weights."""
+        states = [r.content[self.arrayrecord_key].to_torch_state_dict() for r in replies]
+        sizes = [int(r.content[METRICS][NUM_SAMPLES]) for r in replies]
+        start, robust = self.client_weights(), self.config.robust
+        return aggregate(states, sample_weights(sizes), start, robust)
 
     def _num_samples(self, client_id: int) -> int:
         """Return the samples that a client trains on in a round."""

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from leansplit.federated import FedZOConfig, sample_weights, weighted_mean
+from leansplit.federated import FedZOConfig, aggregate, sample_weights
 from leansplit.parameters import load_parameters_
 from leansplit.strategies.split import SplitStrategy
 from leansplit.strategies.wanted import Wanted
@@ -64,7 +64,8 @@ class FedZO(SplitStrategy[FedZOConfig]):
                 server_round, trained, self.client_weights(), objective, self.config
             )
             states = [reply.weights for reply in trained.values()]
-            mean = weighted_mean(states, sample_weights(num_samples))
+            shares, start = sample_weights(num_samples), self.client_weights()
+            mean = aggregate(states, shares, start, self.config.robust)
             load_parameters_(self.model.full_model, mean)
         return self.finish_round(
             server_round,

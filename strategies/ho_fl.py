@@ -27,9 +27,9 @@ from torch import Tensor
 from leansplit.federated import (
     HOFLConfig,
     Replica,
+    aggregate,
     sample_by_dimension,
     sample_weights,
-    weighted_mean,
 )
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, replay, segments_at
@@ -196,7 +196,9 @@ class HOFL(RunningStrategy):
         sizes = [records[m].num_samples for m in trained]
         shares = sample_weights(sizes)
         if trained:
-            load_parameters_(self.model.full_model, weighted_mean(list(trained.values()), shares))
+            states = list(trained.values())
+            mean = aggregate(states, shares, self._anchor, self.config.robust)
+            load_parameters_(self.model.full_model, mean)
         losses = {m: records[m].loss for m in trained}
         return self.finish_round(
             server_round,

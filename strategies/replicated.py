@@ -22,7 +22,7 @@ from leansplit.federated import (
     Replica,
     ReplicatedConfig,
     Update,
-    mean_scalars,
+    aggregate_scalars,
     sample_weights,
 )
 from leansplit.parameters import load_parameters_
@@ -170,13 +170,20 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """
         require_finite("scalar", round, {m: float(v.abs().sum()) for m, v in scalars.items()})
         shares = sample_weights([num_samples[m] for m in scalars])
-        update = Update(round, tuple(seeds), mean_scalars(list(scalars.values()), shares))
+        update = Update(round, tuple(seeds), self._combined(scalars, shares))
         if objective is not None:
             self.report_update(update, dict(zip(scalars, shares, strict=True)), objective)
         self.mirror.apply_(update)
         self.attendance.log.append(update)
         for m in scalars:
             self.attendance.confirm_seeds(m, round)
+
+    def _combined(
+        self, scalars: Mapping[int, Tensor], shares: Sequence[float]
+    ) -> tuple[float, ...]:
+        config = self.config
+        assert isinstance(config, ReplicatedConfig)
+        return aggregate_scalars(list(scalars.values()), shares, config.robust)
 
     def report_update(
         self, update: Update, weights: Mapping[int, float], objective: DifferentiableObjective

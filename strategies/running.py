@@ -18,7 +18,13 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from leansplit.errors import UserError
-from leansplit.federated import FaultsConfig, MethodConfig, require_cohort, sample_cohort
+from leansplit.federated import (
+    AttackConfig,
+    FaultsConfig,
+    MethodConfig,
+    require_cohort,
+    sample_cohort,
+)
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.estimates import EstimateReporting
@@ -56,6 +62,8 @@ class Deployment:
     """Rounds in a row without a quorum that end the run."""
     faults: FaultsConfig = FaultsConfig()
     """What the run injects into itself."""
+    attack: AttackConfig = AttackConfig()
+    """Which of its clients are hostile, and how."""
     workload: dict[str, Any] = field(default_factory=dict)
     """Passed to the client app's workload provider."""
 
@@ -175,6 +183,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             has_mask=self.model.has_mask,
             fixed_checksum=checksum(fixed_state(self.trained_module)),
             faults=self.deployment.faults,
+            attack=self.deployment.attack,
             workload=self.deployment.workload,
         )
 

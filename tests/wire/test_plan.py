@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leansplit.errors import UserError
-from leansplit.federated import FaultsConfig, FedAvgConfig, HOSFLConfig, OptimizerConfig, SplitFedConfig
+from leansplit.federated import (
+    AttackConfig,
+    FaultsConfig,
+    FedAvgConfig,
+    HOSFLConfig,
+    OptimizerConfig,
+    SplitFedConfig,
+)
 from leansplit.wire import ClientPlan
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -64,6 +71,7 @@ def test_every_field_changes_the_digest():
         "has_mask": True,
         "fixed_checksum": "0123456789abcdef",
         "faults": FaultsConfig(drop=0.5),
+        "attack": AttackConfig(kind="scale"),
         "workload": {},
     }
     assert changes.keys() == {field.name for field in dataclasses.fields(ClientPlan)}

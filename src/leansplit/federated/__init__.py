@@ -1,5 +1,6 @@
 """Federation without a network: sampling, optimizers, replicas, the update log."""
 
+from leansplit.federated.attack import ATTACKS, AttackConfig
 from leansplit.federated.attendance import NEVER, Attendance
 from leansplit.federated.averaging import (
     mean_scalars,
@@ -49,6 +50,7 @@ from leansplit.federated.optimizers import (
     optimizer_state,
 )
 from leansplit.federated.replica import Replica
+from leansplit.federated.robust import RULES, RobustConfig, aggregate, aggregate_scalars
 from leansplit.federated.sampling import (
     ClientData,
     batch_indices,
@@ -61,13 +63,16 @@ from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update, UpdateLog
 
 __all__ = [
+    "ATTACKS",
     "CLIENT_ORDERS",
     "LIFETIMES",
     "NEVER",
     "OPTIMIZERS",
     "REPLICA_MODES",
+    "RULES",
     "SERVER_MODES",
     "AlignmentConfig",
+    "AttackConfig",
     "Attendance",
     "AuxiliaryMethodConfig",
     "CSEFSLConfig",
@@ -92,12 +97,15 @@ __all__ = [
     "Replica",
     "ReplicaMode",
     "ReplicatedConfig",
+    "RobustConfig",
     "SplitFedConfig",
     "TrainedVector",
     "Update",
     "UpdateLog",
     "ZOSFLConfig",
     "ZOSplitConfig",
+    "aggregate",
+    "aggregate_scalars",
     "batch_indices",
     "build_optimizer",
     "dependent_rounding",

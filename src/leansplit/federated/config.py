@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.federated.optimizers import OptimizerConfig
+from leansplit.federated.robust import RobustConfig
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -89,7 +90,15 @@ def require_at_least_one(config: object, *names: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReplicatedConfig(MethodConfig):
+class AggregatedConfig(MethodConfig):
+    """Methods whose server makes one answer of its clients' scalars or weights."""
+
+    robust: RobustConfig = RobustConfig()
+    """How: the mean, or a rule that bounds what hostile clients can do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReplicatedConfig(AggregatedConfig):
     """Methods whose clients all hold the same replica, rebuilt from seeds and scalars."""
 
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig()
@@ -99,7 +108,7 @@ class ReplicatedConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LocalStepsConfig(MethodConfig):
+class LocalStepsConfig(AggregatedConfig):
     """Methods whose clients may take several steps in a round."""
 
     local_steps: int = 1

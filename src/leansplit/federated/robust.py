@@ -89,9 +89,12 @@ def aggregate(
         if global_lr == 1:
             return weighted_mean(states, weights)
         return moved_towards_mean({k: start[k] for k in states[0]}, states, weights, global_lr)
-    names = list(states[0])
+    names = [name for name in start if name in states[0]]  # one order whoever answers first
     rows = torch.stack(
-        [torch.cat([(s[k].double() - start[k].double()).reshape(-1) for k in names]) for s in states]
+        [
+            torch.cat([(s[k].double() - start[k].double()).reshape(-1) for k in names])
+            for s in states
+        ]
     )
     step = _combined(rows, weights, config).split([start[name].numel() for name in names])
     return {

@@ -14,6 +14,7 @@ from torch import Tensor
 from leansplit.federated import (
     ClientData,
     SplitFedConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
@@ -21,7 +22,6 @@ from leansplit.federated import (
     sample_weights,
     service_order,
     take_batch,
-    weighted_mean,
 )
 from leansplit.first_order import Loss, recompute_forward, recompute_gradients
 from leansplit.models import SplitModel, chain
@@ -108,6 +108,7 @@ def splitfed_v2(
             client_moments[m] = optimizer_state(optimizers[m])
         weights = sample_weights([num_samples[m] for m in cohort])
         states = [trainable_parameters(models[m]) for m in cohort]
-        load_parameters_(model.client_model, weighted_mean(states, weights))
+        start = trainable_parameters(model.client_model)
+        load_parameters_(model.client_model, aggregate(states, weights, start, config.robust))
         if not after_round(t):
             break

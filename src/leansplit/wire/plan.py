@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from leansplit.federated.attack import AttackConfig
 from leansplit.federated.config import MethodConfig
 from leansplit.federated.faults import FaultsConfig
 
@@ -40,6 +41,8 @@ class ClientPlan:
     """Of the frozen parameters and buffers that the client's model must have."""
     faults: FaultsConfig = FaultsConfig()
     """What clients inject into themselves."""
+    attack: AttackConfig = AttackConfig()
+    """What hostile clients do."""
     workload: dict[str, Any] = field(default_factory=dict)
     """Passed to the app's workload provider, such as task, model and partition."""
 
@@ -55,6 +58,7 @@ class ClientPlan:
         values: dict[str, Any] = json.loads(text)
         values["config"] = MethodConfig.from_dict(values["config"])
         values["faults"] = FaultsConfig(**values["faults"])
+        values["attack"] = AttackConfig(**values["attack"])
         return cls(**values)
 
     @functools.cached_property
