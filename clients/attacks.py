@@ -65,7 +65,7 @@ def corrupted(session: Session, request: Record, reply: Record) -> Record:
         origin = start if kind == "weights" else {}
         wrong = corrupted_tensors(session, attack, getattr(request, "round", 0), tensors, origin)
         changes[field.name] = wrong if field.metadata[MANY_KEY] else wrong[field.name]
-    return dataclasses.replace(reply, **changes)  # type: ignore[arg-type]
+    return dataclasses.replace(reply, **changes)
 
 
 def corrupted_tensors(

@@ -9,7 +9,7 @@ others, or fails in the middle of the sum: replies that it could not average nev
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -114,9 +114,9 @@ class FedAvg(RunningStrategy, flower.FedAvg):
         ordered = [answered[m] for m in sorted(answered)]
         mean, metrics = super().aggregate_train(server_round, ordered)
         if mean is not None:
-            state = mean.to_torch_state_dict()
+            state: ParameterDict = mean.to_torch_state_dict()
             if self.config.robust.rule != "mean":
-                state = self._robust_mean(ordered)
+                state = self._robust_mean(answered)
             load_parameters_(self.model.full_model, state)
         return self.finish_round(
             server_round,
@@ -126,12 +126,13 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             failures=failures,
         )
 
-    def _robust_mean(self, replies: list[Message]) -> ParameterDict:
+    def _robust_mean(self, answered: Mapping[int, Message]) -> ParameterDict:
         """Return what the robust rule makes of the clients' weights."""
-        states = [r.content[self.arrayrecord_key].to_torch_state_dict() for r in replies]
-        sizes = [int(r.content[METRICS][NUM_SAMPLES]) for r in replies]
-        start, robust = self.client_weights(), self.config.robust
-        return aggregate(states, sample_weights(sizes), start, robust)
+        clients = sorted(answered)
+        arrays = [answered[m].content.array_records[self.arrayrecord_key] for m in clients]
+        shares = sample_weights([self._num_samples(m) for m in clients])
+        states = [array.to_torch_state_dict() for array in arrays]
+        return aggregate(states, shares, self.client_weights(), self.config.robust)
 
     def _num_samples(self, client_id: int) -> int:
         """Return the samples that a client trains on in a round."""

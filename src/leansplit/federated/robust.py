@@ -96,7 +96,8 @@ def aggregate(
             for s in states
         ]
     )
-    step = _combined(rows, weights, config).split([start[name].numel() for name in names])
+    sizes = [start[name].numel() for name in names]
+    step = torch.split(_combined(rows, weights, config), sizes)
     return {
         name: (start[name].double() + global_lr * part.reshape(start[name].shape)).to(
             start[name].dtype

@@ -104,7 +104,7 @@ def decomfl(
         # 6. The mean for each step and direction, replayed as h successive steps.
         shares = [samples / sum(num_samples) for samples in num_samples]
         mean = aggregate_scalars([v_m.reshape(-1) for v_m in scalars], shares, config.robust)
-        for h, v_h in enumerate(torch.tensor(mean).double().split(num_directions)):
+        for h, v_h in enumerate(torch.tensor(mean).double().reshape(-1, num_directions)):
             if not config.client_optimizer.outlives_batch:
                 optimizer = optimizer_of(theta)
             theta.grad = rebuilt(directions[h], v_h)

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from leansplit.errors import UserError
 from leansplit.federated.attack import AttackConfig
 from leansplit.federated.config import MethodConfig
 from leansplit.federated.faults import FaultsConfig
@@ -54,12 +55,19 @@ class ClientPlan:
     @classmethod
     @functools.lru_cache(maxsize=4)  # every message needs it, and it is the same all run long
     def from_json(cls, text: str) -> ClientPlan:
-        """Read a plan from :meth:`to_json`."""
-        values: dict[str, Any] = json.loads(text)
-        values["config"] = MethodConfig.from_dict(values["config"])
-        values["faults"] = FaultsConfig(**values["faults"])
-        values["attack"] = AttackConfig(**values["attack"])
-        return cls(**values)
+        """Read a plan from :meth:`to_json`.
+
+        Raises:
+            UserError: if it is none.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            values["config"] = MethodConfig.from_dict(values["config"])
+            values["faults"] = FaultsConfig(**values["faults"])
+            values["attack"] = AttackConfig(**values["attack"])
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"the plan cannot be read: {error}") from error
 
     @functools.cached_property
     def digest(self) -> str:

@@ -1,0 +1,289 @@
+"""Feed damaged bytes to every decoder: whatever comes, it is read or refused with a reason.
+
+    python -m leansplit.experiments.fuzz --messages 1000000
+
+Valid encodings of every record, of a plan and of a checkpoint are damaged at random, from a seed.
+Whatever a decoder does other than return or refuse is a crash; taking longer than a second, a hang.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from leansplit.errors import UserError
+from leansplit.federated import HOSFLConfig
+from leansplit.noise import derive_seed, numpy_generator
+from leansplit.server_app.checkpoint_files import Checkpoint, read_checkpoint, write_checkpoint
+from leansplit.wire import (
+    ClientPlan,
+    DecodeError,
+    Form,
+    Record,
+    decode_as,
+    encode,
+    forms_of,
+    price,
+    require_form,
+)
+from leansplit.wire.form import TensorForm
+from leansplit.wire.records import KIND_KEY, MANY_KEY
+
+_HANG_S = 1.0
+_CHECKPOINTS_EVERY, _PLANS_EVERY = 200, 20
+_NUMBERS = (b"0", b"-1", b"4294967296", b"18446744073709551616", b"1e308", b"null", b"[]", b"{}")
+
+Random = np.random.Generator
+Decoder = Callable[[bytes], int]
+"""Bytes -> the size of what was decoded; raises ``DecodeError`` or ``UserError`` to refuse."""
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    messages: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    crashes: Counter[str] = field(default_factory=Counter)
+    hangs: int = 0
+    longest_s: float = 0.0
+    largest_bytes: int = 0
+    """Of what was decoded from one message."""
+    largest_growth: float = 0.0
+    """That size over the message's own."""
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person reads."""
+        yield f"{self.messages} messages: {self.accepted} read, {self.refused.total()} refused"
+        yield f"{self.crashes.total()} crashes, {self.hangs} hangs (longest {self.longest_s:.3f} s)"
+        yield (
+            f"largest decoded: {self.largest_bytes} bytes, at most {self.largest_growth:.2f} times "
+            "the message"
+        )
+        for name, times in self.refused.most_common():
+            yield f"  refused {times:>9}  {name}"
+        for name, times in self.crashes.most_common():
+            yield f"  CRASHED {times:>9}  {name}"
+
+
+def fuzz(messages: int, seed: int = 0) -> Report:
+    """Damage and decode ``messages`` messages."""
+    report = Report()
+    random = numpy_generator(derive_seed(seed, "fuzz"))
+    records = [_record_decoder(kind, masks) for kind in _record_types() for masks in (False, True)]
+    plan = ClientPlan(
+        run_id="r", method="ho-sfl", num_clients=3, config=HOSFLConfig(cohort_size=2)
+    ).to_json()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_checkpoint(Path(folder), _checkpoint())
+        files = sorted(path.iterdir())
+        for index in range(messages):
+            if index % _CHECKPOINTS_EVERY == 0:
+                file = files[int(random.integers(len(files)))]
+                whole = file.read_bytes()
+                _feed(report, _damaged(whole, records, random), _checkpoint_decoder(file))
+                file.write_bytes(whole)
+            elif index % _PLANS_EVERY == 0:
+                _feed(report, _damaged(plan.encode(), records, random), _decode_plan)
+            else:
+                blob, decoder = records[int(random.integers(len(records)))]
+                _feed(report, _damaged(blob, records, random), decoder)
+    return report
+
+
+def _feed(report: Report, blob: bytes, decoder: Decoder) -> None:
+    report.messages += 1
+    started = time.perf_counter()
+    try:
+        size = decoder(blob)
+    except DecodeError as error:
+        report.refused[f"{error.rejection}: {_class_of(error)}"] += 1
+    except UserError as error:
+        report.refused[_class_of(error)] += 1
+    except Exception as error:
+        report.crashes[f"{type(error).__name__}: {_class_of(error)}"] += 1
+    else:
+        report.accepted += 1
+        report.largest_bytes = max(report.largest_bytes, size)
+        report.largest_growth = max(report.largest_growth, size / max(1, len(blob)))
+    took = time.perf_counter() - started
+    report.longest_s = max(report.longest_s, took)
+    report.hangs += took > _HANG_S
+
+
+def _class_of(error: Exception) -> str:
+    """Return the beginning of what an error says, up to whatever belongs to this one message."""
+    text = re.sub(r"\S*/\S*", "", str(error))
+    return re.split(r"[\d'\"\[`(]|: (?=[^a-z])", text)[0].strip()[:50]
+
+
+# --- what is damaged -----------------------------------------------------------------------------
+
+
+def _record_types() -> list[type[Record]]:
+    return sorted(Record.types.values(), key=lambda kind: kind.__name__)
+
+
+_HEADER_VALUES: dict[Any, Any] = {
+    int: 3, str: "0a", bool: True, float: 0.5, list[int]: [1, 2], dict[str, int]: {"n": 1},
+}  # fmt: skip
+
+
+def _record_decoder(kind: type[Record], has_mask: bool) -> tuple[bytes, Decoder]:
+    """Return a valid encoding of a record, and what reads it as a server would."""
+    hints, values = get_type_hints(kind), {}
+    form: dict[str, Any] = {}
+    for item in dataclasses.fields(kind):
+        if KIND_KEY not in item.metadata:
+            values[item.name] = _HEADER_VALUES[hints[item.name]]
+            continue
+        tensor = torch.arange(24.0).reshape(2, 2, 3, 2) if has_mask else torch.ones(2, 3)
+        tensor = tensor if item.metadata[KIND_KEY] != "seeds" else torch.tensor([1, 2])
+        many = {"a": tensor, "b/c": torch.ones(1, 2, 2)}
+        values[item.name] = many if item.metadata[MANY_KEY] else tensor
+        form[item.name] = forms_of(many) if item.metadata[MANY_KEY] else TensorForm.of(tensor)
+    blob = encode(kind(**values), has_mask=has_mask)
+
+    def decoder(damaged: bytes) -> int:
+        if sum(price(damaged).values()) != len(damaged):
+            raise AssertionError("a price that is not the message's size")
+        record = decode_as(damaged, kind)
+        size = _size_of(record)
+        require_form(record, _as_form(form))
+        return size
+
+    return blob, decoder
+
+
+def _as_form(form: dict[str, Any]) -> Form:
+    return form
+
+
+def _size_of(record: Record) -> int:
+    tensors: list[Tensor] = []
+    for item in dataclasses.fields(record):
+        if KIND_KEY in item.metadata:
+            value = getattr(record, item.name)
+            tensors += value.values() if item.metadata[MANY_KEY] else [value]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _decode_plan(blob: bytes) -> int:
+    ClientPlan.from_json(blob.decode("utf-8", "replace"))
+    return len(blob)
+
+
+def _checkpoint() -> Checkpoint:
+    table = pd.DataFrame({"round": [1, 2], "loss": [0.5, 0.25]})
+    tensors = {"strategy/model/w": torch.ones(4, 3), "strategy/model/b": torch.zeros(4)}
+    fields = {"strategy": {"model": {}, "round": 2}}
+    return Checkpoint(2, {"made_by": "fuzz"}, tensors, fields, {"rounds": table})
+
+
+def _checkpoint_decoder(file: Path) -> Decoder:
+    def decoder(damaged: bytes) -> int:
+        file.write_bytes(damaged)
+        read_checkpoint(file.parent)
+        return len(damaged)
+
+    return decoder
+
+
+# --- how it is damaged ---------------------------------------------------------------------------
+
+
+def _damaged(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    """Return ``blob`` with one to three things wrong."""
+    for _ in range(int(random.integers(1, 4))):
+        blob = _DAMAGES[int(random.integers(len(_DAMAGES)))](blob, records, random)
+    return blob
+
+
+def _at(blob: bytes, random: Random) -> int:
+    return int(random.integers(len(blob) + 1))
+
+
+def _flip(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    changed = bytearray(blob)
+    for _ in range(int(random.integers(1, 9))) if blob else ():
+        changed[int(random.integers(len(blob)))] = int(random.integers(256))
+    return bytes(changed)
+
+
+def _cut(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    return blob[: _at(blob, random)]
+
+
+def _insert(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    place = _at(blob, random)
+    return blob[:place] + random.bytes(int(random.integers(1, 33))) + blob[place:]
+
+
+def _splice(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    other = records[int(random.integers(len(records)))][0]
+    return blob[: _at(blob, random)] + other[_at(other, random) :]
+
+
+def _number(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    """Put another value in the place of a number of the JSON, and make the length fit again."""
+    length = int.from_bytes(blob[:8], "little")
+    is_record = 8 + length <= len(blob)
+    head, text, rest = (blob[:8], blob[8 : 8 + length], blob[8 + length :])
+    if not is_record:
+        head, text, rest = b"", blob, b""
+    found = list(re.finditer(rb"(?<=[\[,:])-?\d+", text))
+    if not found:
+        return blob
+    at = found[int(random.integers(len(found)))]
+    value = _NUMBERS[int(random.integers(len(_NUMBERS)))]
+    text = text[: at.start()] + value + text[at.end() :]
+    return (len(text).to_bytes(8, "little") if head else b"") + text + rest
+
+
+def _empty_shape(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+    """Claim a shape without elements and with enormous dimensions, in an otherwise valid record."""
+    length = int.from_bytes(blob[:8], "little")
+    try:
+        header = json.loads(blob[8 : 8 + length])
+        names = [name for name in header if name != "__metadata__"]
+        name = names[int(random.integers(len(names)))]
+        header[name]["shape"] = [int(2 ** random.integers(1, 40)) for _ in range(2)] + [0]
+        header[name]["data_offsets"][1] = header[name]["data_offsets"][0]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
+        return blob
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + blob[8 + length :]
+
+
+_DAMAGES = (_flip, _cut, _insert, _splice, _number, _number, _empty_shape)
+
+
+def main() -> None:
+    """Run it, and end with 1 if anything crashed or hung."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    report = fuzz(given.messages, given.seed)
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    raise SystemExit(bool(report.crashes or report.hangs))
+
+
+if __name__ == "__main__":
+    main()
