@@ -3,7 +3,7 @@
     python -m leansplit.experiments.fuzz --messages 1000000
 
 Valid encodings of every record, of a plan and of a checkpoint are damaged at random, from a seed.
-Whatever a decoder does other than return or refuse is a crash; taking longer than a second, a hang.
+Whatever a decoder does other than return or refuse is a crash; a second of computing, a hang.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import argparse
 import dataclasses
 import json
 import re
+import resource
 import sys
 import tempfile
 import time
@@ -33,7 +34,6 @@ from leansplit.server_app.checkpoint_files import Checkpoint, read_checkpoint, w
 from leansplit.wire import (
     ClientPlan,
     DecodeError,
-    Form,
     Record,
     decode_as,
     encode,
@@ -49,8 +49,10 @@ _CHECKPOINTS_EVERY, _PLANS_EVERY = 200, 20
 _NUMBERS = (b"0", b"-1", b"4294967296", b"18446744073709551616", b"1e308", b"null", b"[]", b"{}")
 
 Random = np.random.Generator
-Decoder = Callable[[bytes], int]
-"""Bytes -> the size of what was decoded; raises ``DecodeError`` or ``UserError`` to refuse."""
+Decoder = Callable[[bytes, "Report"], None]
+"""Decodes bytes and notes the size; raises ``DecodeError`` or ``UserError`` to refuse."""
+Sources = list[tuple[bytes, Decoder]]
+"""Valid encodings of records, and what reads each."""
 
 
 @dataclass
@@ -67,6 +69,13 @@ class Report:
     """Of what was decoded from one message."""
     largest_growth: float = 0.0
     """That size over the message's own."""
+    memory_growth: int = 0
+    """Bytes by which the process's peak memory grew on the way."""
+
+    def note(self, size: int, message: bytes) -> None:
+        """Note the size of what was decoded from a message."""
+        self.largest_bytes = max(self.largest_bytes, size)
+        self.largest_growth = max(self.largest_growth, size / max(1, len(message)))
 
     def lines(self) -> Iterator[str]:
         """Yield what a person reads."""
@@ -74,7 +83,7 @@ class Report:
         yield f"{self.crashes.total()} crashes, {self.hangs} hangs (longest {self.longest_s:.3f} s)"
         yield (
             f"largest decoded: {self.largest_bytes} bytes, at most {self.largest_growth:.2f} times "
-            "the message"
+            f"the message; peak memory grew by {self.memory_growth / 1e6:.1f} MB"
         )
         for name, times in self.refused.most_common():
             yield f"  refused {times:>9}  {name}"
@@ -84,7 +93,7 @@ class Report:
 
 def fuzz(messages: int, seed: int = 0) -> Report:
     """Damage and decode ``messages`` messages."""
-    report = Report()
+    report, peak = Report(), _peak_memory()
     random = numpy_generator(derive_seed(seed, "fuzz"))
     records = [_record_decoder(kind, masks) for kind in _record_types() for masks in (False, True)]
     plan = ClientPlan(
@@ -104,14 +113,19 @@ def fuzz(messages: int, seed: int = 0) -> Report:
             else:
                 blob, decoder = records[int(random.integers(len(records)))]
                 _feed(report, _damaged(blob, records, random), decoder)
+    report.memory_growth = _peak_memory() - peak
     return report
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _feed(report: Report, blob: bytes, decoder: Decoder) -> None:
     report.messages += 1
-    started = time.perf_counter()
+    started = time.process_time()
     try:
-        size = decoder(blob)
+        decoder(blob, report)
     except DecodeError as error:
         report.refused[f"{error.rejection}: {_class_of(error)}"] += 1
     except UserError as error:
@@ -120,17 +134,18 @@ def _feed(report: Report, blob: bytes, decoder: Decoder) -> None:
         report.crashes[f"{type(error).__name__}: {_class_of(error)}"] += 1
     else:
         report.accepted += 1
-        report.largest_bytes = max(report.largest_bytes, size)
-        report.largest_growth = max(report.largest_growth, size / max(1, len(blob)))
-    took = time.perf_counter() - started
+    took = time.process_time() - started
     report.longest_s = max(report.longest_s, took)
     report.hangs += took > _HANG_S
 
 
 def _class_of(error: Exception) -> str:
-    """Return the beginning of what an error says, up to whatever belongs to this one message."""
-    text = re.sub(r"\S*/\S*", "", str(error))
-    return re.split(r"[\d'\"\[`(]|: (?=[^a-z])", text)[0].strip()[:50]
+    """Return the beginning of what an error says, without what belongs to this one message."""
+    text = re.sub(
+        r"0x[0-9a-f]+|'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^]]*\]|\S*/\S*|-?\d+", "#", str(error)
+    )
+    text = re.sub(r"\b[A-Z]\w+(Request|Reply)\b(\.\w+)?", "field", text)
+    return re.sub(r"[^\x20-\x7e]+", "#", text)[:60]
 
 
 # --- what is damaged -----------------------------------------------------------------------------
@@ -148,7 +163,7 @@ _HEADER_VALUES: dict[Any, Any] = {
 def _record_decoder(kind: type[Record], has_mask: bool) -> tuple[bytes, Decoder]:
     """Return a valid encoding of a record, and what reads it as a server would."""
     hints, values = get_type_hints(kind), {}
-    form: dict[str, Any] = {}
+    form: dict[str, TensorForm | dict[str, TensorForm]] = {}
     for item in dataclasses.fields(kind):
         if KIND_KEY not in item.metadata:
             values[item.name] = _HEADER_VALUES[hints[item.name]]
@@ -160,19 +175,14 @@ def _record_decoder(kind: type[Record], has_mask: bool) -> tuple[bytes, Decoder]
         form[item.name] = forms_of(many) if item.metadata[MANY_KEY] else TensorForm.of(tensor)
     blob = encode(kind(**values), has_mask=has_mask)
 
-    def decoder(damaged: bytes) -> int:
+    def decoder(damaged: bytes, report: Report) -> None:
         if sum(price(damaged).values()) != len(damaged):
             raise AssertionError("a price that is not the message's size")
         record = decode_as(damaged, kind)
-        size = _size_of(record)
-        require_form(record, _as_form(form))
-        return size
+        report.note(_size_of(record), damaged)
+        require_form(record, form)
 
     return blob, decoder
-
-
-def _as_form(form: dict[str, Any]) -> Form:
-    return form
 
 
 def _size_of(record: Record) -> int:
@@ -184,9 +194,8 @@ def _size_of(record: Record) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
-def _decode_plan(blob: bytes) -> int:
+def _decode_plan(blob: bytes, report: Report) -> None:
     ClientPlan.from_json(blob.decode("utf-8", "replace"))
-    return len(blob)
 
 
 def _checkpoint() -> Checkpoint:
@@ -197,10 +206,9 @@ def _checkpoint() -> Checkpoint:
 
 
 def _checkpoint_decoder(file: Path) -> Decoder:
-    def decoder(damaged: bytes) -> int:
+    def decoder(damaged: bytes, report: Report) -> None:
         file.write_bytes(damaged)
         read_checkpoint(file.parent)
-        return len(damaged)
 
     return decoder
 
@@ -208,9 +216,9 @@ def _checkpoint_decoder(file: Path) -> Decoder:
 # --- how it is damaged ---------------------------------------------------------------------------
 
 
-def _damaged(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
-    """Return ``blob`` with one to three things wrong."""
-    for _ in range(int(random.integers(1, 4))):
+def _damaged(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Return ``blob`` with one thing wrong, or two."""
+    for _ in range(1 + int(random.integers(4) == 0)):
         blob = _DAMAGES[int(random.integers(len(_DAMAGES)))](blob, records, random)
     return blob
 
@@ -219,28 +227,28 @@ def _at(blob: bytes, random: Random) -> int:
     return int(random.integers(len(blob) + 1))
 
 
-def _flip(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+def _flip(blob: bytes, records: Sources, random: Random) -> bytes:
     changed = bytearray(blob)
     for _ in range(int(random.integers(1, 9))) if blob else ():
         changed[int(random.integers(len(blob)))] = int(random.integers(256))
     return bytes(changed)
 
 
-def _cut(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+def _cut(blob: bytes, records: Sources, random: Random) -> bytes:
     return blob[: _at(blob, random)]
 
 
-def _insert(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+def _insert(blob: bytes, records: Sources, random: Random) -> bytes:
     place = _at(blob, random)
     return blob[:place] + random.bytes(int(random.integers(1, 33))) + blob[place:]
 
 
-def _splice(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+def _splice(blob: bytes, records: Sources, random: Random) -> bytes:
     other = records[int(random.integers(len(records)))][0]
     return blob[: _at(blob, random)] + other[_at(other, random) :]
 
 
-def _number(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+def _number(blob: bytes, records: Sources, random: Random) -> bytes:
     """Put another value in the place of a number of the JSON, and make the length fit again."""
     length = int.from_bytes(blob[:8], "little")
     is_record = 8 + length <= len(blob)
@@ -256,7 +264,7 @@ def _number(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -
     return (len(text).to_bytes(8, "little") if head else b"") + text + rest
 
 
-def _empty_shape(blob: bytes, records: list[tuple[bytes, Decoder]], random: Random) -> bytes:
+def _empty_shape(blob: bytes, records: Sources, random: Random) -> bytes:
     """Claim a shape without elements and with enormous dimensions, in an otherwise valid record."""
     length = int.from_bytes(blob[:8], "little")
     try:
@@ -271,7 +279,29 @@ def _empty_shape(blob: bytes, records: list[tuple[bytes, Decoder]], random: Rand
     return len(text).to_bytes(8, "little") + text + blob[8 + length :]
 
 
-_DAMAGES = (_flip, _cut, _insert, _splice, _number, _number, _empty_shape)
+def _values(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Damage what follows the header: tensors of any bits."""
+    start = 8 + int.from_bytes(blob[:8], "little")
+    return blob[:start] + _flip(blob[start:], records, random)
+
+
+def _name(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Put another record's header text, or a word of its own, in the place of a word."""
+    words = list(re.finditer(rb'(?<=")\w+(?=\\?")', blob))
+    others = re.findall(rb'(?<=")\w+(?=\\?")', records[int(random.integers(len(records)))][0])
+    if not words or not others:
+        return blob
+    at = words[int(random.integers(len(words)))]
+    changed = blob[: at.start()] + others[int(random.integers(len(others)))] + blob[at.end() :]
+    length = int.from_bytes(blob[:8], "little") + len(changed) - len(blob)
+    is_record = 0 <= length < len(changed) and blob[8:9] == b"{"
+    return length.to_bytes(8, "little") + changed[8:] if is_record else changed
+
+
+_DAMAGES = (
+    *(_flip, _cut, _insert, _splice, _number, _number, _empty_shape),
+    *(_values, _values, _name, _name),
+)
 
 
 def main() -> None:

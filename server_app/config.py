@@ -32,6 +32,7 @@ from leansplit.server_app.budget import Budget
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS, why_unused
 from leansplit.server_app.results import CHECKPOINT_KEYS, to_plain
+from leansplit.strategies.failures import Quorum
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
@@ -166,7 +167,6 @@ class RunConfig:
             "evaluation_batch_size",
             "clients_per_node",
             "num_threads",
-            "quorum_rounds",
             "checkpoint_keep",
         ):
             if getattr(self, name) < 1:
@@ -185,8 +185,7 @@ class RunConfig:
         require_cohort(self.cohort, self.clients)
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         require_positive("max_reply_mb", self.max_reply_mb)
-        if not 0 <= self.quorum <= 1:
-            raise UserError(f"quorum must be in [0, 1], got {self.quorum}")
+        Quorum(self.quorum, self.quorum_rounds)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
         self.budget()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
-from leansplit.errors import RunFailedError
+from leansplit.errors import RunFailedError, UserError
 from leansplit.strategies.flower_records import NO_PLAN
 from leansplit.wire import DecodeError, Rejection
 
@@ -69,6 +69,13 @@ class Quorum:
 
     share: float
     patience: int
+
+    def __post_init__(self) -> None:
+        """Refuse what is no share, or no patience at all."""
+        if not 0 <= self.share <= 1:
+            raise UserError(f"quorum must be in [0, 1], got {self.share}")
+        if self.patience < 1:
+            raise UserError(f"quorum_rounds must be at least 1, got {self.patience}")
 
     def of(
         self, answered: dict[int, T], failures: Mapping[int, Failure], num_asked: int

@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from leansplit.errors import UserError
+from leansplit.errors import UserError, require_positive
 from leansplit.federated import (
     AttackConfig,
     FaultsConfig,
@@ -75,12 +75,8 @@ class Deployment:
             raise UserError(f"clients_per_node must be at least 1, got {self.clients_per_node}")
         if not self.exchange_timeout_s > 0:
             raise UserError(f"exchange_timeout_s must be above 0, got {self.exchange_timeout_s}")
-        if not self.max_reply_mb > 0:
-            raise UserError(f"max_reply_mb must be above 0, got {self.max_reply_mb}")
-        if not 0 <= self.quorum <= 1:
-            raise UserError(f"quorum must be in [0, 1], got {self.quorum}")
-        if self.quorum_rounds < 1:
-            raise UserError(f"quorum_rounds must be at least 1, got {self.quorum_rounds}")
+        require_positive("max_reply_mb", self.max_reply_mb)
+        Quorum(self.quorum, self.quorum_rounds)
 
 
 @dataclass(frozen=True)

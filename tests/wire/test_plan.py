@@ -98,7 +98,7 @@ def test_a_plan_with_values_that_are_not_allowed_is_refused():
         ClientPlan.from_json(plan().to_json().replace("HOSFLConfig", "HOSFConfig"))
     with pytest.raises(UserError, match="colour"):
         ClientPlan.from_json(plan().to_json().replace("batch_size", "colour"))
-    with pytest.raises(TypeError, match="colour"):
+    with pytest.raises(UserError, match="colour"):
         ClientPlan.from_json(json.dumps(json.loads(plan().to_json()) | {"colour": 1}))
 
 
