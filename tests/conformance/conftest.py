@@ -1,6 +1,7 @@
 """Runs of any method on small digits federations, without Ray unless a test asks for it."""
 
 import dataclasses
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -73,13 +74,29 @@ def configure() -> Callable[..., RunConfig]:
     return build
 
 
-@pytest.fixture
-def run_in_process() -> Callable[..., Outcome]:
-    """Run a configuration in this process."""
+@pytest.fixture(scope="session")
+def outcomes() -> dict[str, Outcome]:
+    """What runs without faults came to, by their configuration."""
+    return {}
 
-    def run(config: RunConfig, fault: Fault | None = None) -> Outcome:
+
+@pytest.fixture
+def run_in_process(outcomes: dict[str, Outcome]) -> Callable[..., Outcome]:
+    """Run a configuration in this process; what came of it before is taken as it is.
+
+    ``afresh`` runs in any case, for tests that have changed the code, or compare two runs.
+    """
+
+    def run(config: RunConfig, fault: Fault | None = None, *, afresh: bool = False) -> Outcome:
+        key = json.dumps(config.to_dict(), sort_keys=True, default=str)
+        is_plain = fault is None and not afresh
+        if is_plain and key in outcomes:
+            return outcomes[key]
         num_nodes = -(-config.clients // config.clients_per_node)
-        return execute(config, InProcessGrid(app, num_nodes, fault=fault))
+        outcome = execute(config, InProcessGrid(app, num_nodes, fault=fault))
+        if is_plain:
+            outcomes[key] = outcome
+        return outcome
 
     return run
 

@@ -62,8 +62,8 @@ def test_sflv2_equals_its_reference_client_by_client(configure, run_in_process, 
 
 @pytest.mark.parametrize("method", ALL)
 def test_same_run_twice_gives_the_same_bytes(method, configure, run_in_process):
-    config = configure(method, rounds=6)
-    first, second = run_in_process(config), run_in_process(config)
+    config = configure(method)
+    first, second = run_in_process(config), run_in_process(config, afresh=True)
     assert first.final_model_checksum == second.final_model_checksum
     assert list(first.ledger) == list(second.ledger)
     drop = {"wall_time_s"}
@@ -74,8 +74,8 @@ def test_same_run_twice_gives_the_same_bytes(method, configure, run_in_process):
 
 @pytest.mark.parametrize("method", ALL)
 def test_another_seed_gives_another_run(method, configure, run_in_process):
-    first = run_in_process(configure(method, rounds=2))
-    second = run_in_process(configure(method, rounds=2, seed=1))
+    first = run_in_process(configure(method))
+    second = run_in_process(configure(method, seed=1))
     assert first.final_model_checksum != second.final_model_checksum
 
 
@@ -204,5 +204,5 @@ def test_unknown_run_failure_is_not_swallowed(configure, run_in_process, monkeyp
         raise RunFailedError("the mirror is gone")
 
     monkeypatch.setattr(HOSFL, "aggregate_train", broken)
-    outcome = run_in_process(configure("ho-sfl"))
+    outcome = run_in_process(configure("ho-sfl"), afresh=True)
     assert outcome.status == "failed" and outcome.error == "the mirror is gone"

@@ -281,9 +281,10 @@ def test_nothing_is_put_together_when_nobody_watches(
 
     monkeypatch.setattr(EstimateReport, "__init__", refuse)
     monkeypatch.setattr("leansplit.strategies.estimates.copy", SimpleNamespace(deepcopy=refuse))
-    assert run_in_process(configure(method, rounds=1)).status == "completed"
+    assert run_in_process(configure(method, rounds=1), afresh=True).status == "completed"
     # Round 1 is watched.
-    assert run_in_process(configure(method, rounds=1, telemetry_every=5)).status == "failed"
+    watched = configure(method, rounds=1, telemetry_every=5)
+    assert run_in_process(watched, afresh=True).status == "failed"
 
 
 def test_the_mean_cosine_is_what_theory_expects(configure, run_in_process):

@@ -162,7 +162,7 @@ def test_the_upper_half_steps_as_under_plain_backpropagation():
 def test_many_directions_approach_the_true_gradient(boundary):
     settings = config(
         local_steps=1,
-        zeroth_order=ZerothOrderConfig(num_perturbations=6000, perturbation_scale=1e-2),
+        zeroth_order=ZerothOrderConfig(num_perturbations=1500, perturbation_scale=1e-2),
     )
     model, plain = network(), network()
     before = {k: v.clone() for k, v in segments_at(model, boundary).zeroth_parameters.items()}
@@ -173,8 +173,10 @@ def test_many_directions_approach_the_true_gradient(boundary):
     moved = segments_at(model, boundary).zeroth_parameters
     ours = torch.cat([((before[k] - moved[k]) / 0.1).reshape(-1) for k in moved])
     exact = torch.cat([truth[k].reshape(-1) for k in moved])
-    assert F.cosine_similarity(ours, exact, dim=0) > 0.98
-    assert ours.norm() / exact.norm() == pytest.approx(1, abs=0.1)
+    noise = (len(exact) / 1500) ** 0.5  # the estimate is g plus noise of about |g| sqrt(d / P)
+    assert noise < 0.25
+    assert F.cosine_similarity(ours, exact, dim=0) > 1 - noise**2
+    assert abs(ours.norm() / exact.norm() - 1) < 2 * noise
 
 
 # --- replay -------------------------------------------------------------------------------------

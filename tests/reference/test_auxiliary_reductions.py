@@ -1,5 +1,7 @@
 """Special cases in which a method with auxiliary heads must equal another one."""
 
+import itertools
+
 import pytest
 import torch
 from torch import nn
@@ -68,13 +70,14 @@ def assert_same_bits(a, b):
         assert torch.equal(value, b[name]), name
 
 
-@pytest.mark.parametrize("estimator", ESTIMATORS)
-@pytest.mark.parametrize("direction", DIRECTIONS)
+@pytest.mark.parametrize(
+    ("direction", "estimator"), list(zip(DIRECTIONS, itertools.cycle(ESTIMATORS), strict=False))
+)
 def test_heron_with_many_directions_takes_cse_fsls_step(direction, estimator):
     data = clients(30)
     exact, _ = moved(cse_fsl, config(CSEFSLConfig), data)
     zo = ZerothOrderConfig(
-        num_perturbations=1500,
+        num_perturbations=800,
         perturbation_scale=1e-2 if direction == "unit_sphere" else 1e-3,
         direction=direction,
         estimator=estimator,
@@ -83,7 +86,7 @@ def test_heron_with_many_directions_takes_cse_fsls_step(direction, estimator):
     d = len(exact)
     assert exact.norm() > 0.01
     # The estimate is g plus noise of length about |g| sqrt(d / P).
-    noise = (d / 1500) ** 0.5
+    noise = (d / 800) ** 0.5
     assert torch.nn.functional.cosine_similarity(exact, estimated, dim=0) > 1 - noise**2
     assert abs(estimated.norm() / exact.norm() - 1) < 2 * noise
 

@@ -214,9 +214,11 @@ def tensors_of(returned):
     }
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
 @pytest.mark.parametrize("method", METHODS)
-def test_every_plain_loop_ends_in_the_same_bits(method, optimizer):
+def test_every_plain_loop_ends_in_the_same_bits(method):
+    """One optimizer each; the parts that take either are held to both below."""
+    optimizers = list(OPTIMIZERS.values())
+    optimizer = optimizers[list(METHODS).index(method) % len(optimizers)]
     assert_same_end(method, settings(method, optimizer))
 
 

@@ -206,11 +206,11 @@ def test_fedzo_with_many_directions_approaches_fedavg(direction):
     )
     wanted = moved(fedavg, first_order, data)
     errors = []
-    for count in (20, 1500):
+    for count in (20, 600):
         probes = zo(num_perturbations=count, direction=direction)
         config = FedZOConfig(**shared(3, zeroth_order=probes, local_steps=1))
         errors.append(float((moved(fedzo, config, data) - wanted).norm() / wanted.norm()))
-    assert errors[1] < 0.25  # about sqrt(d / (3 P)) for three clients with directions of their own
+    assert errors[1] < 0.35  # about sqrt(d / (3 P)) for three clients with directions of their own
     assert errors[1] < errors[0] / 3
 
 

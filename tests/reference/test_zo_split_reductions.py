@@ -165,21 +165,21 @@ def joint_move(num_perturbations, root_seed=SEED, estimator="central", mu=1e-3):
 @pytest.mark.parametrize("estimator", ["forward", "central"])
 def test_the_joint_estimate_points_the_closer_to_the_gradient_the_more_directions(estimator):
     cosines = []
-    for count in (1, 16, 256, 2048):
+    for count in (1, 16, 128, 1024):
         move, descent = joint_move(count, estimator=estimator)
         cosines.append(float(F.cosine_similarity(move, descent, dim=0)))
     assert cosines == sorted(cosines)
     # E[cosine] is about sqrt(P / (P + d + 1)) with d = 51.
-    assert cosines[-1] > 0.97 and cosines[-2] > 0.85 and cosines[0] < 0.6
+    assert cosines[-1] > 0.95 and cosines[-2] > 0.75 and cosines[0] < 0.6
 
 
 def test_the_joint_estimate_has_the_gradients_length_on_either_side_of_the_cut():
-    move, descent = joint_move(4096)
+    move, descent = joint_move(2048)
     below = slice(0, 30)  # Linear(4, 6)
     above = slice(30, None)
     for part in (below, above):
         ratio = float(move[part] @ descent[part] / descent[part].square().sum())
-        assert ratio == pytest.approx(1.0, abs=0.1)
+        assert ratio == pytest.approx(1.0, abs=0.12)
 
 
 def test_both_sides_of_a_joint_direction_are_independent():
