@@ -264,19 +264,27 @@ def _number(blob: bytes, records: Sources, random: Random) -> bytes:
     return (len(text).to_bytes(8, "little") if head else b"") + text + rest
 
 
-def _empty_shape(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Claim a shape without elements and with enormous dimensions, in an otherwise valid record."""
+def _shape(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Claim another shape of as many elements, or an enormous one without any."""
     length = int.from_bytes(blob[:8], "little")
     try:
         header = json.loads(blob[8 : 8 + length])
         names = [name for name in header if name != "__metadata__"]
-        name = names[int(random.integers(len(names)))]
-        header[name]["shape"] = [int(2 ** random.integers(1, 40)) for _ in range(2)] + [0]
-        header[name]["data_offsets"][1] = header[name]["data_offsets"][0]
+        entry = header[names[int(random.integers(len(names)))]]
+        if random.integers(2):
+            entry["shape"] = [1, *reversed(entry["shape"])]
+        else:
+            entry["shape"] = [int(2 ** random.integers(1, 40)) for _ in range(2)] + [0]
+            entry["data_offsets"][1] = entry["data_offsets"][0]
     except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
         return blob
     text = json.dumps(header).encode()
     return len(text).to_bytes(8, "little") + text + blob[8 + length :]
+
+
+def _other(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Answer with another record."""
+    return records[int(random.integers(len(records)))][0]
 
 
 def _values(blob: bytes, records: Sources, random: Random) -> bytes:
@@ -299,8 +307,8 @@ def _name(blob: bytes, records: Sources, random: Random) -> bytes:
 
 
 _DAMAGES = (
-    *(_flip, _cut, _insert, _splice, _number, _number, _empty_shape),
-    *(_values, _values, _name, _name),
+    *(_flip, _cut, _insert, _splice, _other, _number, _number),
+    *(_shape, _shape, _values, _values, _name, _name),
 )
 
 
