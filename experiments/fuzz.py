@@ -31,15 +31,15 @@ from leansplit.errors import UserError
 from leansplit.federated import HOSFLConfig
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.server_app.checkpoint_files import Checkpoint, read_checkpoint, write_checkpoint
+from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
     ClientPlan,
     DecodeError,
     Record,
-    decode_as,
+    decode,
     encode,
     forms_of,
     price,
-    require_form,
 )
 from leansplit.wire.form import TensorForm
 from leansplit.wire.records import KIND_KEY, MANY_KEY
@@ -178,9 +178,8 @@ def _record_decoder(kind: type[Record], has_mask: bool) -> tuple[bytes, Decoder]
     def decoder(damaged: bytes, report: Report) -> None:
         if sum(price(damaged).values()) != len(damaged):
             raise AssertionError("a price that is not the message's size")
-        record = decode_as(damaged, kind)
-        report.note(_size_of(record), damaged)
-        require_form(record, form)
+        report.note(_size_of(decode(damaged)), damaged)
+        Wanted(kind, lambda _: form).read(0, damaged)
 
     return blob, decoder
 

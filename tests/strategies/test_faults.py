@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+import torch
 
 from leansplit.clients.app import task_client_app
 from leansplit.errors import UserError
@@ -11,6 +12,14 @@ from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
 from leansplit.strategies.in_process_grid import InProcessGrid
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import (
+    DecodeError,
+    ProbedSmashedDataReply,
+    SmashedDataReply,
+    encode,
+    forms_of,
+)
 
 SMALL = {
     "task_options.max_train": 120,
@@ -89,6 +98,15 @@ def test_a_client_that_sends_no_numbers_is_dropped_and_the_run_goes_on(method):
     outcome = run(config(method, cohort=8, rounds=2, **keys))
     assert outcome.status == "completed", outcome.error
     assert outcome.events == {"dropped_clients": 4, "dropped_non_finite": 4}
+
+
+def test_an_answer_with_more_than_was_asked_for_is_refused():
+    tensors = {"smashed_data": torch.ones(2, 3), "labels": torch.ones(2)}
+    wanted = Wanted(SmashedDataReply, lambda _: forms_of(tensors))
+    more = ProbedSmashedDataReply(**tensors, plus=torch.ones(1))
+    with pytest.raises(DecodeError) as refused:
+        wanted.read(0, encode(more))
+    assert refused.value.rejection == "record"
 
 
 def test_too_long_an_answer_is_not_read():
