@@ -299,7 +299,9 @@ def _name(blob: bytes, records: Sources, random: Random) -> bytes:
     if not words or not others:
         return blob
     at = words[int(random.integers(len(words)))]
-    changed = blob[: at.start()] + others[int(random.integers(len(others)))] + blob[at.end() :]
+    changed: bytes = (
+        blob[: at.start()] + others[int(random.integers(len(others)))] + blob[at.end() :]
+    )
     length = int.from_bytes(blob[:8], "little") + len(changed) - len(blob)
     is_record = 0 <= length < len(changed) and blob[8:9] == b"{"
     return length.to_bytes(8, "little") + changed[8:] if is_record else changed
