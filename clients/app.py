@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
+from typing import TypeVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -30,13 +31,22 @@ from leansplit.clients.handlers import Handler, register_handlers, registered_ha
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
+from leansplit.clients.watched import watched
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
 from leansplit.federated import ClientData, Fault
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum, fixed_state
 from leansplit.plugins import load_plugins
-from leansplit.strategies.flower_records import NO_PLAN, NODE, pack, unpack
+from leansplit.strategies.flower_records import (
+    NO_PLAN,
+    NODE,
+    CostReport,
+    pack,
+    take_watch,
+    unpack,
+    with_costs,
+)
 from leansplit.wire import (
     ClientPlan,
     DecodeError,
@@ -46,6 +56,9 @@ from leansplit.wire import (
     decode_as,
     encode,
 )
+
+A = TypeVar("A")
+Q = TypeVar("Q")
 
 for _module in (
     cse_fsl,
@@ -91,13 +104,14 @@ def client_app(provider: Provider) -> ClientApp:
     def register(action: str, request_type: type[Record], handler: Handler) -> None:
         @app.train(action)
         def answer(message: Message, context: Context) -> Message:
-            payloads = unpack(message.content)
+            payloads, watching = unpack(message.content), take_watch(message.content)
             plan = load_plan(context)
             if plan is None:
                 return Message(pack({}, dict.fromkeys(payloads, NO_PLAN)), reply_to=message)
             worker = worker_for(plan, provider)
             replies: dict[int, bytes] = {}
             failures: dict[int, str] = {}
+            costs: CostReport | None = None
             faults: dict[int, Fault | None] = {}
             requests: dict[int, Record] = {}
             for client_id, blob in payloads.items():
@@ -111,14 +125,16 @@ def client_app(provider: Provider) -> ClientApp:
                 # One client's failure must not take down the others that share its node.
                 try:
                     session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-                    reply = disturbed(faults[client_id], partial(handler, session, request))
+                    step = partial(_step, session, handler, request, client_id == watching)
+                    reply, told = disturbed(faults[client_id], step)
+                    costs = told or costs
                     reply = corrupted(session, request, reply)
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except InjectedFault as fault:
                     failures[client_id] = str(fault)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
-            return Message(pack(replies, failures), reply_to=message)
+            return Message(with_costs(pack(replies, failures), costs), reply_to=message)
 
     for action, (request_type, handler) in registered_handlers().items():
         register(action, request_type, handler)
@@ -135,8 +151,10 @@ def client_app(provider: Provider) -> ClientApp:
             plan.config.root_seed, fedavg.round_of(message.content), client_id, 0
         )
         die_if_struck([fault], context)
-        train_once = partial(fedavg.answer, session, message.content)
-        return Message(disturbed(fault, train_once), reply_to=message)
+        is_watched = take_watch(message.content) is not None
+        step = partial(_step, session, fedavg.answer, message.content, is_watched)
+        content, costs = disturbed(fault, step)
+        return Message(with_costs(content, costs), reply_to=message)
 
     return app
 
@@ -162,6 +180,15 @@ def split_client_app(
         return Workload(model=build_model(), client_data=load_client_data, loss=loss)
 
     return client_app(provider)
+
+
+def _step(
+    session: Session, work: Callable[[Session, Q], A], request: Q, is_watched: bool
+) -> tuple[A, CostReport | None]:
+    """Return a client's answer, and what it cost if the client was asked to count that."""
+    if is_watched:
+        return watched(session, work, request)
+    return work(session, request), None
 
 
 def _partition_id(context: Context) -> int:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from leansplit.clients.session import Session
+from leansplit.costs import leave_out
 from leansplit.federated import (
     AuxiliaryMethodConfig,
     build_optimizer,
@@ -17,7 +18,7 @@ from leansplit.federated import (
 )
 from leansplit.models import LocalModel, build_auxiliary
 from leansplit.noise import auxiliary_seed
-from leansplit.parameters import ParameterDict
+from leansplit.parameters import ParameterDict, to_send
 from leansplit.wire import LocalTrainReply, LocalTrainRequest
 
 _MOMENTS = "moments"
@@ -97,13 +98,14 @@ class Uploads:
         self.num_samples += len(labels)
         if local_step in self.session.config(AuxiliaryMethodConfig).upload_steps:
             assert smashed_data is not None
+            leave_out([smashed_data])  # a device sends it before it goes on
             self.smashed_data.append(smashed_data)
             self.labels.append(labels)
 
     def reply(self, weights: ParameterDict) -> LocalTrainReply:
         """Return the answer to the round's one request."""
         return LocalTrainReply(
-            weights={name: value.clone() for name, value in weights.items()},
+            weights=to_send(weights),
             smashed_data={str(u): z for u, z in enumerate(self.smashed_data)},
             labels={str(u): y for u, y in enumerate(self.labels)},
             num_samples=self.num_samples,

@@ -34,7 +34,7 @@ def exchange_of(request: Record) -> int:
 
 def strikes(plan: ClientPlan, client_id: int, request: Record) -> Fault | None:
     """Return the fault that strikes a client at a request; requests between rounds are spared."""
-    if not plan.faults or isinstance(request, _NO_STEPS):
+    if not plan.faults.are_any or isinstance(request, _NO_STEPS):
         return None
     round = getattr(request, "round", 0)
     return plan.faults.strikes(plan.config.root_seed, round, client_id, exchange_of(request))

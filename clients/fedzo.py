@@ -10,6 +10,7 @@ from leansplit.clients.loss_probe import probe_loss
 from leansplit.clients.session import Session
 from leansplit.federated import FedZOConfig, TrainedVector
 from leansplit.noise import local_perturbation_seeds
+from leansplit.parameters import to_send
 from leansplit.wire import FedZOReply, FedZORequest
 from leansplit.zeroth_order import estimate
 
@@ -39,8 +40,7 @@ def train(session: Session, request: FedZORequest) -> FedZOReply:
         num_samples += size
     if keeps_moments:
         session.memory.save(_MOMENTS, local.moments)
-    weights = {name: value.clone() for name, value in local.parameters.items()}
-    return FedZOReply(weights=weights, num_samples=num_samples)
+    return FedZOReply(weights=to_send(local.parameters), num_samples=num_samples)
 
 
 HANDLERS: HandlerTable = {"fedzo_train": (FedZORequest, train)}

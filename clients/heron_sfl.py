@@ -10,6 +10,7 @@ from leansplit.clients.auxiliary import Uploads, keep_moments, round_optimizer
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.local_loss import open_round
 from leansplit.clients.session import Session
+from leansplit.costs import leave_out
 from leansplit.federated import HeronSFLConfig
 from leansplit.noise import local_perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
@@ -26,6 +27,7 @@ def train(session: Session, request: LocalTrainRequest) -> LocalTrainReply:
     start = trainable_parameters(model)
     spec = ParameterSpec.of(start)
     theta = spec.flatten(start)  # one vector, so one direction spans client and head
+    leave_out(start.values())
     optimizer = round_optimizer(session, [theta])
     uploads = Uploads(session)
     for h in range(config.local_steps):
@@ -42,11 +44,12 @@ def train(session: Session, request: LocalTrainRequest) -> LocalTrainReply:
         smashed = anchor = None
         if zo.estimator == "forward" or h in config.upload_steps:
             smashed, anchor = objective.evaluate_with_smashed_data(spec.views(theta))
-        uploads.add(h, smashed, labels)
         differences = probe(objective, spec, theta, seeds, zo, anchor=anchor)
         if optimizer is not None:
             theta.grad = estimate(spec, seeds, differences, zo, device=theta.device)
             optimizer.step()
+            theta.grad = None
+        uploads.add(h, smashed, labels)
     keep_moments(session, optimizer)
     return uploads.reply(spec.views(theta))
 

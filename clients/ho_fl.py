@@ -12,7 +12,7 @@ from leansplit.clients.session import Session
 from leansplit.federated import HOFLConfig
 from leansplit.hybrid_order import HybridTraining
 from leansplit.noise import client_dropout_seed
-from leansplit.parameters import load_parameters_
+from leansplit.parameters import load_parameters_, to_send
 from leansplit.wire import HybridTrainReply, HybridTrainRequest
 
 _AGREED = "agreed-moments"
@@ -43,7 +43,7 @@ def train(session: Session, request: HybridTrainRequest) -> HybridTrainReply:
         session.memory.save(_LATEST, training.moments())
         session.memory.note(_LATEST, request.round)
     return HybridTrainReply(
-        weights={name: value.clone() for name, value in segments.first_parameters.items()},
+        weights=to_send(segments.first_parameters),
         **({"scalars": stack(scalars)} if request.seeds.numel() else {}),
         num_samples=num_samples,
         loss=loss_sum / num_samples,

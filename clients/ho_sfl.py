@@ -49,8 +49,11 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
     is_this_round = session.memory.noted(_ANCHOR_ROUND, 0) == request.round
     if stored is None or not is_this_round:
         raise ValueError(f"probe of round {request.round} came without a forward request")
+    config = session.config(HOSFLConfig)
     inputs, _ = session.batch(request.round)
-    objective = SurrogateObjective(session.client_model.eval(), inputs, request.smashed_gradient)
+    objective = SurrogateObjective(
+        session.client_model.eval(), inputs, request.smashed_gradient, config.micro_batch
+    )
     anchor = objective.value_of(stored.pop("smashed_data"))
     session.memory.forget(_ANCHOR)
     differences = probe(
@@ -58,7 +61,7 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
         replica.spec,
         replica.vector,
         request.seeds.tolist(),
-        session.config(HOSFLConfig).zeroth_order,
+        config.zeroth_order,
         anchor=anchor,
     )
     remember_seeds(session, request.round, request.seeds)

@@ -14,6 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
+from leansplit.costs import leave_out
 from leansplit.wire import ClientPlan
 
 R = TypeVar("R", ArrayRecord, ConfigRecord)
@@ -63,7 +64,11 @@ class ClientMemory:
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors under ``name``, or None."""
         record = _record(self._state, self._prefix + name, ArrayRecord)
-        return None if record is None else safetensors.torch.load(record["tensors"].data)
+        if record is None:
+            return None
+        tensors = safetensors.torch.load(record["tensors"].data)
+        leave_out(tensors.values())  # they are copied to where a device holds them all along
+        return tensors
 
     def forget(self, name: str) -> None:
         """Drop the tensors under ``name`` if they are there."""

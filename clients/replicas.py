@@ -6,6 +6,7 @@ import torch
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
+from leansplit.costs import count_moments
 from leansplit.federated import NEVER, OptimizerConfig, Replica, ReplicatedConfig
 from leansplit.wire import BehindReply, CatchUpRequest, SyncReply, SyncRequest
 from leansplit.zeroth_order import ZerothOrderConfig
@@ -43,6 +44,7 @@ def up_to_date(session: Session, request: CatchUpRequest) -> Replica | BehindRep
     elif held_version != held.version or request.weights_version >= 0:
         session.memory.save(_REPLICA, held.state())
     session.memory.note(_VERSION, held.version)
+    count_moments(held.kept_optimizer)
     return held
 
 

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
+from leansplit.costs import repeated_pass
 from leansplit.federated import (
     OptimizerConfig,
     SplitFedConfig,
@@ -28,7 +29,7 @@ from leansplit.first_order import (
 )
 from leansplit.models import chain
 from leansplit.noise import client_dropout_seed
-from leansplit.parameters import load_parameters_, trainable_parameters
+from leansplit.parameters import load_parameters_, to_send, trainable_parameters
 from leansplit.wire import BackwardRequest, SmashedDataReply, TrainForwardRequest, WeightsReply
 
 _WEIGHTS = "weights"
@@ -67,7 +68,7 @@ def backward(session: Session, request: BackwardRequest) -> SmashedDataReply | W
         session.memory.save(_MOMENTS, optimizer_state(optimizer))
     if is_round_over:
         session.memory.forget(_WEIGHTS)
-        return WeightsReply(weights={name: value.clone() for name, value in trained.items()})
+        return WeightsReply(weights=to_send(trained))
     session.memory.save(_WEIGHTS, trained)
     return _smashed_data(session, request.round, request.local_step + 1)
 
@@ -103,7 +104,8 @@ def _step(session: Session, optimizer: Optimizer | None, request: BackwardReques
             micro_batch=config.micro_batch,
         )
     else:
-        smashed = train_forward(model, inputs, dropout_seed=seed)
+        with repeated_pass():
+            smashed = train_forward(model, inputs, dropout_seed=seed)
         backward_step(optimizer, smashed, request.smashed_gradient)
 
 

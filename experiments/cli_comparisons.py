@@ -151,11 +151,27 @@ def tune(
 
 def report(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="Folder with results below it.")],
+    fleet: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="DEVICES",
+            help="Tell times on these devices instead, such as mobile,stragglers=0.2 or a CSV "
+            "file; repeatable.",
+        ),
+    ] = None,
 ) -> None:
     """Rebuild tables, plots and report.html from results; nothing is run."""
-    from leansplit.experiments.report import rebuild_report
+    from leansplit.experiments.report import rebuild_report, report_on_devices
     from leansplit.experiments.sweep_report import is_sweep, rebuild_sweep
+    from leansplit.server_app.config import fleet_config
 
+    if fleet and is_sweep(folder):
+        raise UserError("--fleet is for comparisons; sweep fleet.profile to compare devices")
+    fleets = [fleet_config(text) for text in fleet or []]
+    for devices in fleets:
+        _print_report(report_on_devices(folder, devices))
+    if fleets:
+        return
     _print_report(rebuild_sweep(folder) if is_sweep(folder) else rebuild_report(folder))
 
 

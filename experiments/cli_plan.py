@@ -60,13 +60,7 @@ def plan(
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a client step and a run would cost; no weights are loaded, nothing is computed."""
-    from leansplit.costs.device import DeviceProfile
-    from leansplit.costs.units import (
-        parse_bit_rate,
-        parse_bytes,
-        parse_compute_rate,
-        parse_seconds,
-    )
+    from leansplit.costs.device import DeviceProfile, read_profile
     from leansplit.experiments.plan_plots import plot_cuts
     from leansplit.experiments.plan_text import (
         advice_values,
@@ -81,18 +75,15 @@ def plan(
     from leansplit.server_app.published import CONVENTIONS, by_herons_conventions
     from leansplit.server_app.results import write_files
 
-    profile = DeviceProfile(
-        memory_bytes=None if memory is None else parse_bytes("--memory", memory),
-        uplink_bits=None if uplink is None else parse_bit_rate("--uplink", uplink),
-        downlink_bits=None if downlink is None else parse_bit_rate("--downlink", downlink),
-        latency_s=None if latency is None else parse_seconds("--latency", latency),
-        flops=None if flops is None else parse_compute_rate("--flops", flops),
-    )
+    given = {"memory": memory, "uplink": uplink, "downlink": downlink, "latency": latency}
+    profile = read_profile({**given, "flops": flops}, "--{}")
     profile.require_whole()
     if conventions is not None:
         require_choice("conventions", conventions, CONVENTIONS)
         if sweep_cuts:
             raise UserError("--conventions is for one cut; leave out --sweep-cuts")
+    if cut is not None and not cut.strip():
+        raise UserError("--cut needs the name of a layer, or a number of blocks")
     if cut is not None and sweep_cuts:
         raise UserError("--sweep-cuts plans every cut; leave out --cut")
     named: dict[str, Any] = {
@@ -177,8 +168,8 @@ def _configs(
     if task is None:
         if not model:
             raise UserError("name a model with --model, or a task with --task")
-        if model.endswith(".json") and Path(model).is_file():
-            settings["model"] = model = Path(model).read_text(encoding="utf-8")
+        if model.endswith(".json"):
+            settings["model"] = model = _configuration(Path(model))
         takes = MODELS[model].takes if model in MODELS else "tokens"
         of_texts = "generation" if outputs == "tokens" else "text"
         settings["task"] = of_texts if takes == "tokens" else "images"
@@ -195,6 +186,18 @@ def _configs(
         }
         configs[method] = run_config(method, used)
     return configs
+
+
+def _configuration(file: Path) -> str:
+    """Return the content of a model's configuration file."""
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no text"
+        raise UserError(f"cannot read the configuration {file}: {reason}") from error
+    if not text.lstrip().startswith("{"):
+        raise UserError(f"{file} is no model configuration: it holds no JSON object")
+    return text
 
 
 def _problem(

@@ -14,6 +14,7 @@ from leansplit.server_app.results import Run, RunResult
 SETTING = (
     *("clients", "cohort", "partition", "alpha", "classes_per_client", "min_samples"),
     *("task_options", "model", "model_options", "cut_layer", "initial_weights_digest"),
+    *("fleet", "fleet_digest"),
 )
 """Keys that say what is learnt by whom, not how: rows that differ in one have other controls."""
 SAMPLES_TOLERANCE = 0.01
@@ -53,6 +54,30 @@ def fairness_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
         *_budget_warnings(groups),
         *_interval_warnings(groups),
     ]
+
+
+def device_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
+    """Return what simulated times do not hold: other devices, or clients too small to take part."""
+    results = [(label, run.result) for label, group in completed.items() for run in group]
+    told = {result.simulated_on for _, result in results if result.simulated_on}
+    unfit = {
+        label: result.num_unfit_clients
+        for label, result in results
+        if result.num_unfit_clients and result.num_unfit_clients > len(result.excluded_clients)
+    }
+    found = []
+    if len(told) > 1:
+        found.append(
+            f"Simulated times are those of different devices ({'; '.join(sorted(told))}) and must "
+            "not be compared: tell them anew with `leansplit report --fleet`."
+        )
+    if unfit:
+        who = ", ".join(f"{label} {count}" for label, count in unfit.items())
+        found.append(
+            f"Clients took part whose memory is too small for a step on these devices ({who}): "
+            "run again with these devices as `fleet` to leave them out."
+        )
+    return found
 
 
 def _commit_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:

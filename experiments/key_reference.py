@@ -16,12 +16,12 @@ from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.zeroth_order import ZerothOrderConfig
 
-_SECTION_TYPES: dict[str, type[Any]] = {
+_SECTION_TYPES: dict[str, Any] = {
     "client": OptimizerConfig,
     "server": OptimizerConfig,
     "probe": ZerothOrderConfig,
     "robust": RobustConfig,
-    **{name: type(section) for name, section in RUN_SECTIONS.items()},
+    **RUN_SECTIONS,
 }
 
 
@@ -35,7 +35,8 @@ def key_rows(method: str | None = None) -> list[tuple[str, str, str]]:
         return _shared_rows(_SECTION_TYPES)
     spec = METHODS[require_choice("method", method, METHODS)]
     used = {name: spec.default(SECTIONS[name]) for name in SECTIONS if is_used(method, name)}
-    rows = [row for row in _shared_rows({**used, **RUN_SECTIONS}) if is_used(method, row[0])]
+    used |= RUN_SECTIONS
+    rows = [row for row in _shared_rows(used) if is_used(method, row[0])]
     defaults = {name: spec.default(name) for name in spec.options}
     meanings = {k: v for base in spec.config_type.__mro__ for k, v in _field_docs(base).items()}
     for name, default in defaults.items():

@@ -1,8 +1,8 @@
-"""The figures of a comparison: accuracy against samples and against bytes."""
+"""The figures of a comparison: accuracy against samples, bytes and simulated time."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -10,6 +10,7 @@ from typing import Any, Literal
 import matplotlib as mpl
 import numpy as np
 import numpy.typing as npt
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
@@ -37,7 +38,48 @@ from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, check_writable, write_files
 
 Floats = npt.NDArray[np.float64]
-Axis = Literal["samples", "bytes"]
+Axis = Literal["samples", "bytes", "simulated_time", "client_seconds"]
+
+
+@dataclass(frozen=True)
+class _AxisKind:
+    """What an axis shows; a logarithmic one has no place for zero."""
+
+    title: str
+    what: str
+    """The same in a sentence."""
+    values: Callable[[pd.DataFrame], Any]
+    """Rounds -> places on the axis; KeyError where they do not say."""
+    is_log: bool = True
+    is_always: bool = False
+    """Whether all runs have it."""
+
+
+_KINDS: dict[Axis, _AxisKind] = {
+    "samples": _AxisKind(
+        "Training samples seen, all clients",
+        "training samples seen",
+        lambda rounds: rounds["samples_seen"],
+        is_log=False,
+        is_always=True,
+    ),
+    "bytes": _AxisKind(
+        "Traffic, uplink + downlink (MB)",
+        "traffic in MB",
+        lambda rounds: (rounds["uplink_bytes"] + rounds["downlink_bytes"]) / MB,
+        is_always=True,
+    ),
+    "simulated_time": _AxisKind(
+        "Simulated time (s)", "simulated time in seconds", lambda rounds: rounds["simulated_s"]
+    ),
+    "client_seconds": _AxisKind(
+        "Simulated time of all clients together (s)",
+        "simulated time of all clients together in seconds",
+        lambda rounds: rounds["client_s"],
+    ),
+}
+AXES: dict[Axis, str] = {axis: scale.what for axis, scale in _KINDS.items()}
+"""Axis -> what it shows, for sentences."""
 
 _MOST_IN_ONE_PANEL = 8
 
@@ -50,13 +92,13 @@ class Curve:
     method: str
     client_order: str  # what clients compute, as in MethodSpec; none for frozen clients
     num_seeds: int
-    x: Floats  # samples seen, or MB
+    x: Floats  # samples seen, MB or seconds
     mean: Floats
     std: Floats | None  # None for one seed
 
 
 def plot_accuracy(runs: Sequence[Run], out_dir: Path, order: Sequence[str] = ()) -> list[Path]:
-    """Write `accuracy_vs_samples` and `accuracy_vs_bytes`, each as .png and .svg.
+    """Write `accuracy_vs_samples` and so on for each axis that the runs have, as .png and .svg.
 
     Args:
         runs: runs of one task, several methods and seeds; only completed ones are drawn.
@@ -71,8 +113,9 @@ def plot_accuracy(runs: Sequence[Run], out_dir: Path, order: Sequence[str] = ())
     """
     check_writable(out_dir)
     contents: dict[str, bytes] = {}
-    axes: tuple[Axis, ...] = ("samples", "bytes")
-    for axis in axes:
+    for axis in AXES:
+        if not _KINDS[axis].is_always and not accuracy_curves(runs, axis, order):
+            continue
         figure = accuracy_figure(runs, axis, order)
         for suffix in ("png", "svg"):
             contents[f"accuracy_vs_{axis}.{suffix}"] = render(figure, suffix)
@@ -95,8 +138,8 @@ def accuracy_curves(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
         first, last = max(x[0] for x, _ in seeds), min(x[-1] for x, _ in seeds)
         grid = np.unique(np.concatenate([x for x, _ in seeds]))
         grid = grid[(grid >= first) & (grid <= last)]
-        # Between evaluations the line drawn on a logarithmic axis is straight in log(bytes).
-        warp = np.log if axis == "bytes" else np.asarray
+        # Between evaluations the line drawn on a logarithmic axis is straight in log(x).
+        warp = np.log if _KINDS[axis].is_log else np.asarray
         values = np.stack([np.interp(warp(grid), warp(x), y) for x, y in seeds])
         if not grid.size:  # the ranges do not meet: one point, the means of the last evaluations
             grid = np.asarray([np.mean([x[-1] for x, _ in seeds])])
@@ -110,7 +153,7 @@ def accuracy_curves(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
 
 
 def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) -> Figure:
-    """Return accuracy (%) against samples seen or against traffic (MB, logarithmic).
+    """Return accuracy (%) against samples seen, or against traffic or time on a logarithmic axis.
 
     More than eight rows go side by side in two panels, by what clients compute. Frozen clients,
     and SFL beside zeroth-order clients, are in both.
@@ -224,16 +267,15 @@ def _draw(axes: Axes, panel: _Panel, most: int) -> None:
 
 def _scale(axes: Axes, axis: Axis, curves: Sequence[Curve]) -> None:
     """Scale and name the x axis, for all curves of the figure."""
-    if axis == "bytes":
+    axes.set_xlabel(_KINDS[axis].title)
+    if _KINDS[axis].is_log:
         axes.set_xscale("log")
-        axes.set_xlabel("Traffic, uplink + downlink (MB)")
         ends = [end for curve in curves for end in (curve.x[0], curve.x[-1])]
         subs = (1, 2, 5) if max(ends) < 100 * min(ends) else (1,)
         axes.xaxis.set_major_locator(LogLocator(subs=subs))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.xaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_xlabel("Training samples seen, all clients")
         axes.set_xlim(left=0)
         axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
@@ -244,11 +286,11 @@ def _points(run: Run, axis: Axis) -> tuple[Floats, Floats] | None:
     if run.result.status != "completed":
         return None
     rounds = run.rounds.dropna(subset=["accuracy"])
-    if axis == "bytes":
-        x = (rounds["uplink_bytes"] + rounds["downlink_bytes"]).to_numpy(np.float64) / MB
-    else:
-        x = rounds["samples_seen"].to_numpy(np.float64)
-    shown = x > 0 if axis == "bytes" else x >= 0
+    try:
+        x = _KINDS[axis].values(rounds).to_numpy(np.float64)
+    except KeyError:  # without devices no time is told
+        return None
+    shown = x > 0 if _KINDS[axis].is_log else x >= 0
     accuracy = 100 * rounds["accuracy"].to_numpy(np.float64)
     # An evaluation repeated at the same place (the final one, say) counts once, the last.
     last_at = dict(zip(x[shown].tolist(), accuracy[shown].tolist(), strict=True))

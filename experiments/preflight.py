@@ -10,7 +10,7 @@ from leansplit.experiments.launch import IN_PROCESS
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import trainable_parameters
 from leansplit.server_app.config import RunConfig
-from leansplit.server_app.execution import settled_config
+from leansplit.server_app.execution import attending_config, settled_config
 from leansplit.server_app.methods import METHODS
 
 
@@ -40,6 +40,9 @@ def check_run(config: RunConfig) -> None:
         raise UserError(
             f"the client model below {config.cut_layer!r} has nothing to train; cut later"
         )
-    settings = settled_config(config, task, model)
+    if config.fleet.profile:
+        settings, _ = attending_config(config, task, model)
+    else:
+        settings = settled_config(config, task, model)
     METHODS[config.method].zeroth_elements(settings, model, config.clients)
     task_shares(workload, task)

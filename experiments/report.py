@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tomllib
 from collections.abc import Sequence
 from contextlib import suppress
@@ -10,7 +11,9 @@ from pathlib import Path
 
 from rich.table import Table
 
+from leansplit.costs.fleet import FleetConfig
 from leansplit.errors import UserError
+from leansplit.experiments.experiment import slug
 from leansplit.experiments.experiment_file import title_with
 from leansplit.experiments.plots_accuracy import accuracy_curves, plot_accuracy
 from leansplit.experiments.plots_partition import plot_partition
@@ -24,6 +27,7 @@ from leansplit.experiments.summary_text import (
     write_summary,
 )
 from leansplit.server_app.results import Run, find_runs, read_run, write_files
+from leansplit.server_app.simulated_time import timed
 
 REPORT_FILE = "report.html"
 EXPERIMENT_FILE = "experiment.toml"
@@ -105,6 +109,39 @@ def rebuild_report(root: Path) -> Report:
     Raises:
         UserError: if there is no readable result, or the results cannot be compared.
     """
+    runs, reading, left_out = _listed_runs(root)
+    report = write_report(root, runs, reading)
+    return Report(report.summary, report.title, report.files, left_out)
+
+
+def report_on_devices(root: Path, fleet: FleetConfig) -> Report:
+    """Tell the times of the results at or below ``root`` on other devices; nothing is run.
+
+    Who took part stays as it was. Tables, plots and page go to a folder of their own below
+    ``root``; the results are not changed.
+
+    Raises:
+        UserError: as :func:`rebuild_report`, or if no time can be told.
+    """
+    found, reading, left_out = _listed_runs(root)
+    runs = []
+    for run in found:
+        try:
+            runs.append(timed(run, fleet) if run.result.status == "completed" else run)
+        except UserError as error:
+            left_out.append(str(error))
+    if not any(run.result.simulated_on for run in runs):
+        reason = left_out[-1] if left_out else "none is completed"
+        raise UserError(f"no time can be told of the results below {root}: {reason}")
+    title = f"{reading.title or default_title(runs)}, on {fleet}"
+    named = dataclasses.replace(fleet, profile=Path(fleet.profile).stem)
+    folder = root / f"on-{slug(str(named))}"
+    report = write_report(folder, runs, dataclasses.replace(reading, title=title))
+    return Report(report.summary, report.title, report.files, left_out)
+
+
+def _listed_runs(root: Path) -> tuple[list[Run], Reading, list[str]]:
+    """Return the runs of the experiment's rows, how to read them, and what is left out."""
     found, left_out = read_runs(root)
     reading = reading_of(root / EXPERIMENT_FILE)
     runs = [run for run in found if not reading.order or is_listed(run.result, reading.order)]
@@ -115,8 +152,7 @@ def rebuild_report(root: Path) -> Report:
         )
     strangers = dict.fromkeys(run.result.label for run in found if run not in runs)
     left_out += [f"{label}: no row of {EXPERIMENT_FILE} any more" for label in strangers]
-    report = write_report(root, runs, reading)
-    return Report(report.summary, report.title, report.files, left_out)
+    return runs, reading, left_out
 
 
 def read_runs(root: Path) -> tuple[list[Run], list[str]]:

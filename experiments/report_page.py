@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from leansplit.experiments.figure_style import PAGE_INCHES
 from leansplit.experiments.inline_svg import LINE_THEME, THEME, inline_svg
 from leansplit.experiments.markdown_html import sections, table
-from leansplit.experiments.plots_accuracy import Axis, accuracy_curves, accuracy_figure
+from leansplit.experiments.plots_accuracy import AXES, accuracy_curves, accuracy_figure
 from leansplit.experiments.plots_partition import partition_figure
 from leansplit.experiments.provenance_html import provenance_html
 from leansplit.experiments.summary import group_runs
@@ -127,16 +127,15 @@ def report_page(
 
 
 def comparison_pictures(runs: Sequence[Run], order: Sequence[str] = ()) -> list[Picture]:
-    """Return accuracy against samples and bytes, traffic by kind, and the partition."""
+    """Return accuracy against samples, bytes and time, traffic by kind, and the partition."""
     pictures = []
-    axes: dict[Axis, str] = {"samples": "training samples seen", "bytes": "traffic in MB"}
-    for axis, what in axes.items():
+    for axis, what in AXES.items():
         curves = accuracy_curves(runs, axis, order)
         if curves:
             ends = ", ".join(f"{c.label} {c.mean[-1]:.1f} %" for c in curves)
             pictures.append(
                 Picture(
-                    name=f"accuracy-{axis}",
+                    name=f"accuracy-{axis.replace('_', '-')}",
                     figure=accuracy_figure(runs, axis, order),
                     caption=f"Accuracy against {what}.",
                     description=f"Lines of accuracy against {what}. They end at: {ends}.",

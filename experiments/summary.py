@@ -16,7 +16,12 @@ import pandas as pd
 
 from leansplit.errors import UserError
 from leansplit.experiments.controls import SFL_METHODS, Controls, find_controls
-from leansplit.experiments.fairness import ended_at_target, fairness_warnings
+from leansplit.experiments.fairness import (
+    device_warnings,
+    ended_at_target,
+    fairness_warnings,
+)
+from leansplit.experiments.predicted_costs import cost_warnings
 from leansplit.experiments.significance import PairedDifference, paired_difference
 from leansplit.server_app.budget import MB
 from leansplit.server_app.results import Run, RunResult
@@ -73,6 +78,10 @@ class MethodSummary:
     client_peak_memory_mb: float | None
     order_boundaries: str  # clients at each, as "none × 50, cut × 50"; empty: they do not differ
     wall_time_s: float | None
+    simulated_s: float | None  # on the clients' devices, where a fleet says what these are
+    simulated_s_to_target: float | None  # as samples_to_target
+    client_s: float | None  # simulated time that clients are busy, all together
+    clients_left_out: float | None  # their memory is too small for a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +122,7 @@ def summarise(
     target = target_accuracy or _common_target(runs) or _default_target(completed)
     controls = find_controls(completed)
     warnings = [*_status_warnings(runs, order), *fairness_warnings(completed)]
+    warnings += [*device_warnings(completed), *cost_warnings(completed)]
     finals = {label: _final_accuracies(group) for label, group in completed.items()}
     if ended_at_target(completed):  # where a run ended there, its accuracy is the target's
         controls = controls.without_accuracies()
@@ -232,6 +242,13 @@ def boundaries_text(result: RunResult) -> str:
     return ", ".join(f"{b.boundary} × {len(b.clients)}" for b in result.order_boundaries)
 
 
+def _simulated_seconds_at(run: Run, samples: int) -> float | None:
+    """Return the simulated time of the first evaluation at that many samples, if it is told."""
+    if "simulated_s" not in run.rounds:
+        return None
+    return float(run.rounds["simulated_s"][run.rounds["samples_seen"] == samples].min())
+
+
 def _summarise_method(
     group: Sequence[Run],
     completed: Sequence[Run],
@@ -298,4 +315,11 @@ def _summarise_method(
         client_peak_memory_mb=_mean((r.client_peak_memory_bytes for r in results), MB),
         order_boundaries="; ".join(dict.fromkeys(filter(None, map(boundaries_text, results)))),
         wall_time_s=_mean(r.wall_time_s for r in results),
+        simulated_s=_mean(r.simulated_s for r in results),
+        simulated_s_to_target=_mean(
+            _simulated_seconds_at(run, samples)
+            for run, (samples, _) in zip(completed, all_reached, strict=bool(all_reached))
+        ),
+        client_s=_mean(r.client_s for r in results),
+        clients_left_out=_mean(r.num_unfit_clients for r in results),
     )

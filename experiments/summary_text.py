@@ -12,8 +12,10 @@ from rich import box
 from rich.table import Table
 
 from leansplit.experiments.fairness import quantity
+from leansplit.experiments.predicted_costs import HOW_TO_READ as COSTS_EXPLAINED
+from leansplit.experiments.predicted_costs import cost_rows
 from leansplit.experiments.significance import MIN_COMMON_SEEDS, PairedDifference
-from leansplit.experiments.summary import MethodSummary, Summary, summarise
+from leansplit.experiments.summary import MethodSummary, Summary, completed_runs, summarise
 from leansplit.server_app.results import Run, RunResult, write_files
 
 _NONE = "–"
@@ -48,14 +50,16 @@ def summary_table(summary: Summary, title: str | None = None) -> Table:
     """Return the comparison for a terminal of 80 columns; warnings are not part of it."""
     table = Table(title=title, box=box.SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
     table.caption = _target_sentence(summary)
-    if summary.sfl_label:
+    is_timed = any(row.simulated_s is not None for row in summary.rows)
+    headers = _TERMINAL_TIMED if is_timed else _TERMINAL
+    if summary.sfl_label and "p" in headers:
         table.caption += f" p: paired t-test against {summary.sfl_label}; summary.md has more."
-    for index, header in enumerate(_TERMINAL):
+    for index, header in enumerate(headers):
         # Only headers and remarks on seeds may wrap: a number split from its spread misleads.
         justify: Literal["left", "right"] = "right" if index else "left"
         table.add_column(header.replace(" ", "\n"), justify=justify, no_wrap=header != "Seeds")
     for row in summary.rows:
-        table.add_row(*(_CELLS[header](row) for header in _TERMINAL))
+        table.add_row(*(_CELLS[header](row) for header in headers))
     return table
 
 
@@ -67,6 +71,7 @@ def summary_markdown(
     parts = [f"# {title or default_title(runs)}", ""]
     parts += _markdown_table(summary, _ACCURACY)
     parts += ["", "## Cost", "", *_markdown_table(summary, _COST)]
+    parts += _predicted_and_measured(runs, [row.label for row in summary.rows])
     parts += _against_controls(summary)
     if summary.warnings:
         parts += ["", "## Warnings", "", *(f"- {warning}" for warning in summary.warnings)]
@@ -114,6 +119,15 @@ def provenance(results: Sequence[RunResult]) -> list[str]:
         for name, values in facts.items()
         for value in dict.fromkeys(values)
     ]
+
+
+def _predicted_and_measured(runs: Sequence[Run], labels: Sequence[str]) -> list[str]:
+    """Return the section on costs that were predicted and measured; empty if none were."""
+    completed = completed_runs(runs)
+    cells = cost_rows({label: completed[label] for label in labels if label in completed})
+    if not cells:
+        return []
+    return ["", "## Predicted and measured", "", *_table_lines(cells), "", COSTS_EXPLAINED]
 
 
 def _against_controls(summary: Summary) -> list[str]:
@@ -279,6 +293,9 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Samples seen": lambda r: _quantity(r.samples_seen),
     "Samples to target": lambda r: _to_target(r, r.samples_to_target),
     "MB to target": lambda r: _to_target(r, r.mb_to_target),
+    "Simulated time to target (s)": lambda r: (
+        _NONE if r.simulated_s is None else _to_target(r, r.simulated_s_to_target)
+    ),
     "Uplink (MB)": lambda r: _quantity(r.uplink_mb),
     "Downlink (MB)": lambda r: _quantity(r.downlink_mb),
     "Total (MB)": lambda r: _quantity(r.total_mb),
@@ -289,14 +306,22 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Client peak memory (MB)": lambda r: _quantity(r.client_peak_memory_mb),
     "Order boundaries": lambda r: r.order_boundaries or _NONE,
     "Wall time (s)": lambda r: _quantity(r.wall_time_s),
+    "Simulated time (s)": lambda r: _quantity(r.simulated_s),
+    "Client-seconds": lambda r: _quantity(r.client_s),
+    "Clients left out": lambda r: _quantity(r.clients_left_out),
     "p": lambda r: _p(r.p_value),
 }
 _HEADERS = tuple(_CELLS)
-_ACCURACY = _HEADERS[:9]
-_COST = ("Method", *_HEADERS[9:19])
+_FIRST_COST = _HEADERS.index("Uplink (MB)")
+_ACCURACY = _HEADERS[:_FIRST_COST]
+_COST = ("Method", *_HEADERS[_FIRST_COST : _HEADERS.index("p")])
 _TERMINAL = (
     *("Method", "Seeds", "Accuracy (%)", "Client gain recovered (%)", "p"),
     *("MB to target", "Total (MB)", "Round trips"),
+)
+_TERMINAL_TIMED = (
+    *("Method", "Seeds", "Accuracy (%)", "Total (MB)", "Round trips"),
+    *("Simulated time to target (s)", "Simulated time (s)"),
 )
 _EXPLAINED = {
     "Client and head alone (%)": "Client and head alone: final test accuracy of the averaged "
@@ -304,6 +329,13 @@ _EXPLAINED = {
     "Order boundaries": "Order boundaries: the last layer that is trained by zeroth-order steps, "
     "and how many clients have it there; none: backpropagation throughout, cut: the cut layer, "
     "all: zeroth order throughout.",
+    "Simulated time to target (s)": "Simulated time to target: at the first evaluation at or above "
+    "the target.",
+    "Simulated time (s)": "Simulated time: what the run takes on the clients' devices and "
+    "networks, counted FLOPs, bytes and round trips turned into seconds; the server computes in no "
+    "time. A round takes as long as its slowest client.",
+    "Client-seconds": "Client-seconds: the same, that clients are busy, all of them together.",
+    "Clients left out": "Clients left out: their memory is too small for a step.",
 }
 """Columns that few methods have, shown where any row has a number; what they mean."""
 

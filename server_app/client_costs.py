@@ -86,7 +86,9 @@ def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) ->
     def step() -> None:
         _bring_up_to_date(replica, seeds)
         smashed = forward_only(client_model, replica.parameters, inputs)
-        objective = SurrogateObjective(client_model, inputs, torch.ones_like(smashed))
+        objective = SurrogateObjective(
+            client_model, inputs, torch.ones_like(smashed), config.micro_batch
+        )
         anchor = objective.value_of(smashed)
         del smashed
         probe(objective, replica.spec, replica.vector, seeds, zo, anchor=anchor)

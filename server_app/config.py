@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from leansplit.clients.partition import PartitionConfig, PartitionKind
+from leansplit.costs.fleet import FleetConfig
 from leansplit.errors import (
     UserError,
     did_you_mean,
@@ -29,6 +29,7 @@ from leansplit.federated import (
 )
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
+from leansplit.server_app.key_values import literal, typed
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS, why_unused
 from leansplit.server_app.results import CHECKPOINT_KEYS, to_plain
@@ -98,6 +99,10 @@ class RunConfig:
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own settings by name, such as ``local_steps``; `leansplit keys METHOD` lists
     them. In files and with ``--set`` they are keys like all others."""
+    fleet: FleetConfig = FleetConfig()
+    """Devices and networks of the clients: ``fleet.profile``, …"""
+    fleet_digest: str = ""
+    """Of the content of a table of devices; found out, not given."""
     evaluate_every: int = 0
     """Rounds between evaluations; 0 = about twenty in the run."""
     telemetry_every: int = 0
@@ -160,6 +165,7 @@ class RunConfig:
         if self.initial_weights:
             digest = weights_digest(self.initial_weights)
             object.__setattr__(self, "initial_weights_digest", digest)
+        object.__setattr__(self, "fleet_digest", self.fleet.digest())
         for name in (
             "clients",
             "cohort",
@@ -188,6 +194,8 @@ class RunConfig:
         Quorum(self.quorum, self.quorum_rounds)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
+        if self.fleet.profile:
+            self.fleet.devices(self.clients, self.seed)
         self.budget()
         self.partition_config()
         self.method_config()
@@ -256,8 +264,11 @@ class RunConfig:
         return self.checkpoint_every > 0 or self.checkpoint_seconds > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as nested plain values."""
-        return dataclasses.asdict(self)
+        """Return all fields as nested plain values; without devices those of a run before them."""
+        values = dataclasses.asdict(self)
+        if not self.fleet.profile:
+            del values["fleet"], values["fleet_digest"]
+        return values
 
 
 def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
@@ -282,24 +293,41 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         if not is_used(method, key):
             raise UserError(why_unused(method, key))
         if name in FREE_SECTIONS and rest:
-            values.setdefault(name, {})[rest] = _literal(value)
+            values.setdefault(name, {})[rest] = literal(value)
         elif key not in keys:
             known = [*keys, *(f"{section}.…" for section in FREE_SECTIONS)]
             raise UserError(f"unknown key {key!r}; {did_you_mean(key, known)}")
         elif rest:
-            sections.setdefault(name, {})[rest] = _typed(key, value, keys[key])
+            sections.setdefault(name, {})[rest] = typed(key, value, keys[key])
         elif name in spec.options:
-            values["options"][name] = _typed(key, value, keys[key])
+            values["options"][name] = typed(key, value, keys[key])
         else:
-            values[name] = _typed(key, value, keys[key])
+            values[name] = typed(key, value, keys[key])
     for name, section in sections.items():
-        is_of_run = name in RUN_SECTIONS
-        default = RUN_SECTIONS[name] if is_of_run else spec.default(SECTIONS.get(name, name))
+        default = RUN_SECTIONS.get(name) or spec.default(SECTIONS.get(name, name))
         with section_named(name, type(default)):
             settled = dataclasses.replace(default, **section)
-        is_field = is_of_run or name in SECTIONS
-        (values if is_field else values["options"])[name] = settled
+        is_shared = name in SECTIONS or name in RUN_SECTIONS
+        (values if is_shared else values["options"])[name] = settled
     return RunConfig(**values)
+
+
+def fleet_config(text: str) -> FleetConfig:
+    """Read a fleet such as ``mobile`` or ``devices.csv,stragglers=0.2,slowdown=5``.
+
+    Raises:
+        UserError: for a key that does not exist, or a value that does not fit.
+    """
+    profile, *settings = (part.strip() for part in text.split(","))
+    given: dict[str, Any] = {"profile": profile}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        key = f"fleet.{name.strip()}"
+        if key not in KEYS:
+            raise UserError(f"unknown key {key!r}; {did_you_mean(key, _KEYS_OF['fleet'])}")
+        given[name.strip()] = typed(key, value.strip(), KEYS[key])
+    with section_named("fleet", FleetConfig):
+        return FleetConfig(**given)
 
 
 def option_keys(method: str) -> dict[str, TypeAdapter[Any]]:
@@ -333,44 +361,30 @@ def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], at_most:
     return ", ".join(changes[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _literal(value: Any) -> Any:
-    """Read text as a TOML value where it is one (3, true, [1, 2]); else leave it text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
-
-
-def _typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        detail = error.errors()[0]["msg"]
-    try:  # text of a command line that is a list, such as ["a", "b"]
-        return adapter.validate_python(_literal(value))
-    except ValidationError:
-        raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
-
-
 _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
 FREE_SECTIONS = ("task_options", "model_options")
 """Sections whose keys belong to the task or model, which checks them itself."""
 
-RUN_SECTIONS: Mapping[str, Any] = {"faults": FaultsConfig(), "attack": AttackConfig()}
-"""Section of keys that belong to a run and no method -> its defaults."""
-
-NO_KEYS = ("method", "options", "initial_weights_digest")
+NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 """Fields that are no keys: named otherwise, or found out."""
 
+RUN_SECTIONS: dict[str, Any] = {
+    "fleet": FleetConfig(),
+    "faults": FaultsConfig(),
+    "attack": AttackConfig(),
+}
+"""Sections of keys that are no settings of a method -> what holds without them."""
+
+_KEYS_OF: dict[str, dict[str, TypeAdapter[Any]]] = {
+    section: {
+        f"{section}.{name}": TypeAdapter(kind)
+        for name, kind in get_type_hints(_FIELD_TYPES[section]).items()
+    }
+    for section in (*SECTIONS, *RUN_SECTIONS)
+}
 KEYS: dict[str, TypeAdapter[Any]] = {
     name: TypeAdapter(kind)
     for name, kind in _FIELD_TYPES.items()
-    if name not in (*SECTIONS, *RUN_SECTIONS, *FREE_SECTIONS, *NO_KEYS)
-} | {
-    f"{section}.{name}": TypeAdapter(kind)
-    for section in (*SECTIONS, *RUN_SECTIONS)
-    for name, kind in get_type_hints(_FIELD_TYPES[section]).items()
-}
+    if name not in (*_KEYS_OF, *FREE_SECTIONS, *NO_KEYS)
+} | {key: adapter for keys in _KEYS_OF.values() for key, adapter in keys.items()}
 """The keys that all methods share, with what reads their values; see also :func:`option_keys`."""

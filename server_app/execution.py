@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import logging
 import threading
 from collections.abc import Callable
@@ -26,14 +25,16 @@ from leansplit.server_app.checkpoints import (
     client_costs_of,
     run_state_of,
 )
-from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.cost_check import add_cost_check
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import write_texts
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.server_app.results import ROUNDS_COLUMNS
+from leansplit.server_app.taking_part import ClientCosts, attending, measure_clients
 from leansplit.server_app.telemetry import EstimateWatcher
+from leansplit.strategies.client_watch import ClientWatch
 from leansplit.strategies.running import Deployment
 from leansplit.tasks.task import Task
 
@@ -67,7 +68,6 @@ def execute(
     workload = config.workload()
     task = workload.load_task()
     model = workload.build_model(task)
-    settings = settled_config(config, task, model)
     if config.attack.kind == "label_flip" and not task.num_classes:
         raise UserError(f"attack.kind = label_flip needs classes; task {task.name!r} has none")
     if checkpoints is None and config.has_checkpoints:
@@ -75,9 +75,9 @@ def execute(
             raise UserError("checkpoints need a folder: set out, or checkpoint_every = 0")
         checkpoints = Checkpoints(Path(config.out) / CHECKPOINTS)
     start = checkpoints.start if checkpoints else None
-    outcome = new_outcome(
-        config, settings, task, model, client_costs=client_costs_of(start) if start else None
-    )
+    known = client_costs_of(start) if start else None
+    settings, costs = attending_config(config, task, model, known=known)
+    outcome = new_outcome(config, settings, task, model, costs)
     strategy = METHODS[config.method].strategy(
         model,
         task.loss,
@@ -99,7 +99,8 @@ def execute(
     )
     evaluated = copied(model.full_model)
     recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
-    strategy.observers.append(recorder)
+    client_watch = ClientWatch()
+    strategy.observers += [recorder, client_watch]
     watcher = _estimate_watcher(config, task)
     if watcher is not None:
         strategy.observers.append(watcher)
@@ -122,6 +123,10 @@ def execute(
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
     outcome.samples_forwarded = strategy.samples_forwarded
+    try:
+        add_cost_check(outcome, task, model, client_watch.found)
+    except Exception:  # a formula of a method of one's own must not cost the run's results
+        log.exception("what the run cost could not be compared with what was predicted")
     if watcher is not None:
         outcome.telemetry = watcher.rows
     if strategy.rounds_completed:
@@ -137,16 +142,16 @@ def new_outcome(
     settings: MethodConfig,
     task: Task,
     model: SplitModel,
-    *,
-    client_costs: StepCosts | None = None,
+    costs: ClientCosts,
 ) -> Outcome:
-    """Return an outcome with what is known before the run starts; costs are measured, or given."""
+    """Return an outcome with what is known before the run starts."""
     method = METHODS[config.method]
     return Outcome(
         config,
         settings,
-        client_costs=client_costs or _measure_client(config, settings, task, model),
-        boundaries=method.boundaries(settings, model, config.clients),
+        client_costs=costs.largest,
+        boundaries=costs.groups,
+        boundary_costs=costs.at_boundary,
         client_replays=method.client_replays(settings, model.client_model),
         num_train_samples=len(task.train),
         task_notes=task.notes,
@@ -192,8 +197,22 @@ def settled_config(config: RunConfig, task: Task, model: SplitModel) -> MethodCo
         UserError: if the model or the batch does not allow what was asked for.
     """
     return METHODS[config.method].settle(
-        config.method_config(), model, task.loss, *_example_batch(config, task)
+        config.method_config(), model, task.loss, *example_batch(config, task)
     )
+
+
+def attending_config(
+    config: RunConfig, task: Task, model: SplitModel, *, known: StepCosts | None = None
+) -> tuple[MethodConfig, ClientCosts]:
+    """Return the settings with who can take part, and what a step costs, measured if not ``known``.
+
+    Raises:
+        UserError: as :func:`settled_config`, or if no client can take part.
+    """
+    settings = settled_config(config, task, model)
+    batch = example_batch(config, task)
+    costs = measure_clients(config, settings, model, task.loss, batch, largest=known)
+    return attending(config, settings, costs), costs
 
 
 def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:
@@ -211,21 +230,9 @@ def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:
     )
 
 
-def _example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+def example_batch(config: RunConfig, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the first full batch of the training data."""
     return (
         task.train.inputs[: config.batch_size].clone(),  # a view would hold all the data
         task.train.labels[: config.batch_size].clone(),
     )
-
-
-def _measure_client(
-    config: RunConfig, settings: MethodConfig, task: Task, model: SplitModel
-) -> StepCosts:
-    """Measure a client step on a copy of the model and the first batch of the training data."""
-    step = METHODS[config.method].client_step(
-        settings,
-        copy.deepcopy(model),
-        task.loss,
-        *_example_batch(config, task),
-    )
-    return measure(step)

@@ -17,6 +17,7 @@ from leansplit.server_app.recording import Outcome
 from leansplit.server_app.results import (
     Engine,
     OrderBoundary,
+    Run,
     RunResult,
     config_hash,
     ledger_table,
@@ -25,6 +26,7 @@ from leansplit.server_app.results import (
     write_files,
     write_run,
 )
+from leansplit.server_app.simulated_time import timed
 from leansplit.server_app.telemetry import TELEMETRY_FILE, telemetry_summary, telemetry_table
 
 MODEL_FILE = "model.safetensors"
@@ -47,7 +49,8 @@ def run_result(
     method = METHODS[config.method]
     versions, commit, hardware = collect_environment()
     accuracies = [row["accuracy"] for row in outcome.rounds]
-    forwards, backwards = method.client_passes(outcome.settings or config.method_config())
+    settings = outcome.settings or config.method_config()
+    forwards, backwards = method.client_passes(settings)
     costs = outcome.client_costs
     return RunResult(
         method=config.method,
@@ -82,14 +85,23 @@ def run_result(
         client_backwards=round(backwards * outcome.samples_forwarded),
         client_step_flops=costs.flops if costs else None,
         client_peak_memory_bytes=costs.peak_memory_bytes if costs else None,
+        predicted=outcome.predicted,
+        measured=outcome.measured,
+        measured_by=outcome.measured_by,
+        repeated_step_flops=outcome.repeated_step_flops,
         order_boundaries=[
             OrderBoundary(
                 boundary=group.boundary,
                 zeroth_order_parameters=group.num_zeroth_elements,
                 clients=list(group.clients),
+                step_flops=at.flops if (at := outcome.boundary_costs.get(group.boundary)) else None,
+                peak_memory_bytes=at.peak_memory_bytes if at else None,
             )
             for group in outcome.boundaries
         ],
+        client_samples=[size for _, size in sorted(outcome.num_samples.items())],
+        excluded_clients=sorted(settings.presence.excluded),
+        num_unfit_clients=len(settings.presence.excluded) if config.fleet.profile else None,
         final_model_checksum=outcome.final_model_checksum or None,
         events=outcome.events,
         partition=_partition(outcome),
@@ -117,8 +129,12 @@ def write_outcome(
         write_files(out_dir, {TELEMETRY_FILE: parquet_bytes(table)})
     else:
         (out_dir / TELEMETRY_FILE).unlink(missing_ok=True)  # an earlier run's, in the same folder
-    write_run(out_dir, result, rounds_table(outcome.rounds), ledger_table(outcome.ledger))
-    return result
+    rounds, ledger = rounds_table(outcome.rounds), ledger_table(outcome.ledger)
+    run = Run(result=result, rounds=rounds, ledger=ledger)
+    if outcome.config.fleet.profile and outcome.engine == "flower":
+        run = timed(run, outcome.config.fleet)
+    write_run(out_dir, run.result, run.rounds, run.ledger)
+    return run.result
 
 
 def _write_adapter(out_dir: Path, outcome: Outcome) -> None:

@@ -18,9 +18,10 @@ from leansplit.first_order import Loss
 from leansplit.models import MODELS, SplitModel, build_model, cut_layers, split_at
 from leansplit.models.language.halves import OUTPUTS, WholeLanguageModel
 from leansplit.server_app.client_costs import measure
+from leansplit.server_app.closed_form import split_sizes
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.methods import METHODS
-from leansplit.server_app.plain_execution import split_sizes
+from leansplit.server_app.taking_part import attending, measure_clients
 from leansplit.tasks.task import Task, cross_entropy
 from leansplit.tasks.text_metrics import Verbalizer, token_loss
 
@@ -70,6 +71,8 @@ class Problem:
             raise UserError(f"length must be at least 1, got {length}")
         if outputs not in OUTPUTS:
             raise UserError(f"outputs must be one of {', '.join(OUTPUTS)}, got {outputs!r}")
+        if num_classes < 1 and outputs != "tokens":
+            raise UserError(f"classes must be at least 1, got {num_classes}")
         losses: dict[str, Loss] = {
             "classes": cross_entropy,
             "next_token": Verbalizer(tuple(range(num_classes))).loss,
@@ -157,13 +160,29 @@ class Planner:
         """Return the allowed cuts in forward order."""
         return cut_layers(self.whole)
 
-    def step_costs(self, config: RunConfig) -> StepCosts:
-        """Return what one client step costs."""
+    def step_costs(
+        self,
+        config: RunConfig,
+        batch_shape: Sequence[int] | None = None,
+        boundary: str | None = None,
+    ) -> StepCosts:
+        """Return what one client step costs.
+
+        Args:
+            config: of the run.
+            batch_shape: of the inputs, if it is not that of the problem.
+            boundary: of the client, where clients differ; None: the most demanding one.
+        """
+        size, *shape = batch_shape or (config.batch_size, *self.problem.input_shape)
         with self._world.entered():
             model = split_at(self.whole, config.cut_layer)
-            batch = self.problem.batch(config.batch_size)
+            batch = replace(self.problem, input_shape=tuple(shape)).batch(size)
             settings = self._settled(config, model, batch)
-            step = METHODS[config.method].client_step(settings, model, self.problem.loss, *batch)
+            method = METHODS[config.method]
+            if boundary is not None and method.boundary_step is not None:
+                step = method.boundary_step(settings, model, self.problem.loss, *batch, boundary)
+            else:
+                step = method.client_step(settings, model, self.problem.loss, *batch)
             costs = measure(step)
         for parameter in self.whole.parameters():
             parameter.grad = None
@@ -177,9 +196,15 @@ class Planner:
             step: costs of a step, if they are known.
         """
         method = METHODS[config.method]
+        step = step or self.step_costs(config)
         with self._world.entered():
             model = split_at(self.whole, config.cut_layer)
-            settings = self._settled(config, model, self.problem.batch(config.batch_size))
+            batch = self.problem.batch(config.batch_size)
+            settings = self._settled(config, model, batch)
+            if config.fleet.profile:
+                loss = self.problem.loss
+                costs = measure_clients(config, settings, model, loss, batch, largest=step)
+                settings = attending(config, settings, costs)
             shape = split_sizes(
                 config,
                 settings,
@@ -195,12 +220,12 @@ class Planner:
                 "features_once needs to know how many samples clients hold: give --task"
             )
         steps: int = getattr(settings, "local_steps", 1)
-        in_a_round = config.cohort * steps * config.batch_size
-        rounds = min(config.rounds, -(-config.samples // in_a_round) or config.rounds)
-        population = range(config.clients)
-        attendance = [
-            set(method.cohort(settings, shape, population, t)) for t in range(1, rounds + 1)
-        ]
+        attendance: list[set[int]] = []
+        seen = 0
+        while len(attendance) < config.rounds and (seen < config.samples or not config.samples):
+            round, population = len(attendance) + 1, range(config.clients)
+            attendance.append(set(method.cohort(settings, shape, population, round)))
+            seen += len(attendance[-1]) * steps * config.batch_size
 
         def traffic(cohorts: Sequence[Set[int]]) -> Traffic:
             samples = sum(map(len, cohorts)) * steps * config.batch_size
@@ -210,23 +235,22 @@ class Planner:
 
         again, before = [{0}] * 3, [{0}] * 2  # by then heads are aligned and weights are there
         spent, saved = traffic(again), traffic(before)
-        trips = method.round_trips
         return Plan(
             method=config.method,
             title=method.title,
             cut_layer=config.cut_layer,
-            step=step or self.step_costs(config),
+            step=step,
             shape=shape,
             steps_per_round=steps,
-            rounds=rounds,
+            rounds=len(attendance),
             participations=sum(map(len, attendance)),
-            is_sequential=trips(settings, [{0, 1}]) > trips(settings, [{0}]),
+            is_sequential=method.is_sequential(settings),
             traffic=traffic(attendance),
             client_traffic={
                 key: left for key, size in spent.items() if (left := size - saved.get(key, 0))
             },
-            round_trips=1 + trips(settings, attendance),
-            client_round_trips=trips(settings, again) - trips(settings, before),
+            round_trips=1 + method.round_trips(settings, [c for c in attendance if c]),
+            client_round_trips=method.client_round_trips(settings),
         )
 
     def _smashed_sample(self, model: SplitModel) -> Tensor:

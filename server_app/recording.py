@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -20,6 +20,7 @@ from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.parameters import load_state_
 from leansplit.server_app.budget import Budget, EndedBy
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import Written
 from leansplit.server_app.results import Engine, Status
@@ -68,8 +69,18 @@ class Outcome:
     num_exchanges: int = 0
     client_costs: StepCosts | None = None
     """Of one client step on a full batch."""
+    predicted: CostFigures = field(default_factory=CostFigures)
+    """Costs of the step that was measured, and of the rounds that were run."""
+    measured: CostFigures = field(default_factory=CostFigures)
+    """The same as clients counted them, and as the ledger has them."""
+    measured_by: str = ""
+    """Who measured the step."""
+    repeated_step_flops: int | None = None
+    """FLOPs of a measured step that messages alone make necessary."""
     boundaries: tuple[BoundaryGroup, ...] = ()
     """Which clients train how much of the model by zeroth order (HO-FL)."""
+    boundary_costs: Mapping[str, StepCosts] = field(default_factory=dict)
+    """Of one step of a client at each boundary, where clients differ in it."""
     client_replays: float = 0.0
     """Forward passes for each sample that a client repeats to save memory."""
     samples_forwarded: int = 0

@@ -29,6 +29,7 @@ from pydantic.dataclasses import dataclass
 
 from leansplit.errors import UserError
 from leansplit.server_app.budget import ROUNDING, EndedBy
+from leansplit.server_app.cost_figures import CostFigures
 
 if TYPE_CHECKING:
     from leansplit.wire.ledger import LedgerEntry
@@ -105,6 +106,8 @@ class OrderBoundary:
     boundary: str  # name of a layer, "none", "cut" or "all"
     zeroth_order_parameters: Count  # trained by zeroth-order steps below it
     clients: list[Count]  # their ids
+    step_flops: Count | None = None  # one of them, one step
+    peak_memory_bytes: Count | None = None
 
 
 @dataclass(frozen=True, kw_only=True, config=ConfigDict(extra="forbid"))
@@ -146,8 +149,20 @@ class RunResult:
     client_backwards: Count = 0  # counted per sample, as above
     client_step_flops: Count | None = None  # one client, one step
     client_peak_memory_bytes: Count | None = None
+    predicted: CostFigures = Field(default_factory=CostFigures)  # of the step that was measured
+    measured: CostFigures = Field(default_factory=CostFigures)  # where it is computed
+    measured_by: str = ""  # who measured the step, and when
+    # passes that messages, which hold no graph, make a client run twice; not in client_step_flops
+    repeated_step_flops: Count | None = None
     # HO-FL, smallest zeroth-order segment first; see OrderBoundary
     order_boundaries: list[OrderBoundary] = Field(default_factory=list)
+    client_samples: list[Count] = Field(default_factory=list)  # held by client 0, 1, ...
+    excluded_clients: list[Count] = Field(default_factory=list)  # memory too small for a step
+    # on the devices of simulated_on; see leansplit.server_app.simulated_time
+    simulated_on: str = ""
+    num_unfit_clients: Count | None = None  # memory too small for a step
+    simulated_s: Number | None = None
+    client_s: Number | None = None
     final_model_checksum: str | None = None
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
@@ -160,7 +175,8 @@ class Run:
     """A run read back from its folder."""
 
     result: RunResult
-    rounds: pd.DataFrame  # ROUNDS_COLUMNS, one row per evaluation; bytes are cumulative
+    # ROUNDS_COLUMNS, one row per evaluation; bytes, simulated_s and client_s are cumulative
+    rounds: pd.DataFrame
     ledger: pd.DataFrame  # LEDGER_COLUMNS, one row per priced record
     path: Path | None = None
 

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
+from pydantic import Field, TypeAdapter, ValidationError
 
 _PAYLOADS = "leansplit"
 _FAILURES = "leansplit-failures"
+_WATCHED = "leansplit-watched"
+_COSTS = "leansplit-costs"
 _STYPE = "leansplit.safetensors"
 _LONGEST_ID = 20
 
@@ -66,6 +71,55 @@ def unpack_failures(content: RecordDict) -> dict[int, str]:
         return {}
     failures = content.config_records[_FAILURES]
     return {int(key): str(value) for key, value in failures.items() if _is_id(key)}
+
+
+@dataclass(frozen=True)
+class CostReport:
+    """What one message cost the client that answered it, by its own count.
+
+    Attributes:
+        flops: without ``repeated_flops``.
+        repeated_flops: of passes that messages alone make necessary.
+        peak_memory_bytes: live tensor storage at its peak.
+        batches: local step -> shape of the inputs that it ran on.
+    """
+
+    flops: Annotated[int, Field(ge=0)]
+    repeated_flops: Annotated[int, Field(ge=0)]
+    peak_memory_bytes: Annotated[int, Field(ge=0)]
+    batches: dict[int, tuple[int, ...]]
+
+
+_REPORT: Final = TypeAdapter(CostReport)
+
+
+def with_watch(content: RecordDict, client_id: int) -> RecordDict:
+    """Return a request that also asks one of its clients to count what the answer costs it."""
+    return RecordDict({**content, _WATCHED: ConfigRecord({"client-id": client_id})})
+
+
+def take_watch(content: RecordDict) -> int | None:
+    """Remove what :func:`with_watch` added, if it is there; return the client."""
+    asked = content.pop(_WATCHED, None)
+    return int(str(asked["client-id"])) if isinstance(asked, ConfigRecord) else None
+
+
+def with_costs(content: RecordDict, report: CostReport | None) -> RecordDict:
+    """Add a client's report to its answer, if it has one; it is neither payload nor priced."""
+    if report is not None:
+        content[_COSTS] = ConfigRecord({"json": _REPORT.dump_json(report).decode()})
+    return content
+
+
+def take_costs(content: RecordDict) -> CostReport | None:
+    """Remove a client's report; None if there is none, or none that can be read."""
+    report = content.pop(_COSTS, None)
+    if not isinstance(report, ConfigRecord):
+        return None
+    try:
+        return _REPORT.validate_json(str(report.get("json")))
+    except ValidationError:
+        return None
 
 
 def _is_id(key: str) -> bool:

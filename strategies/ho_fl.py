@@ -28,7 +28,6 @@ from leansplit.federated import (
     HOFLConfig,
     Replica,
     aggregate,
-    sample_by_dimension,
     sample_weights,
 )
 from leansplit.first_order import Loss
@@ -125,10 +124,7 @@ class HOFL(RunningStrategy):
     def sample_cohort(self, round: int) -> list[int]:
         """Steps 1 and 2: prefer small zeroth-order segments; exactly K clients."""
         dimensions = {m: self._num_elements[self.boundary(m)] for m in self.federation.population}
-        config = self.config
-        return sample_by_dimension(
-            dimensions, config.cohort_size, config.dimension_preference, config.root_seed, round
-        )
+        return self.config.sample_by_dimension(round, dimensions)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
+from typing import TYPE_CHECKING
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -16,8 +17,11 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from leansplit.strategies.flower_records import NODE, unpack
+from leansplit.strategies.flower_records import NODE, take_costs, unpack, with_watch
 from leansplit.wire import BehindReply, DecodeError, Direction, Kind, Ledger, decode, price
+
+if TYPE_CHECKING:
+    from leansplit.strategies.client_watch import ClientWatch
 
 _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.25
@@ -38,6 +42,7 @@ class ObservedGrid(Grid):
         num_exchanges: times that the server sent something and waited for the answers.
         contacted: clients that were sent anything since this was last emptied.
         num_unasked: answers that nobody had asked for, such as the second to one message.
+        watch: chooses the client that counts its own costs; None: nobody does.
     """
 
     def __init__(
@@ -50,6 +55,7 @@ class ObservedGrid(Grid):
         self.ledger = ledger
         self.num_exchanges = 0
         self.contacted: set[int] = set()
+        self.watch: ClientWatch | None = None
         self._client_of_node: dict[int, int] = {}
         self._node_of_message: dict[str, int] = {}
         self._is_priced = True
@@ -135,15 +141,24 @@ class ObservedGrid(Grid):
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Price the messages and pass them on."""
         sent = list(messages)
-        for message in sent:
-            self.contacted |= self._clients_of(message)
         self._book(sent, "downlink", [message.metadata.dst_node_id for message in sent])
+        for message in sent:
+            clients = self._clients_of(message)
+            self.contacted |= clients
+            if self.watch is not None and self._is_booked:
+                watched = self.watch.on_asked(_round_of(message), clients)
+                if watched is not None:  # FedAvg's content is shared by all its messages
+                    message.content = with_watch(message.content, watched)
         return self._grid.push_messages(sent)
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Fetch replies and price them."""
         replies = list(self._grid.pull_messages(message_ids))
         replies += self._inject_repeated(replies)
+        for reply in replies:
+            report = None if reply.has_error() else take_costs(reply.content)
+            if report is not None and self.watch is not None:
+                self.watch.on_report(_round_of(reply), report)
         self._book(replies, "uplink", [reply.metadata.src_node_id for reply in replies])
         return replies
 

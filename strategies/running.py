@@ -18,13 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from leansplit.errors import UserError, require_positive
-from leansplit.federated import (
-    AttackConfig,
-    FaultsConfig,
-    MethodConfig,
-    require_cohort,
-    sample_cohort,
-)
+from leansplit.federated import AttackConfig, FaultsConfig, MethodConfig, require_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.estimates import EstimateReporting
@@ -198,9 +192,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
 
     def sample_cohort(self, round: int) -> list[int]:
         """Return the ids of the clients that take part in ``round``, ascending."""
-        return sample_cohort(
-            self.config.root_seed, round, self.federation.population, self.config.cohort_size
-        )
+        return self.config.sample_cohort(round, self.federation.population)
 
     def clients_alone(self) -> nn.Module | None:
         """Return what clients could use without the server, with outputs like the whole model's.
@@ -355,7 +347,8 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             self._num_empty_rounds = 0
         else:
             self.count("empty_rounds")
-            self._num_empty_rounds += 1
+            # A round for which nobody was there is no sign that anything is wrong.
+            self._num_empty_rounds += bool(self.sample_cohort(round))
             if self.has_lost_quorum:
                 reasons = (f"client {m}: {failure}" for m, failure in failures.items())
                 raise QuorumLostError(

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from leansplit import reference
 from leansplit.costs import ClientStep, SplitShape, ho_fl_traffic
-from leansplit.federated import HOFLConfig, sample_by_dimension
+from leansplit.federated import HOFLConfig
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import (
     ALL,
@@ -36,10 +36,7 @@ def cohort(
     config: HOFLConfig, shape: SplitShape, population: Sequence[int], round: int
 ) -> list[int]:
     """Exactly K clients, more often those with small d_i."""
-    dimensions = {m: shape.zeroth_elements[m] for m in population}
-    return sample_by_dimension(
-        dimensions, config.cohort_size, config.dimension_preference, config.root_seed, round
-    )
+    return config.sample_by_dimension(round, {m: shape.zeroth_elements[m] for m in population})
 
 
 def client_passes(config: HOFLConfig) -> tuple[float, float]:
@@ -56,16 +53,30 @@ def client_passes(config: HOFLConfig) -> tuple[float, float]:
     return forwards / len(boundaries), backwards / len(boundaries)
 
 
+def boundary_step(
+    config: HOFLConfig,
+    model: SplitModel,
+    loss: Loss,
+    inputs: Tensor,
+    labels: Tensor,
+    boundary: str,
+) -> ClientStep:
+    """The step of a client at ``boundary``, on a copy of the model."""
+    segments = segments_at(copy.deepcopy(model), boundary)
+    return measurable_step(segments, loss, config, inputs, labels)
+
+
 def client_step(
     config: HOFLConfig, model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor
 ) -> ClientStep:
     """The step of the most demanding client: the boundary that holds the most memory."""
 
     def step_at(boundary: str) -> ClientStep:
-        segments = segments_at(copy.deepcopy(model), boundary)
-        return measurable_step(segments, loss, config, inputs, labels)
+        return boundary_step(config, model, loss, inputs, labels, boundary)
 
     names = sorted(set(config.boundaries_of(range(config.num_boundaries)).values()))
+    if len(names) == 1:
+        return step_at(names[0])
     return step_at(max(names, key=lambda name: measure(step_at(name)).peak_memory_bytes))
 
 
@@ -85,6 +96,7 @@ HO_FL = MethodSpec(
         shape, attendance, config.local_steps, config.zeroth_order.num_perturbations
     ),
     client_step=client_step,
+    boundary_step=boundary_step,
     settle=fit_boundaries,
     zeroth_elements=zeroth_elements,
     boundaries=boundary_groups,

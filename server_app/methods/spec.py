@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from leansplit.costs import ClientStep, SplitShape, Traffic
 from leansplit.errors import UserError
-from leansplit.federated import ClientData, MethodConfig, sample_cohort
+from leansplit.federated import ClientData, MethodConfig
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
@@ -57,7 +57,7 @@ def _one_each_round(config: MethodConfig, attendance: Sequence[Set[int]]) -> int
 def _uniform_cohort(
     config: MethodConfig, shape: SplitShape, population: Sequence[int], round: int
 ) -> list[int]:
-    return sample_cohort(config.root_seed, round, population, config.cohort_size)
+    return config.sample_cohort(round, population)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,7 +103,7 @@ class MethodSpec:
     """(config, model, z of one sample [1, ...]) -> d_a, for the sizes that traffic depends on."""
     round_trips: Callable[[Any, Sequence[Set[int]]], int] = _one_each_round
     """(config, attendance) -> times that the server sends something and waits for answers, without
-    the set-up."""
+    the set-up; rounds in which nobody took part are left out of the attendance."""
     client_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor], ClientStep]
     """(config, model, loss, inputs, labels) -> one step of a client, to be measured."""
     settle: Callable[[Any, SplitModel, Loss, Tensor, Tensor], MethodConfig] = _as_given
@@ -114,6 +114,9 @@ class MethodSpec:
     boundaries: Callable[[Any, SplitModel, int], tuple[BoundaryGroup, ...]] = lambda *_: ()
     """(config, model, clients) -> who trains how much of the model by zeroth order, for methods
     whose clients differ in that."""
+    boundary_step: Callable[[Any, SplitModel, Loss, Tensor, Tensor, str], ClientStep] | None = None
+    """(config, model, loss, inputs, labels, boundary) -> one step of a client at that boundary, of
+    methods that have ``boundaries``."""
     clients_alone: Callable[[Any, SplitModel, Sequence[ClientData], Any], nn.Module | None] = (
         lambda *_: None
     )
@@ -121,6 +124,26 @@ class MethodSpec:
     server, as :meth:`RunningStrategy.clients_alone`."""
     cohort: Callable[[Any, SplitShape, Sequence[int], int], list[int]] = _uniform_cohort
     """(config, sizes, population, round) -> the clients that take part, ascending."""
+
+    def is_sequential(self, config: MethodConfig) -> bool:
+        """Say whether the clients of a round work one after the other."""
+        return self.round_trips(config, [{0, 1}]) > self.round_trips(config, [{0}])
+
+    def client_round_trips(self, config: MethodConfig) -> int:
+        """Return the round trips of one more participation of a client that was there before."""
+        return self.round_trips(config, [{0}] * 3) - self.round_trips(config, [{0}] * 2)
+
+    def recorded_config(self, config: Mapping[str, Any]) -> MethodConfig:
+        """Return the settings of a run whose configuration is read back from its results.
+
+        Raises:
+            UserError: if they are those of another version.
+        """
+        sections = {key: field for key, field in SECTIONS.items() if field in self.fields}
+        keys = {**SHARED_FIELDS, **sections}
+        given = {field: config[key] for key, field in keys.items() if key in config}
+        options = config.get("options", {})
+        return MethodConfig.from_dict({"type": self.config_type.__name__, **given, **options})
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -134,7 +157,7 @@ class MethodSpec:
     @property
     def options(self) -> dict[str, Any]:
         """The method's own settings -> their types: fields that no shared key sets."""
-        taken = {*SHARED_FIELDS.values(), *SECTIONS.values()}
+        taken = {*SHARED_FIELDS.values(), *SECTIONS.values(), "presence"}
         return {name: kind for name, kind in self.fields.items() if name not in taken}
 
     def default(self, field: str) -> Any:

@@ -12,12 +12,15 @@ MemoryKind = Literal[
 ]
 MEMORY_KINDS: Final[tuple[MemoryKind, ...]] = get_args(MemoryKind)
 
-_kind: ContextVar[MemoryKind] = ContextVar("memory_kind", default="activations")
+_kind: ContextVar[MemoryKind | None] = ContextVar("memory_kind", default="activations")
 
 
 @contextmanager
-def allocated_as(kind: MemoryKind) -> Iterator[None]:
-    """Say what tensors made inside the block are for; outside all such blocks: activations."""
+def allocated_as(kind: MemoryKind | None) -> Iterator[None]:
+    """Say what tensors made inside the block are for; outside all such blocks: activations.
+
+    None: copies to send or to store, which a device need not make all at once; nobody counts them.
+    """
     token = _kind.set(kind)
     try:
         yield
@@ -25,6 +28,6 @@ def allocated_as(kind: MemoryKind) -> Iterator[None]:
         _kind.reset(token)
 
 
-def allocated_for() -> MemoryKind:
+def allocated_for() -> MemoryKind | None:
     """Return what a tensor made here is for."""
     return _kind.get()

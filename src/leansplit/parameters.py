@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from leansplit.allocation import allocated_as
+
 M = TypeVar("M", bound=nn.Module)
 
 ParameterDict = dict[str, Tensor]
@@ -78,6 +80,12 @@ def load_parameters_(model: nn.Module, parameters: Mapping[str, Tensor]) -> None
     with torch.no_grad():
         for name, value in parameters.items():
             own[name].copy_(value)
+
+
+def to_send(parameters: Mapping[str, Tensor]) -> ParameterDict:
+    """Return a copy that later steps do not move."""
+    with allocated_as(None):
+        return {name: value.clone() for name, value in parameters.items()}
 
 
 def load_state_(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -11,13 +11,15 @@ from leansplit.clients.app import app
 from leansplit.clients.task_workload import task_client_data
 from leansplit.costs import SplitShape
 from leansplit.federated import MethodConfig
+from leansplit.models import SplitModel
 from leansplit.parameters import checksum
+from leansplit.server_app.closed_form import split_shape, uploaded_positions
 from leansplit.server_app.config import RunConfig, run_config
-from leansplit.server_app.execution import execute, settled_config
+from leansplit.server_app.execution import attending_config, execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
-from leansplit.server_app.plain_execution import split_shape, uploaded_positions
 from leansplit.server_app.recording import Outcome
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
+from leansplit.tasks.task import Task
 
 OPTIMIZERS = {
     "sgd": {"client.name": "sgd", "client.lr": 0.05, "server.name": "sgd", "server.lr": 0.1},
@@ -111,6 +113,13 @@ class Expected:
     """The cohort of each round."""
 
 
+def _settings(config: RunConfig, task: Task, model: SplitModel) -> MethodConfig:
+    """Return what a run's clients and server go by; who takes part is decided by measured steps."""
+    if not config.fleet.profile:
+        return settled_config(config, task, model)
+    return attending_config(config, task, model)[0]
+
+
 @pytest.fixture
 def expected() -> Callable[[RunConfig], Expected]:
     """Settings, sizes and cohorts, as the method's row gives them."""
@@ -118,7 +127,7 @@ def expected() -> Callable[[RunConfig], Expected]:
     def build(config: RunConfig) -> Expected:
         method, task = METHODS[config.method], config.workload().load_task()
         model = config.workload().build_model(task)
-        settings = settled_config(config, task, model)
+        settings = _settings(config, task, model)
         clients = [task_client_data(config.workload(), task)(m) for m in range(config.clients)]
         num_samples = {m: len(data.labels) for m, data in enumerate(clients)}
         shape = split_shape(config, settings, task, model, num_samples)
@@ -126,7 +135,7 @@ def expected() -> Callable[[RunConfig], Expected]:
         attendance = [set(method.cohort(settings, shape, population, t)) for t in rounds]
         if model.has_mask:
             positions = [
-                uploaded_positions(clients, settings, t, cohort, set())
+                uploaded_positions(clients.__getitem__, settings, t, cohort, set())
                 for t, cohort in zip(rounds, attendance, strict=True)
             ]
             shape = dataclasses.replace(shape, num_positions=sum(positions))
@@ -146,7 +155,7 @@ def reference_checksum() -> Callable[[RunConfig], str]:
         client_data = task_client_data(workload, task)
         method = METHODS[config.method]
         clients = [client_data(m) for m in range(config.clients)]
-        settings = settled_config(config, task, model)
+        settings = _settings(config, task, model)
         method.reference(model, task.loss, clients, settings, config.rounds)
         return checksum(model.full_state_dict())
 

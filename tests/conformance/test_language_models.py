@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
+from leansplit.server_app.closed_form import uploaded_positions
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
-from leansplit.server_app.plain_execution import uploaded_positions
 from tests.language import config_json, write_pairs, write_texts
 
 ALL = list(METHODS)
@@ -150,8 +150,8 @@ def test_positions_are_those_of_the_uploaded_batches(texts):
     task = config.workload().load_task()
     settings = config.method_config()
     clients = [task.train.select(range(m, 60, 4)) for m in range(4)]
-    both = uploaded_positions(clients, settings, 1, [0, 1], set())
-    alone = [uploaded_positions(clients, settings, 1, [m], set()) for m in (0, 1)]
+    both = uploaded_positions(clients.__getitem__, settings, 1, [0, 1], set())
+    alone = [uploaded_positions(clients.__getitem__, settings, 1, [m], set()) for m in (0, 1)]
     assert both == sum(alone) and all(4 < n <= 4 * 32 for n in alone)
     every = configure("cse-fsl", "gpt2", texts).method_config()
-    assert uploaded_positions(clients, every, 1, [0, 1], set()) > both
+    assert uploaded_positions(clients.__getitem__, every, 1, [0, 1], set()) > both

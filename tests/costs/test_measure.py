@@ -2,7 +2,16 @@ import pytest
 import torch
 from torch import nn
 
-from leansplit.costs import count_flops, peak_tensor_bytes
+from leansplit.allocation import allocated_as
+from leansplit.costs import (
+    ClientStep,
+    count_flops,
+    leave_out,
+    measure_step,
+    peak_tensor_bytes,
+    repeated_pass,
+)
+from leansplit.costs.allocator import allocator_peak
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.zeroth_order import (
@@ -156,3 +165,63 @@ def test_a_zeroth_order_step_peaks_at_inference_and_a_perturbed_copy():
         lambda: deep(DEPTH)(x)
     )
     assert grown == WEIGHTS + DEPTH * ACTIVATION
+
+
+def test_copies_are_left_out_and_what_they_are_made_of_is_not():
+    x, stored = torch.ones(1_000), torch.ones(500)
+
+    def copies():
+        with allocated_as(None):
+            y = x.clone()  # x counts, y does not
+        leave_out([stored])
+        return stored + 1, y + 1  # 2 KB and 4 KB
+
+    assert peak_tensor_bytes(copies) == 4 * KB + 2 * KB + 4 * KB
+
+    def sent_on_its_way():
+        y = x * 2
+        leave_out([y])  # it was alive
+        return x + 1
+
+    assert peak_tensor_bytes(sent_on_its_way) == 8 * KB
+
+
+def test_a_repeated_pass_is_counted_apart():
+    layer, x = linear(8, 16), torch.ones(4, 8)
+
+    def step():
+        layer(x)
+        with repeated_pass():
+            layer(x)
+
+    costs = measure_step(ClientStep(run=step))
+    assert (costs.flops, costs.repeated_flops) == (FORWARD, FORWARD)
+    with repeated_pass():  # nobody watches
+        layer(x)
+
+
+class Statistics:
+    """An allocator with 100 bytes in use that grows to 160 during a step."""
+
+    def __init__(self):
+        self.calls, self.peak = [], 100
+
+    def __getattr__(self, name):
+        def call(device):
+            self.calls.append(name)
+            return {"memory_allocated": 100, "max_memory_allocated": self.peak}.get(name)
+
+        return call
+
+
+def test_the_allocators_peak_adds_what_is_kept_to_what_grew():
+    allocator, weight = Statistics(), nn.Parameter(torch.ones(10))
+    optimizer = torch.optim.SGD([weight], momentum=0.9)
+
+    def run():
+        allocator.peak = 160
+
+    step = ClientStep(run=run, weights=[weight, weight[:5]], optimizers=[optimizer, None])
+    assert allocator_peak(step, torch.device("cpu"), allocator) == 40 + 40 + 60
+    order = ["reset_peak_memory_stats", "memory_allocated", "synchronize", "max_memory_allocated"]
+    assert allocator.calls == ["synchronize", *order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from leansplit.server_app.results import (
     to_plain,
     write_run,
 )
+from leansplit.wire import LedgerEntry
 
 MakeRun = Callable[..., Run]
 RunCommand = Callable[..., tuple[int, str, str]]
@@ -56,6 +57,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         accuracy: float = 0.9,
         settings: dict[str, Any] | None = None,
         folder: str | None = None,
+        ledger: Iterable[LedgerEntry] = (),
         **changes: Any,
     ) -> Run:
         label = label or method.upper()
@@ -110,7 +112,7 @@ def make_run(tmp_path: Path) -> MakeRun:
         )
         shutil.rmtree(run_dir, ignore_errors=True)
         result = RunResult(**{**values, **changes})
-        write_run(run_dir, result, rounds_table(rows), ledger_table([]))
+        write_run(run_dir, result, rounds_table(rows), ledger_table(ledger))
         return read_run(run_dir)
 
     return make

@@ -4,8 +4,10 @@ import json
 import sys
 
 import pytest
+from torch import nn
 
 from leansplit.experiments import cli
+from leansplit.models import registry
 from tests.language import config_json
 
 CNN = ("--model", "cifar-cnn", "--batch-size", "2", "--rounds", "3", "--image", "3x16x16")
@@ -87,6 +89,14 @@ def test_by_the_conventions_of_a_table(plan):
     [
         (("ho-sfl", *CNN, "--memory", "2gib"), "did you mean 2GiB?"),
         (("ho-sfl", *CNN, "--memory", "2"), "--memory needs a unit"),
+        (("ho-sfl", *CNN, "--memory", "0.1B"), "--memory must be at least 1B"),
+        (("ho-sfl", *CNN, "--cut", ""), "--cut needs the name of a layer"),
+        (
+            ("ho-sfl", "--model", "absent.json"),
+            "cannot read the configuration absent.json: No such",
+        ),
+        (("ho-sfl", "--model", config_json("llama"), "--classes", "0"), "classes must be at least"),
+        (("ho-sfl", "--model", config_json("llama"), "--cut", "9"), "unknown cut layer '9'"),
         (("ho-sfl", *CNN, "--uplink", "10Mbit"), "no --downlink and no --latency and no --flops"),
         (("ho-sfl", *CNN, "--cut", "nope"), "unknown cut layer 'nope'"),
         (("ho-sfl", *CNN, "--cut", "relu2", "--sweep-cuts"), "leave out --cut"),
@@ -104,3 +114,20 @@ def test_mistakes(plan, arguments, message):
     code, out, err = plan(*arguments)
     assert code == 2 and not out
     assert message in err and len(err.splitlines()) == 1
+
+
+class Choosy(nn.Module):
+    def forward(self, x):
+        return x[x > 0].unique()
+
+
+def test_a_model_that_cannot_be_followed_names_the_operation(plan, monkeypatch):
+    def build(input_shape, num_classes):
+        return nn.Sequential(nn.Flatten(), nn.Linear(768, 4), Choosy(), nn.Linear(4, num_classes))
+
+    monkeypatch.setitem(registry._specs, "choosy", None)  # forgotten afterwards
+    del registry._specs["choosy"]
+    registry.register_model("choosy", build, description="Odd.", default_cut_layer="2")
+    code, out, err = plan("ho-sfl", "--model", "choosy", "--image", "3x16x16")
+    assert code == 2 and not out and len(err.splitlines()) == 1
+    assert "the operation aten._unique2.default cannot be followed" in err

@@ -59,7 +59,7 @@ def press_during(monkeypatch):
 PHASES = {
     "checks": (running, "check_run", 1, None),
     "loading": (execution, "settled_config", 1, (0, 1)),
-    "measuring a client": (execution, "_measure_client", 1, (0, 1)),
+    "measuring a client": (execution, "measure_clients", 1, (0, 1)),
     "set-up": (Federation, "set_up", 1, (0, 1)),
     "a client's set-up": (client_app, "_report", 3, (0, 1)),
     "evaluation before the first round": (recording, "evaluate", 1, (0, 1)),

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from leansplit.errors import UserError
@@ -15,8 +16,10 @@ from leansplit.experiments.provenance import ABSENT, compare_settings
 from leansplit.experiments.report import Reading, reading_of, rebuild_report, write_report
 from leansplit.experiments.traffic_by_kind import kinds_of, traffic_by_kind, traffic_figure
 from leansplit.server_app.results import Run
+from leansplit.wire import LedgerEntry
 
 MakeRun = Callable[..., Run]
+RunCommand = Callable[..., tuple[int, str, str]]
 VOID = {"meta", "wbr", "br", "link", "img", "input", "hr"}
 NASTY = "<script>alert(\"x\")</script> & `code` | $m$ 'q'"
 
@@ -235,3 +238,31 @@ def test_markdown_of_ours_becomes_html() -> None:
     assert first.html() == "<p>Words <code>a&lt;b</code> more</p>"
     assert '<th scope="row">x|y</th><td>1</td>' in second.html()
     assert second.html().endswith("<ul>\n<li>one</li>\n<li>two</li>\n</ul>")
+
+
+def test_times_are_told_anew_on_other_devices(
+    make_run: MakeRun, run_command: RunCommand, tmp_path: Path
+) -> None:
+    two = {"clients": 2, "cohort": 2}
+    ledger = [
+        LedgerEntry(round, client, "uplink", "weights", 375_000)  # 1 s at 3 Mbit/s
+        for round in (1, 2, 3, 4)
+        for client in (0, 1)
+    ]
+    for method in ("sflv1", "fedavg"):  # two round trips of 50 ms, and one
+        run = make_run(method, settings=two, ledger=ledger, client_step_flops=1)
+    assert run.path is not None
+    before = (run.path / "result.json").read_bytes()
+    code, out, _ = run_command("report", tmp_path / "runs", "--fleet", "mobile")
+    assert code == 0 and "Simulated" in out
+    table = pd.read_csv(tmp_path / "runs" / "on-mobile" / "summary.csv", index_col="method")
+    times = table[["simulated_s", "client_s"]]
+    assert times.loc["sflv1"].tolist() == pytest.approx([4 * 1.1, 8 * 1.1])
+    assert times.loc["fedavg"].tolist() == pytest.approx([4 * 1.05, 8 * 1.05])
+    names = {path.name for path in (tmp_path / "runs" / "on-mobile").iterdir()}
+    assert {"accuracy_vs_simulated_time.png", "accuracy_vs_client_seconds.svg"} <= names
+    assert (run.path / "result.json").read_bytes() == before
+
+    for text, message in [("mobil", "none of datacentre"), ("mobile,stragler=1", "'fleet.stragl")]:
+        code, _, err = run_command("report", tmp_path / "runs", "--fleet", text)
+        assert code == 2 and message in err

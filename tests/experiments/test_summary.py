@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from leansplit.experiments.summary_text import (
     summary_table,
     write_summary,
 )
+from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.results import (
     Run,
     RunResult,
@@ -635,3 +637,27 @@ def test_terminal_table_fits_eighty_columns() -> None:
         "Target accuracy",
     ):
         assert expected in text
+
+
+def with_costs(run: Run, predicted: dict[str, int], measured: dict[str, int]) -> Run:
+    result = dataclasses.replace(
+        run.result, predicted=CostFigures(**predicted), measured=CostFigures(**measured)
+    )
+    return dataclasses.replace(run, result=result)
+
+
+def test_costs_beside_what_was_predicted() -> None:
+    runs = comparison()
+    assert "Predicted and measured" not in summary_markdown(summarise(runs), runs)
+    step = {"client_step_flops": 10**9, "client_peak_memory_bytes": 2 * 10**6}
+    close = step | {"client_peak_memory_bytes": 2_090_000}
+    runs[0] = with_costs(runs[0], step | {"uplink_bytes": 0}, close | {"uplink_bytes": 0})
+    assert summarise(runs).warnings == ()
+    runs[1] = with_costs(runs[1], step, step | {"client_step_flops": 940_000_000})
+    summary = summarise(runs)
+    [warning] = summary.warnings
+    assert warning.startswith("HO-SFL: the measured step differs from the predicted by -6.0%")
+    text = summary_markdown(summary, runs)
+    assert "| HO-SFL | 1 | 0.97 | 2 | 2.045 | 0 | 0 | – | – |" in text
+    runs[0] = with_costs(runs[0], {"uplink_bytes": 0}, {"uplink_bytes": 5})
+    assert any("measured uplink" in warning for warning in summarise(runs).warnings)

@@ -77,14 +77,14 @@ def ho_sfl_traffic(
 
     Args:
         shape: sizes.
-        attendance: the clients that took part, for each round in which anyone did.
+        attendance: the clients that took part, for each round.
         num_samples: samples processed in all.
         num_perturbations: P.
     """
     participants = set().union(*attendance)
     participations = sum(len(cohort) for cohort in attendance)
     scalars = participations * num_perturbations * FLOAT_BYTES
-    missed = len(participants) * len(attendance) - participations
+    missed = len(participants) * sum(map(bool, attendance)) - participations
     uploads = shape.uploads(num_samples)
     return without_zeros(
         uploads

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
+from leansplit.costs.units import parse_bit_rate, parse_bytes, parse_compute_rate, parse_seconds
 from leansplit.errors import UserError
 
 
@@ -81,3 +84,29 @@ class DeviceProfile:
             + 8 * downlink_bytes / self.downlink_bits
             + round_trips * self.latency_s
         )
+
+
+def read_profile(values: Mapping[str, str | None], named: str) -> DeviceProfile:
+    """Read a profile from text with units.
+
+    Args:
+        values: ``memory``, ``uplink``, ``downlink``, ``latency``, ``flops``; what is not there or
+            None stays unknown.
+        named: what errors call a value, with ``{}`` for its name, such as ``--{}``.
+
+    Raises:
+        UserError: for a value that cannot be read, naming it and the units there are.
+    """
+    readers: dict[str, tuple[str, Callable[[str, str], float]]] = {
+        "memory_bytes": ("memory", parse_bytes),
+        "uplink_bits": ("uplink", parse_bit_rate),
+        "downlink_bits": ("downlink", parse_bit_rate),
+        "latency_s": ("latency", parse_seconds),
+        "flops": ("flops", parse_compute_rate),
+    }
+    fields: dict[str, Any] = {
+        field: read(named.format(name), text)
+        for field, (name, read) in readers.items()
+        if (text := values.get(name)) is not None
+    }
+    return DeviceProfile(**fields)

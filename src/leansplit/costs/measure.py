@@ -22,7 +22,8 @@ from torch.optim.optimizer import (
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from leansplit.allocation import MemoryKind, allocated_as, allocated_for
+from leansplit.allocation import MemoryKind, allocated_for
+from leansplit.costs.telling import moments_of, watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,12 +57,14 @@ class StepCosts:
             where weights are frozen or inputs need no gradient.
         peak_memory_bytes: live tensor storage at its peak.
         peak_memory: that peak by what it is held for.
+        repeated_flops: of passes that messages alone make necessary, not in ``flops``.
     """
 
     flops: int
     rule_flops: int
     peak_memory_bytes: int
     peak_memory: Mapping[MemoryKind, int]
+    repeated_flops: int = 0
 
 
 def measure_step(step: ClientStep) -> StepCosts:
@@ -70,15 +73,17 @@ def measure_step(step: ClientStep) -> StepCosts:
     Trained weights may change, also before the step: give it a copy.
     """
     for optimizer in step.optimizers:
-        _create_moments(optimizer)
+        create_moments(optimizer)
     with _Watch() as watch:
         watch.hold("weights", step.weights)
         watch.hold("batch", step.batch)
         for optimizer in step.optimizers:
-            watch.hold("optimizer_state", _moments(optimizer))
+            watch.hold("optimizer_state", moments_of(optimizer))
         with watch.naming_gradients(step.optimizers):
             step.run()
-    return StepCosts(watch.flops, watch.rule_flops, watch.peak_bytes, watch.peak_kinds)
+    return StepCosts(
+        watch.flops, watch.rule_flops, watch.peak_bytes, watch.peak_kinds, watch.repeated_flops
+    )
 
 
 def count_flops(step: Callable[[], object]) -> int:
@@ -109,19 +114,7 @@ def held_weights(model: nn.Module, *, but_trained: bool = False) -> list[Tensor]
     return [*parameters, *model.buffers()]
 
 
-def naming_logits(loss: Callable[[Any, Tensor], Tensor]) -> Callable[[Any, Tensor], Tensor]:
-    """Return ``loss``, which says on its way what are logits to whoever watches."""
-
-    def named(outputs: Any, labels: Tensor) -> Tensor:
-        if _watching and isinstance(outputs, Tensor):
-            _watching[-1].name_logits(outputs)
-        with allocated_as("logits"):
-            return loss(outputs, labels)
-
-    return named
-
-
-def _create_moments(optimizer: torch.optim.Optimizer | None) -> None:
+def create_moments(optimizer: torch.optim.Optimizer | None) -> None:
     """Take a step along a gradient of zero: torch creates moments at the first step."""
     if optimizer is None:
         return
@@ -138,11 +131,6 @@ def _parameters(optimizer: torch.optim.Optimizer) -> Iterator[Tensor]:
 def _is_trained(parameter: Tensor) -> bool:
     """Say whether gradients come to a tensor: through autograd, or as estimates."""
     return parameter.requires_grad or not isinstance(parameter, nn.Parameter)
-
-
-def _moments(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
-    states = optimizer.state.values() if optimizer is not None else ()
-    return [value for state in states for value in state.values() if isinstance(value, Tensor)]
 
 
 _aten = torch.ops.aten
@@ -166,7 +154,6 @@ _QUESTIONS = frozenset(
         torch.ops.prim.layout.default,
     }
 )
-_watching: list[_Watch] = []
 
 
 class _Held:
@@ -175,7 +162,11 @@ class _Held:
     __slots__ = ("kind", "num_bytes", "reference", "shape")
 
     def __init__(
-        self, reference: weakref.ref[Any], num_bytes: int, kind: MemoryKind, shape: tuple[int, int]
+        self,
+        reference: weakref.ref[Any],
+        num_bytes: int,
+        kind: MemoryKind | None,
+        shape: tuple[int, int],
     ) -> None:
         self.reference, self.num_bytes, self.kind, self.shape = reference, num_bytes, kind, shape
 
@@ -189,7 +180,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.flops = self.rule_flops = self.peak_bytes = 0
+        self.flops = self.rule_flops = self.repeated_flops = self.peak_bytes = 0
+        self.is_repeating = False
         self.peak_kinds: dict[MemoryKind, int] = {}
         self._bytes = 0
         self._kinds: dict[MemoryKind, int] = {}
@@ -199,8 +191,8 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._is_stepping = False
 
     def __enter__(self) -> _Watch:
-        if not _watching or _watching[-1] is not self:  # it is entered again to take things apart
-            _watching.append(self)
+        if not watching or watching[-1] is not self:  # it is entered again to take things apart
+            watching.append(self)
             self._hooks = [
                 register_optimizer_step_pre_hook(self._optimizer_starts),
                 register_optimizer_step_post_hook(self._optimizer_ends),
@@ -214,7 +206,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__exit__(*error)  # type: ignore[no-untyped-call]
         self._depth -= 1
         if not self._depth:
-            _watching.pop()
+            watching.pop()
             for hook in self._hooks:
                 hook.remove()
 
@@ -223,6 +215,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         for tensor in tensors:
             self._see(tensor, kind)
         self._note_peak()
+
+    def leave_out(self, tensors: Iterable[Tensor]) -> None:
+        """Do not count ``tensors``, from now on."""
+        for tensor in tensors:
+            held = self._see(tensor, None)
+            if held is not None:
+                self._rename(held, None)
 
     @contextmanager
     def naming_gradients(
@@ -271,7 +270,9 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         result = func(*args, **kwargs)
         self._count(func, args, kwargs, result)
         kind = "optimizer_state" if self._is_stepping else allocated_for()
-        for tensor in _tensors((args, kwargs, result)):
+        for tensor in _tensors((args, kwargs)):
+            self._see(tensor, kind or "activations")  # what a copy is made of is no copy
+        for tensor in _tensors(result):
             self._see(tensor, kind)
         self._note_peak()
         return result
@@ -281,13 +282,16 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if count is None:
             return
         flops = count(*args, **kwargs, out_val=result)
+        if self.is_repeating:
+            self.repeated_flops += flops
+            return
         self.flops += flops
         if torch._C._current_graph_task_id() == -1:  # not within a backward pass
             self.rule_flops += 3 * flops if torch.is_grad_enabled() else flops
 
-    def _see(self, tensor: Tensor, kind: MemoryKind) -> None:
+    def _see(self, tensor: Tensor, kind: MemoryKind | None) -> _Held | None:
         if not isinstance(tensor, FakeTensor) and tensor.is_meta:
-            return  # it has no memory
+            return None  # it has no memory
         storage = tensor.untyped_storage()
         key = storage._cdata
         held = self._held.get(key)
@@ -296,7 +300,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if held.num_bytes != num_bytes:
                 self._add(held.kind, num_bytes - held.num_bytes)
                 held.num_bytes = num_bytes
-            return
+            return held
         shape = _shape(tensor)
         if kind == "activations" and shape in self._logits:
             kind = "logits"
@@ -305,10 +309,13 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             gone = self._held.pop(key)
             self._add(gone.kind, -gone.num_bytes)
 
-        self._held[key] = _Held(weakref.ref(storage, is_freed), num_bytes, kind, shape)
+        held = self._held[key] = _Held(weakref.ref(storage, is_freed), num_bytes, kind, shape)
         self._add(kind, num_bytes)
+        return held
 
-    def _add(self, kind: MemoryKind, num_bytes: int) -> None:
+    def _add(self, kind: MemoryKind | None, num_bytes: int) -> None:
+        if kind is None:
+            return
         self._bytes += num_bytes
         self._kinds[kind] = self._kinds.get(kind, 0) + num_bytes
 
@@ -317,7 +324,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
             self.peak_bytes = self._bytes
             self.peak_kinds = {kind: size for kind, size in self._kinds.items() if size}
 
-    def _rename(self, held: _Held, kind: MemoryKind) -> None:
+    def _rename(self, held: _Held, kind: MemoryKind | None) -> None:
         self._add(held.kind, -held.num_bytes)
         self._add(kind, held.num_bytes)
         held.kind = kind

@@ -28,7 +28,7 @@ def local_loss_traffic(
 
     Args:
         shape: sizes.
-        attendance: the clients that took part, for each round in which anyone did.
+        attendance: the clients that took part, for each round.
         num_samples: samples that clients processed in all.
         local_steps: h.
         upload_period: k.

@@ -27,7 +27,7 @@ def hosl_traffic(
 
     Args:
         shape: sizes.
-        attendance: the clients that took part, for each round in which anyone did.
+        attendance: the clients that took part, for each round.
         num_samples: samples processed in all.
         num_perturbations: P, the paper's Q.
         probes_per_direction: c, perturbed smashed data of each direction: 1 or 2.
@@ -48,7 +48,7 @@ def decomfl_traffic(
 
     Args:
         shape: sizes.
-        attendance: the clients that took part, for each round in which anyone did.
+        attendance: the clients that took part, for each round.
         num_perturbations: P.
         local_steps: h.
     """
@@ -71,7 +71,7 @@ def _replay_traffic(
     """Return what keeps replicas of ``num_elements`` weights up to date: all of it comes down."""
     participants = set().union(*attendance)
     participations = sum(len(cohort) for cohort in attendance)
-    missed = len(participants) * len(attendance) - participations
+    missed = len(participants) * sum(map(bool, attendance)) - participations
     return {
         ("downlink", "seeds"): participations * scalars_per_round * SEED_BYTES,
         ("downlink", "scalars"): participations * scalars_per_round * FLOAT_BYTES,

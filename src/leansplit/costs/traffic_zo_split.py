@@ -29,7 +29,7 @@ def zo_split_traffic(
 
     Args:
         shape: sizes.
-        attendance: the clients that took part, for each round in which anyone did.
+        attendance: the clients that took part, for each round.
         num_samples: samples processed in all; each counts once, whatever A is.
         num_perturbations: P.
         num_activations: A, smashed data uploaded for each sample.

@@ -21,7 +21,10 @@ def parse_bytes(what: str, text: str) -> int:
         UserError: naming ``what`` and the units there are.
     """
     units = {f"{prefix}B": factor for prefix, factor in (_DECIMAL | _BINARY).items()}
-    return round(_parse(what, text, units, "2GiB, 500MB or 4096B"))
+    size = round(_parse(what, text, units, "2GiB, 500MB or 4096B"))
+    if not size:
+        raise UserError(f"{what} must be at least 1B, got {text!r}")
+    return size
 
 
 def parse_bit_rate(what: str, text: str) -> float:

@@ -10,7 +10,6 @@ from leansplit.federated.averaging import (
 )
 from leansplit.federated.config import (
     CLIENT_ORDERS,
-    REPLICA_MODES,
     DeComFLConfig,
     FedAvgConfig,
     FedZOConfig,
@@ -20,12 +19,8 @@ from leansplit.federated.config import (
     HOSLConfig,
     LocalStepsConfig,
     MethodConfig,
-    MUSplitFedConfig,
-    ReplicaMode,
     ReplicatedConfig,
     SplitFedConfig,
-    ZOSFLConfig,
-    ZOSplitConfig,
     require_at_least_one,
 )
 from leansplit.federated.config_auxiliary import (
@@ -36,6 +31,13 @@ from leansplit.federated.config_auxiliary import (
     FSLSAGEConfig,
     HeronSFLConfig,
     LocalLossConfig,
+)
+from leansplit.federated.config_zo_split import (
+    REPLICA_MODES,
+    MUSplitFedConfig,
+    ReplicaMode,
+    ZOSFLConfig,
+    ZOSplitConfig,
 )
 from leansplit.federated.dependent_rounding import dependent_rounding
 from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
@@ -49,6 +51,7 @@ from leansplit.federated.optimizers import (
     load_optimizer_state_,
     optimizer_state,
 )
+from leansplit.federated.presence import Presence
 from leansplit.federated.replica import Replica
 from leansplit.federated.robust import RULES, RobustConfig, aggregate, aggregate_scalars
 from leansplit.federated.sampling import (
@@ -94,6 +97,7 @@ __all__ = [
     "MUSplitFedConfig",
     "MethodConfig",
     "OptimizerConfig",
+    "Presence",
     "Replica",
     "ReplicaMode",
     "ReplicatedConfig",

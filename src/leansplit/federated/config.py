@@ -8,22 +8,23 @@ clients whole (:mod:`leansplit.wire.plan`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from leansplit.errors import UserError, require_choice, require_positive
+from leansplit.federated.dimension_sampling import sample_by_dimension
 from leansplit.federated.optimizers import OptimizerConfig
+from leansplit.federated.presence import Presence
 from leansplit.federated.robust import RobustConfig
+from leansplit.federated.sampling import require_cohort, sample_cohort
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.zeroth_order import ZerothOrderConfig
 
 ClientOrder = Literal["interleaved", "sequential"]
 CLIENT_ORDERS: Final[tuple[str, ...]] = get_args(ClientOrder)
-ReplicaMode = Literal["averaged", "sequential"]
-REPLICA_MODES: Final[tuple[str, ...]] = get_args(ReplicaMode)
 ClientBackward = Literal["full", "recompute"]
 CLIENT_BACKWARDS: Final[tuple[str, ...]] = get_args(ClientBackward)
 BoundaryAssignment = Literal["cycle", "shuffled"]
@@ -48,6 +49,8 @@ class MethodConfig:
     """Samples of a client's batch; a client with fewer uses all it has."""
     root_seed: int = 0
     """Every random draw of the run derives from it."""
+    presence: Presence = Presence()
+    """Who can take part, from the run's fleet: what the server knows and clients are not sent."""
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the class known by its name."""
@@ -59,8 +62,28 @@ class MethodConfig:
         require_at_least_one(self, "cohort_size", "batch_size")
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the class name under ``type``, and all fields as nested plain values."""
-        return {"type": type(self).__name__} | dataclasses.asdict(self)
+        """Return the class name under ``type``, and what clients know as nested plain values."""
+        values = dataclasses.asdict(self)
+        del values["presence"]
+        return {"type": type(self).__name__} | values
+
+    def those_there(self, round: int, population: Collection[int]) -> list[int]:
+        """Return the clients that can take part in ``round``, ascending.
+
+        Raises:
+            UserError: if the cohort is larger than the whole population.
+        """
+        require_cohort(self.cohort_size, len(population))
+        return self.presence.those_there(self.root_seed, round, population)
+
+    def sample_cohort(self, round: int, population: Collection[int]) -> list[int]:
+        """Return the clients that take part in ``round``, ascending: K of those that are there.
+
+        All of them if there are fewer; nobody may be there. Errors as :meth:`those_there`.
+        """
+        there = self.those_there(round, population)
+        size = min(self.cohort_size, len(there))
+        return sample_cohort(self.root_seed, round, there, size) if there else []
 
     @staticmethod
     def from_dict(values: Mapping[str, Any]) -> MethodConfig:
@@ -120,6 +143,11 @@ class LocalStepsConfig(AggregatedConfig):
         require_at_least_one(self, "local_steps")
 
 
+def _require_micro_batch(size: int) -> None:
+    if size < 0:
+        raise UserError(f"micro_batch must be at least 0, got {size}")
+
+
 @dataclass(frozen=True, kw_only=True)
 class HOSFLConfig(ReplicatedConfig):
     """HO-SFL (arXiv 2603.14773)."""
@@ -131,6 +159,14 @@ class HOSFLConfig(ReplicatedConfig):
     paper_code_scaling: bool = False
     """Scale the smashed gradient by the client's weight (1/K) as the authors' released code does,
     where the paper's mean has no such factor: the client update shrinks by K. AdamW hides it."""
+    micro_batch: int = 0
+    """Samples that a probe runs forward at once; 0 = the whole batch. With half a batch, a client
+    holds no more than inference where the smashed gradient is a large part of that."""
+
+    def __post_init__(self) -> None:
+        """Refuse values that no round can be run with."""
+        super().__post_init__()
+        _require_micro_batch(self.micro_batch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,88 +194,9 @@ class SplitFedConfig(LocalStepsConfig):
         super().__post_init__()
         require_choice("client order", self.client_order, CLIENT_ORDERS)
         require_choice("client backward", self.client_backward, CLIENT_BACKWARDS)
-        if self.micro_batch < 0:
-            raise UserError(f"micro_batch must be at least 0, got {self.micro_batch}")
+        _require_micro_batch(self.micro_batch)
         if self.micro_batch and self.client_backward == "full":
             raise UserError("micro_batch needs client_backward = recompute")
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZOSplitConfig(LocalStepsConfig):
-    """Split federated learning with zeroth-order steps on both sides of the cut."""
-
-    zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=1, estimator="central")
-    """How both sides probe: P, mu, estimator, distribution."""
-    client_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
-    """Each client's own optimizer; ``run`` keeps its moments at the client."""
-    server_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
-    """Of each server replica (``run``: moments are averaged with the replicas), or of the one
-    server model."""
-    server_mode: ReplicaMode = "averaged"
-    """``averaged``: a server replica for each client, averaged at the end of the round;
-    ``sequential``: one server model, stepped client by client in a fresh order each round."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that no round can be run with."""
-        super().__post_init__()
-        require_choice("server mode", self.server_mode, REPLICA_MODES)
-
-    @property
-    def sends_anchor(self) -> bool:
-        """Whether clients upload their unperturbed smashed data too."""
-        return self.zeroth_order.estimator == "forward"
-
-    @property
-    def num_activations(self) -> int:
-        """Smashed data that a client computes and uploads for each sample of a step."""
-        is_central = self.zeroth_order.estimator == "central"
-        return self.zeroth_order.num_perturbations * (1 + is_central) + self.sends_anchor
-
-
-@dataclass(frozen=True, kw_only=True)
-class MUSplitFedConfig(ZOSplitConfig):
-    """MU-SplitFed (arXiv 2510.21155, NeurIPS 2025)."""
-
-    tau: int = 2
-    """Server steps for each client step, on the client's unperturbed smashed data."""
-    global_lr: float = 0.3
-    """eta_g, how far both halves go from where the round began to the clients' mean."""
-    zeroth_order: ZerothOrderConfig = ZerothOrderConfig(
-        num_perturbations=1, perturbation_scale=5e-3, estimator="central", direction="sphere"
-    )
-    """How both sides probe: P, mu (the paper's lambda), estimator, distribution."""
-    client_optimizer: OptimizerConfig = OptimizerConfig(lr=5e-3, lifetime="round")
-    """Each client's own optimizer; the paper's is plain SGD. ``run`` keeps its moments at the
-    client."""
-    server_optimizer: OptimizerConfig = OptimizerConfig(lr=1e-2, lifetime="round")
-    """Of each server replica (``run``: moments are averaged with the replicas), or of the one
-    server model; the paper's is plain SGD."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that no round can be run with."""
-        super().__post_init__()
-        require_at_least_one(self, "tau")
-        require_positive("global_lr", self.global_lr)
-
-    @property
-    def sends_anchor(self) -> bool:
-        """Always: the server trains on it."""
-        return True
-
-
-@dataclass(frozen=True, kw_only=True)
-class ZOSFLConfig(ZOSplitConfig):
-    """ZO-SFL, the all-zeroth-order baseline that HO-SFL (arXiv 2603.14773) defines."""
-
-    client_optimizer: OptimizerConfig = OptimizerConfig(
-        name="adamw", lr=1e-3, weight_decay=1e-4, lifetime="round"
-    )
-    """Each client's own optimizer; ``run`` keeps its moments at the client."""
-    server_optimizer: OptimizerConfig = OptimizerConfig(
-        name="adamw", lr=1e-3, weight_decay=1e-4, lifetime="round"
-    )
-    """Of each server replica (``run``: moments are averaged with the replicas), or of the one
-    server model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -287,6 +244,18 @@ class HOFLConfig(LocalStepsConfig):
             )
         for budget in self.memory_budgets_mb:
             require_positive("memory_budgets_mb", budget)
+
+    def sample_by_dimension(self, round: int, zeroth_elements: Mapping[int, int]) -> list[int]:
+        """Return the clients that take part in ``round``, as :meth:`sample_cohort`.
+
+        Args:
+            round: 1-based.
+            zeroth_elements: client id -> d_i; clients with small ones are preferred.
+        """
+        there = {m: zeroth_elements[m] for m in self.those_there(round, zeroth_elements)}
+        size = min(self.cohort_size, len(there))
+        beta = self.dimension_preference
+        return sample_by_dimension(there, size, beta, self.root_seed, round) if there else []
 
     @property
     def num_boundaries(self) -> int:

@@ -44,8 +44,9 @@ class FaultsConfig:
             if sum(getattr(self, name) for name in names) > 1:
                 raise UserError(f"{' + '.join(names)} must be at most 1: they exclude each other")
 
-    def __bool__(self) -> bool:
-        """Say whether anything is injected."""
+    @property
+    def are_any(self) -> bool:
+        """Whether anything is injected."""
         return any(getattr(self, field.name) for field in dataclasses.fields(self))
 
     def strikes(self, root_seed: int, round: int, client_id: int, exchange: int) -> Fault | None:

@@ -9,6 +9,7 @@ from typing import Final, Literal, get_args
 import torch
 from torch import Tensor
 
+from leansplit.allocation import allocated_as
 from leansplit.errors import UserError, require_choice, require_positive
 
 OptimizerName = Literal["sgd", "adamw"]
@@ -99,12 +100,13 @@ def optimizer_state(optimizer: torch.optim.Optimizer | None) -> dict[str, Tensor
     if optimizer is None:
         return {}
     state: dict[int, dict[str, Tensor | None]] = optimizer.state_dict()["state"]
-    return {
-        f"{index}.{moment}": value.detach().clone()
-        for index, moments in state.items()
-        for moment, value in moments.items()
-        if value is not None
-    }
+    with allocated_as(None):
+        return {
+            f"{index}.{moment}": value.detach().clone()
+            for index, moments in state.items()
+            for moment, value in moments.items()
+            if value is not None
+        }
 
 
 def load_optimizer_state_(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import torch
 from torch import Tensor
 
+from leansplit.allocation import allocated_as
 from leansplit.errors import RunFailedError
 from leansplit.federated.optimizers import (
     OptimizerConfig,
@@ -113,7 +114,8 @@ class Replica:
 
     def state(self) -> dict[str, Tensor]:
         """Return parameters and moments as named tensors (copies), to store or to send."""
-        state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
+        with allocated_as(None):
+            state = {f"{PARAMETERS_PREFIX}{k}": v.clone() for k, v in self.parameters.items()}
         return state | {f"{OPTIMIZER_PREFIX}{k}": v for k, v in self.moments().items()}
 
     def moments(self) -> dict[str, Tensor]:

@@ -34,6 +34,7 @@ def local_loss_step(
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # the next forward pass need not hold them
     detached: Tensor = smashed.detach()
     return detached
 

@@ -26,6 +26,7 @@ def backward_step(
     optimizer.zero_grad(set_to_none=True)
     torch.autograd.backward([smashed_data], [smashed_gradient])
     optimizer.step()
+    optimizer.zero_grad(set_to_none=True)  # the next forward pass need not hold them
 
 
 def local_step(
@@ -45,4 +46,5 @@ def local_step(
         optimizer.zero_grad(set_to_none=True)
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
+        optimizer.zero_grad(set_to_none=True)  # the next forward pass need not hold them
     return float(value.detach())

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from leansplit.costs import ClientStep, held_weights, naming_logits
+from leansplit.costs import ClientStep, held_weights, leave_out, naming_logits
 from leansplit.federated import (
     HOFLConfig,
     Lifetime,
@@ -75,6 +75,7 @@ class HybridTraining:
         if segments.zeroth is not None:
             zeroth_moments = zeroth_part(moments or {})
             self._replica = _replica(segments.zeroth_parameters, config, zeroth_moments)
+            leave_out(segments.zeroth_parameters.values())  # a vector stands for them
         first = segments.first
         self._optimizer = build_optimizer(
             config.client_optimizer, first.parameters() if first is not None else []

@@ -18,7 +18,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
@@ -26,7 +25,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import client_dropout_seed, torch_seeded
 from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def cse_fsl(
@@ -48,8 +47,7 @@ def cse_fsl(
     server = Server(model, loss, config)
     client_moments: dict[int, dict[str, Tensor]] = {}
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         trained: dict[int, ParameterDict] = {}
         uploads: dict[int, list[Upload]] = {}
         for m in cohort:
@@ -81,6 +79,4 @@ def cse_fsl(
         num_samples = samples_of(clients, cohort, config, t)
         server.train(t, uploads, num_samples)
         average_(local, trained, num_samples, config)
-        if not after_round(t):
-            break
     return trainable_parameters(local)

@@ -18,14 +18,13 @@ from leansplit.federated import (
     DeComFLConfig,
     aggregate_scalars,
     build_optimizer,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation, perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def decomfl(
@@ -67,9 +66,8 @@ def decomfl(
         return optimizer
 
     optimizer = optimizer_of(theta)
-    for t in range(1, num_rounds + 1):
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. The server samples a cohort and P directions for each local step.
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
         directions = [
             [
                 draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
@@ -110,5 +108,3 @@ def decomfl(
             theta.grad = rebuilt(directions[h], v_h)
             optimizer.step()
         load_parameters_(full_model, spec.views(theta))
-        if not after_round(t):
-            break

@@ -18,7 +18,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     sample_weights,
     take_batch,
 )
@@ -26,7 +25,7 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import client_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def fedavg(
@@ -42,8 +41,7 @@ def fedavg(
     full_model = model.full_model
     client_moments: dict[int, dict[str, Tensor]] = {}
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         states, num_samples = [], []
         for m in cohort:
             # 1. Download theta. 2. Local first-order steps on the whole model.
@@ -78,8 +76,6 @@ def fedavg(
         if config.robust.rule != "mean":
             mean = aggregate(states, factors, trainable_parameters(full_model), config.robust)
         load_parameters_(full_model, mean)
-        if not after_round(t):
-            break
 
 
 def _float32_sum(tensors: Sequence[Tensor], factors: Sequence[float]):  # type: ignore[no-untyped-def]

@@ -15,7 +15,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     sample_weights,
     take_batch,
 )
@@ -23,7 +22,7 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation, local_perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def fedzo(
@@ -46,8 +45,7 @@ def fedzo(
         with torch.inference_mode():
             return float(loss(functional_call(full_model, spec.views(vector), (x,)), y))
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         states, num_samples = [], []
         for m in cohort:
             # 1. Download theta. 2. H local steps, each along b2 directions of the client's own.
@@ -91,5 +89,3 @@ def fedzo(
         # 4. The sample-weighted mean: theta plus the mean difference of the paper.
         mean = aggregate(states, sample_weights(num_samples), weights, config.robust)
         load_parameters_(full_model, mean)
-        if not after_round(t):
-            break

@@ -15,14 +15,13 @@ from leansplit.federated import (
     ClientData,
     FrozenConfig,
     build_optimizer,
-    sample_cohort,
     sample_weights,
     take_batch,
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import server_dropout_seed, torch_seeded
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 from leansplit.sequences import join
 
 
@@ -39,8 +38,7 @@ def frozen(
     client_model = model.client_model.eval()
     server_model = model.server_model.train()
     optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         data = [take_batch(clients[m], seed, t, m, batch_size=config.batch_size) for m in cohort]
         sizes = [len(y) for _, y in data]
         with torch.inference_mode():
@@ -56,5 +54,3 @@ def frozen(
         optimizer.zero_grad(set_to_none=True)
         mean_loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        if not after_round(t):
-            break

@@ -20,7 +20,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
@@ -28,7 +27,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import alignment_seed, client_dropout_seed, numpy_generator, torch_seeded
 from leansplit.parameters import ParameterDict, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 from leansplit.sequences import join
 
 
@@ -62,9 +61,7 @@ def fsl_sage(
             value = loss(half.eval()(z), y)
         return torch.autograd.grad(value, [z], create_graph=keep)[0]
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
-
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. Every l rounds a client's head is aligned to the current theta_s and sent down.
         for m in cohort:
             heads.setdefault(m, copy.deepcopy(local.auxiliary))
@@ -123,6 +120,4 @@ def fsl_sage(
             newest = config.alignment.max_samples
             buffers[m] = z_all[-newest:], y_all[-newest:]
         average_(local, trained, num_samples, config)
-        if not after_round(t):
-            break
     return heads

@@ -18,7 +18,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
@@ -26,7 +25,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import draw_perturbation, local_perturbation_seeds, second_moment_inverse
 from leansplit.parameters import ParameterDict, ParameterSpec, trainable_parameters
 from leansplit.reference.auxiliary import Server, Upload, average_, samples_of, with_head
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def heron_sfl(
@@ -55,8 +54,7 @@ def heron_sfl(
             z, outputs = functional_call(trained_part, spec.views(theta), (x,))
             return z, loss(outputs.double(), y)
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         trained: dict[int, ParameterDict] = {}
         uploads: dict[int, list[Upload]] = {}
         for m in cohort:
@@ -101,6 +99,4 @@ def heron_sfl(
         server.train(t, uploads, num_samples)
         average_(local, trained, num_samples, config)
         local.eval()
-        if not after_round(t):
-            break
     return trainable_parameters(local)

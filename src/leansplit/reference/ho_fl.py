@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,7 +22,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_by_dimension,
     sample_weights,
     take_batch,
 )
@@ -36,7 +36,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, go_on, rounds
 from leansplit.zeroth_order import float64_inner_product
 
 
@@ -55,13 +55,11 @@ def ho_fl(
     boundaries = config.boundaries_of(range(len(clients)))
     sizes = {b: segments_at(model, b).num_zeroth_elements for b in set(boundaries.values())}
     dimensions = {i: sizes[b] for i, b in boundaries.items()}
+    sampled = partial(config.sample_by_dimension, zeroth_elements=dimensions)
     moments: dict[int, tuple[dict[str, Tensor], dict[str, Tensor]]] = {}
 
-    for t in range(1, num_rounds + 1):
+    for t, cohort in rounds(num_rounds, sampled, after_round):
         # 1. and 2. Sample exactly K clients, more often those with few zeroth-order parameters.
-        cohort = sample_by_dimension(
-            dimensions, config.cohort_size, config.dimension_preference, seed, t
-        )
         states, num_samples = [], []
         for i in cohort:
             # 3. The client downloads the whole model and E q seeds of its own.
@@ -135,5 +133,3 @@ def ho_fl(
             num_samples.append(samples)
         start, shares = trainable_parameters(model.full_model), sample_weights(num_samples)
         load_parameters_(model.full_model, aggregate(states, shares, start, config.robust))
-        if not after_round(t):
-            break

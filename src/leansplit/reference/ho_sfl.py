@@ -16,7 +16,6 @@ from leansplit.federated import (
     HOSFLConfig,
     aggregate_scalars,
     build_optimizer,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
@@ -29,7 +28,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 from leansplit.sequences import join, part
 from leansplit.zeroth_order import float64_inner_product
 
@@ -63,9 +62,8 @@ def ho_sfl(
     server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
     assert client_optimizer is not None and server_optimizer is not None
 
-    for t in range(1, num_rounds + 1):
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. The server samples a cohort and P shared seeds.
-        cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
         seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
         directions = [
             draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
@@ -103,14 +101,20 @@ def ho_sfl(
         # 5. Each client probes every direction: v = <lambda, f_c(x; theta + mu u) - z>.
         scalars = []
         for (x, _), z_m, lambda_m in zip(data, smashed, lambdas, strict=True):
-            v = []
+            v, size = [], config.micro_batch or len(x)
+            parts = [slice(first, first + size) for first in range(0, len(x), size)]
             for u in directions:
-                with torch.inference_mode():
-                    plus = functional_call(client_model, spec.views(theta + u * mu), (x,))
-                    minus = z_m
-                    if zo.estimator == "central":
-                        minus = functional_call(client_model, spec.views(theta - u * mu), (x,))
-                above, below = (float64_inner_product(lambda_m, end) for end in (plus, minus))
+                above = below = 0.0
+                for i in parts:
+                    with torch.inference_mode():
+                        plus = functional_call(client_model, spec.views(theta + u * mu), (x[i],))
+                        above += float64_inner_product(lambda_m[i], plus)
+                        if zo.estimator == "central":
+                            at = spec.views(theta - u * mu)
+                            minus = functional_call(client_model, at, (x[i],))
+                            below += float64_inner_product(lambda_m[i], minus)
+                if zo.estimator == "forward":
+                    below = float64_inner_product(lambda_m, z_m)
                 v.append(above - below)
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 
@@ -129,5 +133,3 @@ def ho_sfl(
         theta.grad = gradient
         client_optimizer.step()
         load_parameters_(client_model, spec.views(theta))
-        if not after_round(t):
-            break

@@ -17,7 +17,6 @@ from leansplit.federated import (
     HOSLConfig,
     aggregate_scalars,
     build_optimizer,
-    sample_cohort,
     take_batch,
 )
 from leansplit.first_order import Loss
@@ -30,7 +29,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 from leansplit.sequences import join
 
 
@@ -62,8 +61,7 @@ def hosl(
         with torch.inference_mode():
             return float(loss(server_model(smashed_at(vector, x)), y))
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(config.root_seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
         directions = [
             draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
@@ -114,5 +112,3 @@ def hosl(
         theta.grad = gradient
         client_optimizer.step()
         load_parameters_(client_model, spec.views(theta))
-        if not after_round(t):
-            break

@@ -17,7 +17,6 @@ from leansplit.federated import (
     MUSplitFedConfig,
     TrainedVector,
     aggregate,
-    sample_cohort,
     sample_weights,
     service_order,
     take_batch,
@@ -34,7 +33,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 @torch.no_grad()
@@ -76,10 +75,9 @@ def mu_splitfed(
             gradient += u * (factor * (float(delta) / ((2.0 if is_central else 1.0) * P * mu)))
         return gradient
 
-    for t in range(1, num_rounds + 1):
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. Each sampled client pulls theta_c; the server starts a replica theta_{s,m}, or one
         # model that serves the clients in turn.
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
         start_c, start_s = trainable_parameters(client_model), trainable_parameters(server_model)
         theta_c = {
             m: TrainedVector(
@@ -150,5 +148,3 @@ def mu_splitfed(
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:
             server_moments = weighted_mean([replica.moments for replica in replicas], shares)
-        if not after_round(t):
-            break

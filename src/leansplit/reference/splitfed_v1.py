@@ -19,7 +19,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     sample_weights,
     take_batch,
     weighted_mean,
@@ -28,7 +27,7 @@ from leansplit.first_order import Loss, recompute_forward, recompute_gradients
 from leansplit.models import SplitModel, chain
 from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def splitfed_v1(
@@ -45,8 +44,7 @@ def splitfed_v1(
     client_moments: dict[int, dict[str, Tensor]] = {}
     server_moments: dict[str, Tensor] = {}
 
-    for t in range(1, num_rounds + 1):
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         client_states, server_states, moments, num_samples = [], [], [], []
         for m in cohort:
             # 1. The client downloads theta_c; the server starts a replica for it.
@@ -116,5 +114,3 @@ def splitfed_v1(
             start = trainable_parameters(half)
             load_parameters_(half, aggregate(states, weights, start, config.robust))
         server_moments = weighted_mean(moments, weights)
-        if not after_round(t):
-            break

@@ -18,7 +18,6 @@ from leansplit.federated import (
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
-    sample_cohort,
     sample_weights,
     service_order,
     take_batch,
@@ -27,7 +26,7 @@ from leansplit.first_order import Loss, recompute_forward, recompute_gradients
 from leansplit.models import SplitModel, chain
 from leansplit.noise import client_dropout_seed, server_dropout_seed, torch_seeded
 from leansplit.parameters import load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 def splitfed_v2(
@@ -45,9 +44,8 @@ def splitfed_v2(
     server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
     client_moments: dict[int, dict[str, Tensor]] = {}
 
-    for t in range(1, num_rounds + 1):
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. Broadcast theta_c to the cohort, which is served in a fresh random order.
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
         order = service_order(seed, t, cohort)
         if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
@@ -110,5 +108,3 @@ def splitfed_v2(
         states = [trainable_parameters(models[m]) for m in cohort]
         start = trainable_parameters(model.client_model)
         load_parameters_(model.client_model, aggregate(states, weights, start, config.robust))
-        if not after_round(t):
-            break

@@ -17,7 +17,6 @@ from leansplit.federated import (
     TrainedVector,
     ZOSFLConfig,
     aggregate,
-    sample_cohort,
     sample_weights,
     service_order,
     take_batch,
@@ -34,7 +33,7 @@ from leansplit.noise import (
     torch_seeded,
 )
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
-from leansplit.reference.rounds import AfterRound, go_on
+from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
 
 @torch.no_grad()
@@ -62,10 +61,9 @@ def zo_sfl(
         with torch_seeded(mask):
             return loss(functional_call(server_model, spec_s.views(theta_s), (z,)), y)
 
-    for t in range(1, num_rounds + 1):
+    for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. Each client downloads theta_c; the server starts a replica for it, or one model that
         # serves the clients in turn.
-        cohort = sample_cohort(seed, t, range(len(clients)), config.cohort_size)
         start_c, start_s = trainable_parameters(client_model), trainable_parameters(server_model)
         theta_c = {
             m: TrainedVector(
@@ -127,5 +125,3 @@ def zo_sfl(
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:
             server_moments = weighted_mean([replica.moments for replica in replicas], shares)
-        if not after_round(t):
-            break

@@ -47,15 +47,23 @@ class SurrogateObjective:
         client_model: f_c; its parameters are replaced, never written.
         inputs: x, shape [B, ...].
         smashed_gradient: lambda = dl/dz at the cut, the shape of f_c(x).
+        micro_batch: samples that are run forward at once; 0 = all.
     """
 
     client_model: nn.Module
     inputs: Tensor
     smashed_gradient: Tensor
+    micro_batch: int = 0
 
     def evaluate(self, parameters: ParameterDict) -> float:
         """Return <lambda, f_c(x; parameters)>."""
-        return self.value_of(forward_only(self.client_model, parameters, self.inputs))
+        total, size = 0.0, self.micro_batch or len(self.inputs)
+        for first in range(0, len(self.inputs), size):
+            part = slice(first, first + size)
+            smashed = forward_only(self.client_model, parameters, self.inputs[part])
+            total += float64_inner_product(self.smashed_gradient[part], smashed)
+            del smashed  # before the next part is run
+        return total
 
     def value_of(self, smashed: Tensor) -> float:
         """Return <lambda, smashed>: F, of smashed data that are there already."""

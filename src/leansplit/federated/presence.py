@@ -1,0 +1,38 @@
+"""Which clients are there in a round: the server's affair, drawn without asking anyone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from leansplit.noise import derive_seed, numpy_generator
+
+
+@dataclass(frozen=True, kw_only=True)
+class Presence:
+    """Who can take part; by default everybody, always.
+
+    Attributes:
+        excluded: clients that never do.
+        availability: chance of client 0, 1, ... to be there in a round, drawn afresh for each;
+            empty = all of them always are.
+    """
+
+    excluded: frozenset[int] = frozenset()
+    availability: tuple[float, ...] = ()
+
+    def those_there(self, root_seed: int, round: int, population: Iterable[int]) -> list[int]:
+        """Return the clients of ``population`` that are there in ``round``, ascending.
+
+        Any round can be drawn without drawing the earlier ones. A client with a higher chance is
+        there in all the rounds in which it would have been with a lower one.
+        """
+        able = sorted(set(population) - self.excluded)
+        if not self.availability:
+            return able
+        return [m for m in able if _is_there(root_seed, round, m, self.availability[m])]
+
+
+def _is_there(root_seed: int, round: int, client_id: int, chance: float) -> bool:
+    seed = derive_seed(root_seed, "availability", round=round, client_id=client_id)
+    return bool(numpy_generator(seed).random() < chance)
