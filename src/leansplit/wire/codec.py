@@ -32,7 +32,8 @@ R = TypeVar("R", bound=Record)
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
 _LONGEST_HEADER = 2**24  # the largest models name their tensors in a fraction of this
 _MASK = ".mask"
-_MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RecursionError)
+# RuntimeError: a shape whose strides overflow, and nesting that is too deep.
+_MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RuntimeError)
 
 
 Rejection = Literal["encoding", "record", "shape", "value", "non_finite", "size"]
@@ -148,7 +149,7 @@ def decode(blob: bytes) -> Record:
             raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")
         try:
             tensor = _together(name, tensors, metadata)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise DecodeError(f"{record_type.__name__}.{name}: {error}") from error
         if slash:
             values[field_name][key] = tensor
