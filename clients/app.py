@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -23,13 +25,15 @@ from leansplit.clients import (
     splitfed,
     zo_split,
 )
+from leansplit.clients.attacks import corrupted
+from leansplit.clients.faults import InjectedFault, die_if_struck, disturbed, strikes
 from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.clients.watched import watched
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
-from leansplit.federated import ClientData
+from leansplit.federated import ClientData, Fault
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.parameters import checksum, fixed_state
@@ -43,7 +47,18 @@ from leansplit.strategies.flower_records import (
     unpack,
     with_costs,
 )
-from leansplit.wire import ClientPlan, Record, SetupReply, SetupRequest, decode_as, encode
+from leansplit.wire import (
+    ClientPlan,
+    DecodeError,
+    Record,
+    SetupReply,
+    SetupRequest,
+    decode_as,
+    encode,
+)
+
+A = TypeVar("A")
+Q = TypeVar("Q")
 
 for _module in (
     cse_fsl,
@@ -97,16 +112,26 @@ def client_app(provider: Provider) -> ClientApp:
             replies: dict[int, bytes] = {}
             failures: dict[int, str] = {}
             costs: CostReport | None = None
+            faults: dict[int, Fault | None] = {}
+            requests: dict[int, Record] = {}
             for client_id, blob in payloads.items():
+                try:
+                    requests[client_id] = request = decode_as(blob, request_type)
+                    faults[client_id] = strikes(plan, client_id, request)
+                except DecodeError as error:
+                    failures[client_id] = f"DecodeError: {error}"
+            die_if_struck(faults.values(), context)
+            for client_id, request in requests.items():
                 # One client's failure must not take down the others that share its node.
                 try:
-                    request = decode_as(blob, request_type)
                     session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-                    if client_id == watching:
-                        reply, costs = watched(session, handler, request)
-                    else:
-                        reply = handler(session, request)
+                    step = partial(_step, session, handler, request, client_id == watching)
+                    reply, told = disturbed(faults[client_id], step)
+                    costs = told or costs
+                    reply = corrupted(session, request, reply)
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
+                except InjectedFault as fault:
+                    failures[client_id] = str(fault)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
             return Message(with_costs(pack(replies, failures), costs), reply_to=message)
@@ -122,11 +147,13 @@ def client_app(provider: Provider) -> ClientApp:
         worker = worker_for(plan, provider)
         [client_id] = plan.hosted_clients(_partition_id(context))
         session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-        costs: CostReport | None = None
-        if take_watch(message.content) is None:
-            content = fedavg.train(session, message.content)
-        else:
-            content, costs = watched(session, fedavg.train, message.content)
+        fault = plan.faults.strikes(
+            plan.config.root_seed, fedavg.round_of(message.content), client_id, 0
+        )
+        die_if_struck([fault], context)
+        is_watched = take_watch(message.content) is not None
+        step = partial(_step, session, fedavg.answer, message.content, is_watched)
+        content, costs = disturbed(fault, step)
         return Message(with_costs(content, costs), reply_to=message)
 
     return app
@@ -153,6 +180,15 @@ def split_client_app(
         return Workload(model=build_model(), client_data=load_client_data, loss=loss)
 
     return client_app(provider)
+
+
+def _step(
+    session: Session, work: Callable[[Session, Q], A], request: Q, is_watched: bool
+) -> tuple[A, CostReport | None]:
+    """Return a client's answer, and what it cost if the client was asked to count that."""
+    if is_watched:
+        return watched(session, work, request)
+    return work(session, request), None
 
 
 def _partition_id(context: Context) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from flwr.app import ArrayRecord, MetricRecord, RecordDict
 
+from leansplit.clients.attacks import attack_of, corrupted_tensors
 from leansplit.clients.session import Session
 from leansplit.federated import (
     FedAvgConfig,
@@ -19,11 +20,29 @@ from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 _MOMENTS = "moments"
 
 
+def round_of(content: RecordDict) -> int:
+    """Return the round that a request belongs to."""
+    config = next(iter(content.config_records.values()))
+    return int(str(config["server-round"]))
+
+
+def answer(session: Session, content: RecordDict) -> RecordDict:
+    """Return what goes up: what the client trained, or what a hostile client makes of it."""
+    trained = train(session, content)
+    attack = attack_of(session.plan, session.client_id)
+    if attack is None or attack.kind == "label_flip":
+        return trained
+    start = next(iter(content.array_records.values())).to_torch_state_dict()
+    honest = trained.array_records["arrays"].to_torch_state_dict()
+    wrong = corrupted_tensors(session, attack, round_of(content), honest, start)
+    trained["arrays"] = ArrayRecord(wrong)
+    return trained
+
+
 def train(session: Session, content: RecordDict) -> RecordDict:
     """Train the model sent for ``local_steps`` batches and send it back."""
     arrays = next(iter(content.array_records.values()))
-    config = next(iter(content.config_records.values()))
-    round = int(str(config["server-round"]))
+    round = round_of(content)
     method = session.config(FedAvgConfig)
     model = session.worker.workload.model.full_model
     load_parameters_(model, arrays.to_torch_state_dict())

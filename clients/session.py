@@ -7,6 +7,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from leansplit.clients.attacks import attack_of, relabelled
 from leansplit.clients.memory import ClientMemory
 from leansplit.clients.workload import Worker
 from leansplit.federated import ClientData, MethodConfig, take_batch
@@ -37,8 +38,10 @@ class Session:
 
     @property
     def data(self) -> ClientData:
-        """The client's samples."""
-        return self.worker.client_data(self.client_id)
+        """The client's samples; those of a hostile one may be under wrong labels."""
+        data = self.worker.client_data(self.client_id)
+        attack = attack_of(self.plan, self.client_id)
+        return relabelled(attack, data, self.worker.workload.num_classes)
 
     @property
     def client_model(self) -> nn.Module:

@@ -78,6 +78,11 @@ class Worker:
 _workers: dict[str, Worker] = {}  # at most one entry: the plan that this process serves now
 
 
+def forget_workers() -> None:
+    """Be as new as a process that has just started."""
+    _workers.clear()
+
+
 def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
     """Return this process's worker for ``plan``, building it at the first call."""
     if plan.digest not in _workers:

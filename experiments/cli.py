@@ -16,7 +16,14 @@ from rich.table import Table
 from leansplit.errors import RunFailedError, UserError, require_choice
 from leansplit.experiments.cli_comparisons import compare, report, sweep, tune
 from leansplit.experiments.cli_plan import plan
-from leansplit.experiments.command_line import EXIT_INTERRUPTED, Commands, parse_settings, say
+from leansplit.experiments.command_line import (
+    EXIT_INTERRUPTED,
+    Commands,
+    Faults,
+    parse_faults,
+    parse_settings,
+    say,
+)
 
 cli = typer.Typer(
     name="leansplit",
@@ -79,6 +86,7 @@ def run(
         list[str] | None,
         typer.Option("--set", metavar="KEY=VALUE", help="Any other key; see `leansplit keys`."),
     ] = None,
+    faults: Faults = None,
     resume: Annotated[
         Path | None,
         typer.Option(metavar="DIR", help="Go on from the newest checkpoint of this run's folder."),
@@ -91,7 +99,7 @@ def run(
     """Run one method on one task."""
     from leansplit.experiments.display import progress_bar, result_table
     from leansplit.experiments.running import run_and_write
-    from leansplit.server_app.checkpoint_files import run_folder
+    from leansplit.server_app.checkpoint_files import find_checkpoints, run_folder
     from leansplit.server_app.checkpoints import resumable
     from leansplit.server_app.config import run_config
     from leansplit.server_app.methods import METHODS, is_used
@@ -119,7 +127,8 @@ def run(
     if lr is not None:  # stands for both, so a method without one of them takes the other
         named |= {key: None for key in ("client.lr", "server.lr") if not is_used(method, key)}
     settings = {key: value for key, value in named.items() if value is not None}
-    settings = {"replica_storage": "worker"} | settings | parse_settings(set_)
+    settings = {"replica_storage": "worker"} | settings | parse_faults(faults)
+    settings |= parse_settings(set_)
     config = run_config(method, settings)
     start = None
     if resume is not None:
@@ -139,6 +148,8 @@ def run(
         console.print(result_table(result))
         console.print(f"results in {out_dir}", soft_wrap=True)
     if result.status == "failed":
+        if find_checkpoints(out_dir):
+            say(f"the run can go on: add --resume {out_dir}")
         raise RunFailedError(result.error or "the run failed")
     if result.status == "interrupted":
         raise typer.Exit(EXIT_INTERRUPTED)

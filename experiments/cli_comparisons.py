@@ -14,10 +14,12 @@ from rich.console import Console
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.command_line import (
     EXIT_INTERRUPTED,
+    Faults,
     Jobs,
     Methods,
     Seeds,
     Settings,
+    parse_faults,
     parse_names,
     parse_seeds,
     parse_settings,
@@ -42,6 +44,7 @@ def compare(
     device: Annotated[
         str | None, typer.Option(help="Device of the plain loops, such as cuda; needs --plain.")
     ] = None,
+    faults: Faults = None,
     set_: Settings = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
 ) -> None:
@@ -60,7 +63,10 @@ def compare(
     runner = plain_loops("cpu" if device is None else device) if plain else FLOWER
     path = find_experiment(experiment)
     planned = load_experiment(
-        path, seeds=parse_seeds(seeds), overrides=parse_settings(set_), methods=parse_names(methods)
+        path,
+        seeds=parse_seeds(seeds),
+        overrides=parse_faults(faults) | parse_settings(set_),
+        methods=parse_names(methods),
     )
     out_dir = out or Path("runs") / path.stem
     stderr = Console(stderr=True)

@@ -22,6 +22,10 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
 ]
+Faults = Annotated[
+    str | None,
+    typer.Option("--faults", metavar="RATES", help="Inject faults: drop=0.1,late=0.05,die=0.01."),
+]
 Seeds = Annotated[str | None, typer.Option(help="Seeds, such as 0,1,2.")]
 Methods = Annotated[
     str | None,
@@ -48,6 +52,12 @@ def parse_settings(assignments: list[str] | None) -> dict[str, Any]:
             raise UserError("the folder for results is given with --out, not with --set out=")
         settings[key.strip()] = value.strip()
     return settings
+
+
+def parse_faults(text: str | None) -> dict[str, Any]:
+    """Read rates of injected faults, such as ``drop=0.1,late=0.05``, as settings."""
+    given = [part.strip() for part in (text or "").split(",") if part.strip()]
+    return parse_settings([f"faults.{part}" for part in given])
 
 
 def parse_names(text: str | None) -> list[str]:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from leansplit.errors import require_choice
-from leansplit.federated import OptimizerConfig
+from leansplit.federated import OptimizerConfig, RobustConfig
 from leansplit.server_app.config import NO_KEYS, RUN_SECTIONS, RunConfig
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
@@ -20,6 +20,7 @@ _SECTION_TYPES: dict[str, Any] = {
     "client": OptimizerConfig,
     "server": OptimizerConfig,
     "probe": ZerothOrderConfig,
+    "robust": RobustConfig,
     **RUN_SECTIONS,
 }
 

@@ -221,7 +221,7 @@ def _refusing(file: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise _refused(file, error.strerror or error) from error
-    except (ValueError, TypeError, RecursionError, SafetensorError) as error:
+    except (ValueError, TypeError, RuntimeError, SafetensorError) as error:
         raise _refused(file, error) from error
     except (pa.ArrowException, KeyError) as error:
         raise _refused(file, f"{type(error).__name__}: {error}") from error

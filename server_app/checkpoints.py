@@ -61,7 +61,9 @@ class Checkpoints:
 
 
 class Checkpointer:
-    """An observer that writes a checkpoint when one is due, and when the run is interrupted.
+    """An observer that writes a checkpoint when one is due, and when the run is cut short.
+
+    A run that loses its quorum leaves one in any case, an interrupted run if it was to leave any.
 
     A disk that refuses ends no run: it is logged and counted as ``failed_checkpoints``.
     """
@@ -128,7 +130,9 @@ class Checkpointer:
         waited = time.monotonic() - self._last_time
         is_due |= 0 < config.checkpoint_seconds <= waited
         if is_stopped:  # a run that ended by its budget leaves its results and needs no more
-            is_due = self._outcome.status == "interrupted"
+            leaves_any = config.has_checkpoints or self._checkpoints.start is not None
+            is_due = self._outcome.status == "interrupted" and leaves_any
+            is_due |= self._strategy.has_lost_quorum
         if not is_due or round == self._last_round:
             return
         checkpoint = self._checkpoint()

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from leansplit.clients.partition import PartitionConfig, PartitionKind
 from leansplit.costs.fleet import FleetConfig
@@ -20,12 +19,21 @@ from leansplit.errors import (
     require_positive,
     section_named,
 )
-from leansplit.federated import MethodConfig, OptimizerConfig, require_cohort
+from leansplit.federated import (
+    AttackConfig,
+    FaultsConfig,
+    MethodConfig,
+    OptimizerConfig,
+    RobustConfig,
+    require_cohort,
+)
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
+from leansplit.server_app.key_values import literal, typed
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS, why_unused
 from leansplit.server_app.results import CHECKPOINT_KEYS, to_plain
+from leansplit.strategies.failures import Quorum
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
@@ -86,6 +94,8 @@ class RunConfig:
     """Optimizer of the server model: ``server.name``, ``server.lr``, …"""
     probe: ZerothOrderConfig = ZerothOrderConfig()
     """Zeroth-order estimate: ``probe.num_perturbations``, …"""
+    robust: RobustConfig = RobustConfig()
+    """What the server makes of its clients' answers: ``robust.rule``, … (docs/faults.md)"""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own settings by name, such as ``local_steps``; `leansplit keys METHOD` lists
     them. In files and with ``--set`` they are keys like all others."""
@@ -116,6 +126,17 @@ class RunConfig:
     (simulations only; the leansplit command's default)."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
+    max_reply_mb: float = 1024.0
+    """Longer answers of a client are dropped unread, MB = 1e6 bytes."""
+    quorum: float = 0.0
+    """Share of the clients asked that must answer for a round to count (docs/faults.md); one must
+    in any case."""
+    quorum_rounds: int = 3
+    """Rounds in a row without a quorum that end the run."""
+    faults: FaultsConfig = FaultsConfig()
+    """Faults that the run injects into itself: ``faults.drop``, … (docs/faults.md)"""
+    attack: AttackConfig = AttackConfig()
+    """Hostile clients that the run injects into itself: ``attack.kind``, … (docs/faults.md)"""
     checkpoint_every: int = 0
     """Rounds between checkpoints, from which the run can go on (docs/resuming.md); 0 = none."""
     checkpoint_seconds: float = 0.0
@@ -169,6 +190,8 @@ class RunConfig:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
         require_cohort(self.cohort, self.clients)
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
+        require_positive("max_reply_mb", self.max_reply_mb)
+        Quorum(self.quorum, self.quorum_rounds)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
         if self.fleet.profile:
@@ -261,9 +284,8 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
     spec = METHODS[method]
     keys = KEYS | option_keys(method)
     values: dict[str, Any] = {"method": method, "options": {}}
-    sections: dict[str, dict[str, Any]] = {
-        name: {} for name, field in SECTIONS.items() if field in spec.fields
-    }
+    taken = [name for name, field in SECTIONS.items() if field in spec.fields]
+    sections: dict[str, dict[str, Any]] = {name: {} for name in (*taken, *RUN_SECTIONS)}
     for key, value in flatten(settings).items():
         name, _, rest = key.partition(".")
         if name == "method" and value == method:
@@ -271,16 +293,16 @@ def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
         if not is_used(method, key):
             raise UserError(why_unused(method, key))
         if name in FREE_SECTIONS and rest:
-            values.setdefault(name, {})[rest] = _literal(value)
+            values.setdefault(name, {})[rest] = literal(value)
         elif key not in keys:
             known = [*keys, *(f"{section}.…" for section in FREE_SECTIONS)]
             raise UserError(f"unknown key {key!r}; {did_you_mean(key, known)}")
         elif rest:
-            sections.setdefault(name, {})[rest] = _typed(key, value, keys[key])
+            sections.setdefault(name, {})[rest] = typed(key, value, keys[key])
         elif name in spec.options:
-            values["options"][name] = _typed(key, value, keys[key])
+            values["options"][name] = typed(key, value, keys[key])
         else:
-            values[name] = _typed(key, value, keys[key])
+            values[name] = typed(key, value, keys[key])
     for name, section in sections.items():
         default = RUN_SECTIONS.get(name) or spec.default(SECTIONS.get(name, name))
         with section_named(name, type(default)):
@@ -303,7 +325,7 @@ def fleet_config(text: str) -> FleetConfig:
         key = f"fleet.{name.strip()}"
         if key not in KEYS:
             raise UserError(f"unknown key {key!r}; {did_you_mean(key, _KEYS_OF['fleet'])}")
-        given[name.strip()] = _typed(key, value.strip(), KEYS[key])
+        given[name.strip()] = typed(key, value.strip(), KEYS[key])
     with section_named("fleet", FleetConfig):
         return FleetConfig(**given)
 
@@ -339,27 +361,6 @@ def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], at_most:
     return ", ".join(changes[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
-def _literal(value: Any) -> Any:
-    """Read text as a TOML value where it is one (3, true, [1, 2]); else leave it text."""
-    if not isinstance(value, str):
-        return value
-    try:
-        return tomllib.loads(f"value = {value}")["value"]
-    except tomllib.TOMLDecodeError:
-        return value
-
-
-def _typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
-    try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        detail = error.errors()[0]["msg"]
-    try:  # text of a command line that is a list, such as ["a", "b"]
-        return adapter.validate_python(_literal(value))
-    except ValidationError:
-        raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
-
-
 _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)
 FREE_SECTIONS = ("task_options", "model_options")
 """Sections whose keys belong to the task or model, which checks them itself."""
@@ -367,7 +368,11 @@ FREE_SECTIONS = ("task_options", "model_options")
 NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 """Fields that are no keys: named otherwise, or found out."""
 
-RUN_SECTIONS: dict[str, Any] = {"fleet": FleetConfig()}
+RUN_SECTIONS: dict[str, Any] = {
+    "fleet": FleetConfig(),
+    "faults": FaultsConfig(),
+    "attack": AttackConfig(),
+}
 """Sections of keys that are no settings of a method -> what holds without them."""
 
 _KEYS_OF: dict[str, dict[str, TypeAdapter[Any]]] = {

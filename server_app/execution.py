@@ -68,6 +68,8 @@ def execute(
     workload = config.workload()
     task = workload.load_task()
     model = workload.build_model(task)
+    if config.attack.kind == "label_flip" and not task.num_classes:
+        raise UserError(f"attack.kind = label_flip needs classes; task {task.name!r} has none")
     if checkpoints is None and config.has_checkpoints:
         if not config.out:
             raise UserError("checkpoints need a folder: set out, or checkpoint_every = 0")
@@ -86,6 +88,11 @@ def execute(
             replica_storage=config.replica_storage,
             num_threads=config.num_threads,
             exchange_timeout_s=config.exchange_timeout_s,
+            max_reply_mb=config.max_reply_mb,
+            quorum=config.quorum,
+            quorum_rounds=config.quorum_rounds,
+            faults=config.faults,
+            attack=config.attack,
             workload=workload.to_dict(),
         ),
         evaluate_every=config.evaluation_period,
@@ -97,7 +104,7 @@ def execute(
     watcher = _estimate_watcher(config, task)
     if watcher is not None:
         strategy.observers.append(watcher)
-    if checkpoints is not None and (config.has_checkpoints or start):
+    if checkpoints is not None:
         strategy.observers.append(Checkpointer(checkpoints, outcome, strategy, recorder, watcher))
     try:
         strategy.start(

@@ -84,6 +84,8 @@ def execute_plain(
         UserError: if the configuration does not fit the data, or the loop cannot be watched.
     """
     require_watchable(config.method)
+    if config.faults.are_any or config.attack.kind != "none":
+        raise UserError("plain loops have no clients that could fail or lie; leave --plain out")
     torch.set_num_threads(config.num_threads)
     workload, method = config.workload(), METHODS[config.method]
     task = workload.load_task()

@@ -19,9 +19,10 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from torch import Tensor
 
-from leansplit.federated import LocalStepsConfig, sample_weights, service_order, weighted_mean
+from leansplit.federated import LocalStepsConfig, aggregate, sample_weights, service_order
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import ParameterDict, load_parameters_
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -88,7 +89,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
         self, states: Sequence[ParameterDict], weights: Sequence[float]
     ) -> ParameterDict:
         """Return the client model that the next round starts from."""
-        return weighted_mean(states, weights)
+        return aggregate(states, weights, self.round_weights, self.config.robust)
 
     def turns(self, cohort: list[int], order: list[int]) -> list[list[int]]:
         """Return who works at the same time, turn after turn; here, all at once."""
@@ -123,7 +124,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
         trained: dict[int, ParameterDict] = {}
         num_samples: dict[int, int] = {}
         loss_sum: dict[int, float] = {}
-        failures: dict[int, str] = {}
+        failures: dict[int, Failure] = {}
         for index, turn in enumerate(self._turns):
             if index:
                 replies = self.federation.grid.send_and_receive(
@@ -154,6 +155,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
                     stepped = self._exchange(answers, server_round, wanted_upload)
                     failures |= stepped.failures
                     arrived = stepped.records
+        trained, failures = self.quorum.of(trained, failures, len(self._order))
         cohort = sorted(trained)
         if cohort:
             shares = sample_weights([num_samples[m] for m in cohort])
@@ -166,7 +168,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
             num_samples=total,
             train_loss=sum(loss_sum.values()) / total if total else None,
             num_replied=len(cohort),
-            failures=dict(sorted(failures.items())),
+            failures=failures,
         )
 
     def _exchange(self, answers: Mapping[int, Record], round: int, wanted: Wanted[R]) -> Replies[R]:

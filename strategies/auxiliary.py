@@ -14,15 +14,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
 from leansplit.federated import (
     AuxiliaryMethodConfig,
+    aggregate,
     sample_weights,
     service_order,
-    weighted_mean,
 )
 from leansplit.first_order import server_step
 from leansplit.models import LocalModel, build_auxiliary
@@ -58,7 +57,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         self._replicas: FirstOrderReplicas | None = None
         if self.config.server_mode == "averaged":
             self._replicas = FirstOrderReplicas(
-                self.model.server_model, self.loss, self.config.server_optimizer
+                self.model.server_model, self.loss, self.config.server_optimizer, self.config.robust
             )
         return arrays
 
@@ -146,9 +145,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         """Train the server model on the uploads, then average what clients trained."""
         wanted = Wanted(LocalTrainReply, self.reply_form)
         arrived = self.federation.collect(replies, self._cohort, wanted.read)
-        records = arrived.records
-        totals = {m: _sum(reply.weights) for m, reply in records.items()}
-        require_finite("sum of weights", server_round, totals)
+        records, failures = self.quorum.of(arrived.records, arrived.failures, len(self._cohort))
         num_samples = [reply.num_samples for reply in records.values()]
         train_loss = None
         if records:
@@ -156,13 +153,14 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
             train_loss = self.serve(server_round, records, shares)
             self.absorb(server_round, records)
             trained = [reply.weights for reply in records.values()]
-            load_parameters_(self.local, weighted_mean(trained, list(shares.values())))
+            start, given = trainable_parameters(self.local), list(shares.values())
+            load_parameters_(self.local, aggregate(trained, given, start, self.config.robust))
         return self.finish_round(
             server_round,
             num_samples=sum(num_samples),
             train_loss=train_loss,
             num_replied=len(records),
-            failures=arrived.failures,
+            failures=failures,
         )
 
     def serve(
@@ -231,8 +229,3 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
             for m, loss in found.items():
                 losses[m].append(loss)
         return losses
-
-
-def _sum(weights: ParameterDict) -> float:
-    """Return the sum of all weights, which is not finite if one of them is not."""
-    return sum(float(value.sum(dtype=torch.float64)) for value in weights.values())

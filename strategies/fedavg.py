@@ -8,7 +8,8 @@ others, or fails in the middle of the sum: replies that it could not average nev
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
@@ -16,14 +17,14 @@ from flwr.serverapp import Grid
 from flwr.serverapp import strategy as flower
 
 from leansplit.errors import UserError
-from leansplit.federated import FedAvgConfig
+from leansplit.federated import FedAvgConfig, aggregate, sample_weights
 from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_batch_statistics
-from leansplit.parameters import load_parameters_
+from leansplit.parameters import ParameterDict, load_parameters_
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 from leansplit.strategies.running import RunningStrategy
-from leansplit.strategies.split import require_finite
-from leansplit.wire import DecodeError, forms_of, require_forms
+from leansplit.wire import NON_FINITE_ADVICE, DecodeError, forms_of, require_forms
 
 
 class FedAvg(RunningStrategy, flower.FedAvg):
@@ -95,26 +96,28 @@ class FedAvg(RunningStrategy, flower.FedAvg):
         """Drop replies that do not fit, sort the others by client id, let Flower average them."""
         client_of = {self.federation.node_of(m): m for m in self._cohort}
         answered: dict[int, Message] = {}
-        losses: dict[int, float] = {}
-        reasons: dict[int, str] = {}
+        reasons: dict[int, Failure] = {}
         for reply in replies:
             m = client_of[self.federation.grid.sender_of(reply)]
             if reply.has_error():
-                reasons[m] = str(reply.error.reason)
+                reasons[m] = Failure.of_node(str(reply.error.reason))
                 continue
             try:
-                losses[m] = self._checked_loss(m, reply.content)
+                self._require_form(m, reply.content)
             except DecodeError as error:
-                reasons[m] = f"its answer is not what was asked for: {error}"
+                reasons[m] = Failure.refused(error)
             else:
                 answered[m] = reply
         missing = [m for m in self._cohort if m not in answered]
-        failures = self.federation.failures(missing, reasons, {})
-        require_finite("loss", server_round, dict(sorted(losses.items())))
+        failures = self.federation.failures(missing, reasons)
+        answered, failures = self.quorum.of(answered, failures, len(self._cohort))
         ordered = [answered[m] for m in sorted(answered)]
         mean, metrics = super().aggregate_train(server_round, ordered)
         if mean is not None:
-            load_parameters_(self.model.full_model, mean.to_torch_state_dict())
+            state: ParameterDict = mean.to_torch_state_dict()
+            if self.config.robust.rule != "mean":
+                state = self._robust_mean(answered)
+            load_parameters_(self.model.full_model, state)
         return self.finish_round(
             server_round,
             num_samples=sum(self._num_samples(m) for m in answered),
@@ -123,32 +126,45 @@ class FedAvg(RunningStrategy, flower.FedAvg):
             failures=failures,
         )
 
+    def _robust_mean(self, answered: Mapping[int, Message]) -> ParameterDict:
+        """Return what the robust rule makes of the clients' weights."""
+        clients = sorted(answered)
+        arrays = [answered[m].content.array_records[self.arrayrecord_key] for m in clients]
+        shares = sample_weights([self._num_samples(m) for m in clients])
+        states = [array.to_torch_state_dict() for array in arrays]
+        return aggregate(states, shares, self.client_weights(), self.config.robust)
+
     def _num_samples(self, client_id: int) -> int:
         """Return the samples that a client trains on in a round."""
         return self.config.local_steps * self.federation.batch_size(client_id)
 
-    def _checked_loss(self, client_id: int, content: RecordDict) -> float:
-        """Return the loss that a client reports, once the rest is what Flower can average.
+    def _require_form(self, client_id: int, content: RecordDict) -> None:
+        """Refuse what Flower could not average.
 
         Raises:
-            DecodeError: if it is not.
+            DecodeError: saying what it is.
         """
         names = self.arrayrecord_key, METRICS
         if set(content) != set(names):
-            raise DecodeError(f"its records are {sorted(content)}, not {sorted(names)}")
+            raise DecodeError(f"its records are {sorted(content)}, not {sorted(names)}", "record")
         arrays, metrics = (content[name] for name in names)
         if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
-            raise DecodeError("its records are of other types than arrays and metrics")
+            raise DecodeError("its records are of other types than arrays and metrics", "record")
+        self.federation.require_size(sum(len(array.data) for array in arrays.values()))
         try:
             tensors = arrays.to_torch_state_dict()
         except Exception as error:  # Flower and numpy raise what they like
             raise DecodeError(f"its arrays cannot be read: {error}") from error
         require_forms("ArrayRecord", tensors, forms_of(self.client_weights()))
         if metrics.keys() != {NUM_SAMPLES, TRAIN_LOSS}:
-            raise DecodeError(f"its metrics are {sorted(metrics)}")
+            raise DecodeError(f"its metrics are {sorted(metrics)}", "value")
         num_samples, loss = metrics[NUM_SAMPLES], metrics[TRAIN_LOSS]
         if num_samples != self._num_samples(client_id):
-            raise DecodeError(f"{NUM_SAMPLES} is {num_samples}, not {self._num_samples(client_id)}")
+            wanted = self._num_samples(client_id)
+            raise DecodeError(f"{NUM_SAMPLES} is {num_samples}, not {wanted}", "value")
         if not isinstance(loss, int | float):
-            raise DecodeError(f"{TRAIN_LOSS} is {loss!r}, not a number")
-        return float(loss)
+            raise DecodeError(f"{TRAIN_LOSS} is {loss!r}, not a number", "value")
+        if not math.isfinite(loss):
+            raise DecodeError(
+                f"non-finite {TRAIN_LOSS} ({loss}); {NON_FINITE_ADVICE}", "non_finite"
+            )

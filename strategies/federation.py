@@ -5,10 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from flwr.app import Message
 
+from leansplit.strategies.failures import SILENT, Failure
 from leansplit.strategies.flower_records import NO_PLAN, pack, unpack, unpack_failures
 from leansplit.strategies.roster import Roster
 from leansplit.strategies.wanted import Read
@@ -28,7 +30,7 @@ class Replies(Generic[R]):
     """
 
     records: dict[int, R]
-    failures: dict[int, str] = field(default_factory=dict)
+    failures: dict[int, Failure] = field(default_factory=dict)
 
 
 class Federation(Roster):
@@ -52,8 +54,11 @@ class Federation(Roster):
         ]
 
     def failures(
-        self, missing: Iterable[int], reasons: Mapping[int, str], node_errors: Mapping[int, str]
-    ) -> dict[int, str]:
+        self,
+        missing: Iterable[int],
+        reasons: Mapping[int, Failure],
+        node_errors: Mapping[int, str] = MappingProxyType({}),
+    ) -> dict[int, Failure]:
         """Say, and log, why clients did not answer, in ascending order of their ids.
 
         Args:
@@ -61,15 +66,17 @@ class Federation(Roster):
             reasons: client id -> reason, of clients that reported one, or answered something else.
             node_errors: node id -> reason, of nodes that failed as a whole.
         """
-        failures: dict[int, str] = {}
+        failures: dict[int, Failure] = {}
         for client_id in sorted(missing):
             node_id = self.node_of(client_id)
-            reason = reasons.get(client_id) or node_errors.get(node_id)
-            reason = reason or self.why_lost(node_id) or "no answer in time"
-            if NO_PLAN in reason:
-                self.lose_node(node_id, reason)
-            log.warning("client %d dropped from this step: %s", client_id, reason)
-            failures[client_id] = reason
+            of_node = node_errors.get(node_id) or self.why_lost(node_id)
+            failure = reasons.get(client_id) or (
+                Failure.of_node(of_node) if of_node else Failure(SILENT, "silent")
+            )
+            if NO_PLAN in failure.reason:
+                self.lose_node(node_id, failure.reason)
+            log.warning("client %d dropped from this step: %s", client_id, failure)
+            failures[client_id] = failure
         return failures
 
     def collect(
@@ -88,7 +95,7 @@ class Federation(Roster):
         for m in expected:
             hosted.setdefault(self.node_of(m), []).append(m)
         records: dict[int, R] = {}
-        reasons: dict[int, str] = {}
+        reasons: dict[int, Failure] = {}
         node_errors: dict[int, str] = {}
         for reply in replies:
             node_id = self.grid.sender_of(reply)
@@ -96,17 +103,30 @@ class Federation(Roster):
                 node_errors[node_id] = str(reply.error.reason)
                 continue
             said, answers = unpack_failures(reply.content), unpack(reply.content)
-            for m in hosted.get(node_id, ()):  # a node speaks for nobody else's clients
+            spoken_for = hosted.get(node_id, [])  # a node speaks for nobody else's clients
+            self.grid.num_unasked += len((said.keys() | answers.keys()) - set(spoken_for))
+            for m in spoken_for:
                 if m in said:
-                    reasons[m] = said[m]
+                    reasons[m] = Failure.reported(said[m])
                 elif m in answers:
                     try:
+                        self.require_size(len(answers[m]))
                         records[m] = read(m, answers[m])
                     except DecodeError as error:
-                        reasons[m] = f"its answer is not what was asked for: {error}"
+                        reasons[m] = Failure.refused(error)
         answered = {m: records[m] for m in expected if m in records and m not in reasons}
         missing = [m for m in expected if m not in answered]
         return Replies(answered, self.failures(missing, reasons, node_errors))
+
+    def require_size(self, num_bytes: int) -> None:
+        """Refuse an answer that is too long to be read.
+
+        Raises:
+            DecodeError: saying so.
+        """
+        if num_bytes > self.max_reply_bytes:
+            limit = f"the limit is {self.max_reply_bytes} (max_reply_mb)"
+            raise DecodeError(f"it has {num_bytes} bytes; {limit}", "size")
 
     def exchange(
         self, requests: Mapping[int, Record], action: str, round: int, read: Read[R]

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 
-from leansplit.federated import FedZOConfig, sample_weights, weighted_mean
+from leansplit.federated import FedZOConfig, aggregate, sample_weights
 from leansplit.parameters import load_parameters_
-from leansplit.strategies.split import SplitStrategy, require_finite
+from leansplit.strategies.split import SplitStrategy
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import FedZOReply, FedZORequest, Form, forms_of
 from leansplit.zeroth_order import loss_objective
@@ -56,25 +55,22 @@ class FedZO(SplitStrategy[FedZOConfig]):
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Step 4: theta <- the sample-weighted mean of the clients' models."""
         wanted = Wanted(FedZOReply, self.reply_form)
-        trained = self.federation.collect(replies, self._cohort, wanted.read)
-        num_samples = [reply.num_samples for reply in trained.records.values()]
-        if trained.records:
-            magnitudes = {
-                m: sum(float(w.abs().sum(dtype=torch.float64)) for w in reply.weights.values())
-                for m, reply in trained.records.items()
-            }
-            require_finite("sum of weights", server_round, magnitudes)
+        arrived = self.federation.collect(replies, self._cohort, wanted.read)
+        trained, failures = self.quorum.of(arrived.records, arrived.failures, len(self._cohort))
+        num_samples = [reply.num_samples for reply in trained.values()]
+        if trained:
             objective = loss_objective(self.model.full_model, self.loss)
             self.report_private_probes(
-                server_round, trained.records, self.client_weights(), objective, self.config
+                server_round, trained, self.client_weights(), objective, self.config
             )
-            states = [reply.weights for reply in trained.records.values()]
-            mean = weighted_mean(states, sample_weights(num_samples))
+            states = [reply.weights for reply in trained.values()]
+            shares, start = sample_weights(num_samples), self.client_weights()
+            mean = aggregate(states, shares, start, self.config.robust)
             load_parameters_(self.model.full_model, mean)
         return self.finish_round(
             server_round,
             num_samples=sum(num_samples),
             train_loss=None,  # the estimate needs differences; no client reports a loss
-            num_replied=len(trained.records),
-            failures=trained.failures,
+            num_replied=len(trained),
+            failures=failures,
         )

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 
 from leansplit.federated import (
     OptimizerConfig,
+    RobustConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
@@ -27,12 +29,16 @@ class FirstOrderReplicas:
         loss: (outputs, labels) -> mean loss.
         config: optimizer of every replica. With the lifetime ``run`` the replicas' moments are
             averaged and kept as well.
+        robust: how the replicas become one; moments are averaged in any case.
     """
 
-    def __init__(self, server_model: nn.Module, loss: Loss, config: OptimizerConfig) -> None:
+    def __init__(
+        self, server_model: nn.Module, loss: Loss, config: OptimizerConfig, robust: RobustConfig
+    ) -> None:
         self._server_model = server_model
         self._loss = loss
         self._config = config
+        self._robust = robust
         self._replicas: dict[int, tuple[ParameterDict, dict[str, Tensor]]] = {}
         self._moments: dict[str, Tensor] = {}
         self._average = self._parameters()
@@ -70,7 +76,8 @@ class FirstOrderReplicas:
         """Average the replicas of the clients that finished; ``weights`` are their shares."""
         replicas = [self._replicas[m] for m in weights]
         shares = list(weights.values())
-        self._average = weighted_mean([parameters for parameters, _ in replicas], shares)
+        states = [parameters for parameters, _ in replicas]
+        self._average = aggregate(states, shares, self._average, self._robust)
         self._moments = weighted_mean([moments for _, moments in replicas], shares)
         self.restore_()
 

@@ -26,6 +26,9 @@ TRAIN_LOSS = "train-loss"
 NO_PLAN = "this node has no plan: it was restarted, or never set up"
 """The failure of a node that must be set up again."""
 
+IN_PROCESS = "in-process"
+"""Key of the configuration of nodes that are function calls in the server's process."""
+
 NODE = -1
 """Key of a payload addressed to the node as a whole, not to one of its clients."""
 

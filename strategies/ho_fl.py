@@ -27,8 +27,8 @@ from torch import Tensor
 from leansplit.federated import (
     HOFLConfig,
     Replica,
+    aggregate,
     sample_weights,
-    weighted_mean,
 )
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, replay, segments_at
@@ -37,8 +37,9 @@ from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.noise import client_dropout_seed, perturbation_seeds
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
 from leansplit.state import State
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.running import RunningStrategy, log
-from leansplit.strategies.split import mean_loss, require_finite
+from leansplit.strategies.split import mean_loss
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import Form, HybridTrainReply, HybridTrainRequest, TensorForm, forms_of
 from leansplit.zeroth_order import EstimateReport, cut_objective, loss_objective
@@ -175,32 +176,32 @@ class HOFL(RunningStrategy):
         wanted = Wanted(HybridTrainReply, self.reply_form)
         answered = self.federation.collect(replies, self._cohort, wanted.read)
         records, failures = answered.records, dict(answered.failures)
-        require_finite("loss", server_round, {m: reply.loss for m, reply in records.items()})
-        sums = {m: float(reply.scalars.abs().sum()) for m, reply in records.items()}
-        require_finite("scalar", server_round, sums)
         trained: dict[int, ParameterDict] = {}
         for m, reply in records.items():
             lower = self._rebuild(m, reply)
             if lower is not None and lower.checksum != reply.checksum:
-                reason = "the server could not rebuild its zeroth-order segment"
-                failures |= self.federation.failures([m], {m: reason}, {})
+                why = Failure("the server could not rebuild its zeroth-order segment", "replica")
+                failures |= self.federation.failures([m], {m: why})
                 self.count("checksum_mismatches")
                 continue
             self._report_lower(server_round, m, reply)
             trained[m] = {**reply.weights, **(lower.parameters if lower is not None else {})}
             if self.config.client_optimizer.outlives_round:
                 self._moments[m] = server_round, lower.moments() if lower is not None else {}
+        trained, failures = self.quorum.of(trained, failures, len(self._cohort))
         sizes = [records[m].num_samples for m in trained]
         shares = sample_weights(sizes)
         if trained:
-            load_parameters_(self.model.full_model, weighted_mean(list(trained.values()), shares))
+            states = list(trained.values())
+            mean = aggregate(states, shares, self._anchor, self.config.robust)
+            load_parameters_(self.model.full_model, mean)
         losses = {m: records[m].loss for m in trained}
         return self.finish_round(
             server_round,
             num_samples=sum(sizes),
             train_loss=mean_loss(losses, shares) if trained else None,
             num_replied=len(trained),
-            failures=dict(sorted(failures.items())),
+            failures=failures,
         )
 
     def _rebuild(self, client_id: int, reply: HybridTrainReply) -> Replica | None:

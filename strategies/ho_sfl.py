@@ -92,11 +92,13 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
             server_round,
             Wanted(ProbeReply, self.probe_form),
         )
-        failures = forward.failures | probes.failures
+        answered, failures = self.quorum.of(
+            probes.records, forward.failures | probes.failures, len(self._cohort)
+        )
 
         # 6. The mean of the scalars. 7. The update that every replica takes, the mirror first.
-        if probes.records:
-            scalars = {m: reply.scalars for m, reply in probes.records.items()}
+        if answered:
+            scalars = {m: reply.scalars for m, reply in answered.items()}
             size_of = dict(zip(forward.records, sizes, strict=True))
             objective = surrogate_objective(self.model.client_model, lambdas)
             self.share_update(server_round, seeds, scalars, size_of, objective)
@@ -104,6 +106,6 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
             server_round,
             num_samples=sum(sizes),
             train_loss=mean_loss(losses, weights),
-            num_replied=len(probes.records),
+            num_replied=len(answered),
             failures=failures,
         )

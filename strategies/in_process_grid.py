@@ -16,6 +16,8 @@ from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
+from leansplit.strategies.flower_records import IN_PROCESS
+
 Fault = Callable[[Message, int], str | None]
 """(message, partition id) -> why that client fails to answer, or None."""
 
@@ -42,7 +44,11 @@ class InProcessGrid(Grid):
             1_000_003 * (num_nodes - partition_id): Context(
                 run_id=1,
                 node_id=1_000_003 * (num_nodes - partition_id),
-                node_config={"partition-id": partition_id, "num-partitions": num_nodes},
+                node_config={
+                    "partition-id": partition_id,
+                    "num-partitions": num_nodes,
+                    IN_PROCESS: True,
+                },
                 state=RecordDict(),
                 run_config={},
             )

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from leansplit.federated import MUSplitFedConfig, moved_towards_mean
+from leansplit.federated import MUSplitFedConfig, aggregate
 from leansplit.noise import server_dropout_seed, server_perturbation_seeds
 from leansplit.parameters import ParameterDict
 from leansplit.strategies.alternating import Served
@@ -95,7 +95,8 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
         self, states: Sequence[ParameterDict], weights: Sequence[float]
     ) -> ParameterDict:
         """Move the client model towards the mean of the clients'."""
-        return moved_towards_mean(self.round_weights, states, weights, self.config.global_lr)
+        config = self.config
+        return aggregate(states, weights, self.round_weights, config.robust, config.global_lr)
 
     def end_server_round(self, weights: Mapping[int, float]) -> None:
         """Move the server model towards the mean of the replicas."""

@@ -6,7 +6,7 @@ It stands between a strategy and the real grid, so strategies contain no account
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from math import prod
 from typing import TYPE_CHECKING
@@ -32,15 +32,26 @@ _HEADER_START = 128  # a record's type stands at the very beginning of its encod
 class ObservedGrid(Grid):
     """Wraps a grid; everything else is passed on.
 
+    Args:
+        grid: what messages go through.
+        ledger: see below.
+        repeats: (round, client id) -> whether to inject that its replies come twice.
+
     Attributes:
         ledger: books every record that crosses.
         num_exchanges: times that the server sent something and waited for the answers.
         contacted: clients that were sent anything since this was last emptied.
+        num_unasked: answers that nobody had asked for, such as the second to one message.
         watch: chooses the client that counts its own costs; None: nobody does.
     """
 
-    def __init__(self, grid: Grid, ledger: Ledger) -> None:
+    def __init__(
+        self, grid: Grid, ledger: Ledger, repeats: Callable[[int, int], bool] | None = None
+    ) -> None:
         self._grid = grid
+        self._repeats = repeats
+        self._repeated: list[Message] = []
+        self.num_unasked = 0
         self.ledger = ledger
         self.num_exchanges = 0
         self.contacted: set[int] = set()
@@ -104,9 +115,15 @@ class ObservedGrid(Grid):
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_POLL_S
         while message_ids and (deadline is None or time.monotonic() < deadline):
-            arrived = list(self.pull_messages(message_ids))
+            arrived = []
+            for reply in self.pull_messages(message_ids):
+                answered = reply.metadata.reply_to_message_id
+                if answered in message_ids:
+                    arrived.append(reply)
+                    message_ids.remove(answered)
+                else:
+                    self.num_unasked += 1
             replies += arrived
-            message_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
             if message_ids:
                 time.sleep(pause)
                 pause = _FIRST_POLL_S if arrived else min(pause * _POLL_GROWTH, _LONGEST_POLL_S)
@@ -126,10 +143,7 @@ class ObservedGrid(Grid):
         sent = list(messages)
         self._book(sent, "downlink", [message.metadata.dst_node_id for message in sent])
         for message in sent:
-            clients = set(unpack(message.content))
-            if not clients and message.metadata.dst_node_id in self._client_of_node:
-                clients = {self._client_of_node[message.metadata.dst_node_id]}
-            clients -= {NODE}
+            clients = self._clients_of(message)
             self.contacted |= clients
             if self.watch is not None and self._is_booked:
                 watched = self.watch.on_asked(_round_of(message), clients)
@@ -140,12 +154,37 @@ class ObservedGrid(Grid):
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
         """Fetch replies and price them."""
         replies = list(self._grid.pull_messages(message_ids))
+        replies += self._inject_repeated(replies)
         for reply in replies:
             report = None if reply.has_error() else take_costs(reply.content)
             if report is not None and self.watch is not None:
                 self.watch.on_report(_round_of(reply), report)
         self._book(replies, "uplink", [reply.metadata.src_node_id for reply in replies])
         return replies
+
+    def _inject_repeated(self, replies: list[Message]) -> list[Message]:
+        """Return copies of the replies of clients whose messages come twice, and older copies."""
+        if self._repeats is None:
+            return []
+        again = [
+            reply
+            for reply in replies
+            if any(self._repeats(_round_of(reply), m) for m in self._clients_of(reply))
+        ]
+        stray, self._repeated = self._repeated, again
+        return again + stray
+
+    def _clients_of(self, message: Message) -> set[int]:
+        """Return the clients that a message to or from a node is about."""
+        if message.has_error():
+            return set()
+        node_id = message.metadata.dst_node_id
+        if message.metadata.reply_to_message_id:
+            node_id = message.metadata.src_node_id
+        clients = set(unpack(message.content))
+        if not clients and node_id in self._client_of_node:
+            return {self._client_of_node[node_id]}
+        return clients - {NODE}
 
     def _book(self, messages: list[Message], direction: Direction, nodes: list[int]) -> None:
         if not self._is_booked or (direction == "downlink" and not self._is_priced):

@@ -22,11 +22,12 @@ from leansplit.federated import (
     Replica,
     ReplicatedConfig,
     Update,
-    mean_scalars,
+    aggregate_scalars,
     sample_weights,
 )
 from leansplit.parameters import load_parameters_
 from leansplit.state import State
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
@@ -143,7 +144,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
             self.attendance.confirm(m)
         for m in settled.failures:
             self.attendance.doubt_seeds(m)
-        return settled
+        return Replies(*self.quorum.of(settled.records, settled.failures, len(self._cohort)))
 
     def share_update(
         self,
@@ -169,13 +170,20 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """
         require_finite("scalar", round, {m: float(v.abs().sum()) for m, v in scalars.items()})
         shares = sample_weights([num_samples[m] for m in scalars])
-        update = Update(round, tuple(seeds), mean_scalars(list(scalars.values()), shares))
+        update = Update(round, tuple(seeds), self._combined(scalars, shares))
         if objective is not None:
             self.report_update(update, dict(zip(scalars, shares, strict=True)), objective)
         self.mirror.apply_(update)
         self.attendance.log.append(update)
         for m in scalars:
             self.attendance.confirm_seeds(m, round)
+
+    def _combined(
+        self, scalars: Mapping[int, Tensor], shares: Sequence[float]
+    ) -> tuple[float, ...]:
+        config = self.config
+        assert isinstance(config, ReplicatedConfig)
+        return aggregate_scalars(list(scalars.values()), shares, config.robust)
 
     def report_update(
         self, update: Update, weights: Mapping[int, float], objective: DifferentiableObjective
@@ -290,22 +298,23 @@ class ReplicatedStrategy(SplitStrategy[C]):
                 records |= part.records
                 failures |= part.failures
         settled: dict[int, R] = {}
-        lost: dict[int, str] = {}
+        lost: dict[int, Failure] = {}
         for m, reply in sorted(records.items()):
             if m in failures:
                 continue
             if isinstance(reply, BehindReply):
-                lost[m] = "its replica could not be brought up to date"
+                lost[m] = Failure("its replica could not be brought up to date", "replica")
             elif self._differs(reply):
                 self.count("checksum_mismatches")
-                lost[m] = (
+                lost[m] = Failure(
                     "its replica differs from the server's mirror even after a full resync; its "
-                    "device rounds differently from the server's"
+                    "device rounds differently from the server's",
+                    "replica",
                 )
             else:
                 assert isinstance(reply, wanted.record_type)
                 settled[m] = reply
-        failures |= self.federation.failures(lost, lost, {})
+        failures |= self.federation.failures(lost, lost)
         return Replies(settled, dict(sorted(failures.items())))
 
     def _differs(self, reply: Record) -> bool:

@@ -147,7 +147,8 @@ class Resumable:
         self.events = dict(state["events"])
         self.samples_seen = state["samples_seen"]
         self.rounds_completed = state["rounds_completed"]
-        self._num_empty_rounds = state["_num_empty_rounds"]
+        # A run that had lost its quorum is given as many rounds again.
+        self._num_empty_rounds = state["_num_empty_rounds"] % self.deployment.quorum_rounds
 
     def forget_clients(self, client_ids: Iterable[int]) -> None:
         """Note that clients have lost their memory: they must be sent again what they need."""

@@ -109,12 +109,16 @@ class Roster:
         num_samples: client id -> samples it holds.
         label_counts: client id -> samples of each label; empty if labels are not class indices.
         samples: client id -> what one of its samples looks like.
+        max_reply_bytes: of an answer that is read at all.
     """
 
-    def __init__(self, grid: ObservedGrid, plan: ClientPlan, timeout_s: float) -> None:
+    def __init__(
+        self, grid: ObservedGrid, plan: ClientPlan, timeout_s: float, max_reply_bytes: int = 2**30
+    ) -> None:
         self.grid = grid
         self.plan = plan
         self.timeout_s = timeout_s
+        self.max_reply_bytes = max_reply_bytes
         self.num_samples: dict[int, int] = {}
         self.label_counts: dict[int, list[int]] = {}
         self.samples: dict[int, Sample] = {}

@@ -9,6 +9,7 @@ import logging
 import secrets
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
@@ -16,11 +17,12 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from leansplit.errors import RunFailedError, UserError
-from leansplit.federated import MethodConfig, require_cohort
+from leansplit.errors import UserError, require_positive
+from leansplit.federated import AttackConfig, FaultsConfig, MethodConfig, require_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.estimates import EstimateReporting
+from leansplit.strategies.failures import Failure, Quorum, QuorumLostError
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.resuming import Continued, Resumable, RoundEndObserver, RunState
@@ -46,6 +48,16 @@ class Deployment:
     """Torch threads of a client's computation; 0 leaves them as they are."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
+    max_reply_mb: float = 1024.0
+    """Longer answers of a client are dropped unread, MB = 1e6 bytes."""
+    quorum: float = 0.0
+    """Share of the clients asked that must answer for a round to count; one must in any case."""
+    quorum_rounds: int = 3
+    """Rounds in a row without a quorum that end the run."""
+    faults: FaultsConfig = FaultsConfig()
+    """What the run injects into itself."""
+    attack: AttackConfig = AttackConfig()
+    """Which of its clients are hostile, and how."""
     workload: dict[str, Any] = field(default_factory=dict)
     """Passed to the client app's workload provider."""
 
@@ -57,6 +69,8 @@ class Deployment:
             raise UserError(f"clients_per_node must be at least 1, got {self.clients_per_node}")
         if not self.exchange_timeout_s > 0:
             raise UserError(f"exchange_timeout_s must be above 0, got {self.exchange_timeout_s}")
+        require_positive("max_reply_mb", self.max_reply_mb)
+        Quorum(self.quorum, self.quorum_rounds)
 
 
 @dataclass(frozen=True)
@@ -75,7 +89,7 @@ class RoundReport:
     samples_seen: int
     train_loss: float | None
     num_replied: int
-    failures: dict[int, str]
+    failures: dict[int, Failure]
 
 
 class Observer(Protocol):
@@ -91,9 +105,6 @@ class Observer(Protocol):
 
 class StopRunning(Exception):
     """An observer asked for the end of the run."""
-
-
-_MAX_EMPTY_ROUNDS = 3
 
 
 class RunningStrategy(EstimateReporting, Resumable, Strategy):
@@ -161,6 +172,8 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             is_whole_model=self.is_whole_model,
             has_mask=self.model.has_mask,
             fixed_checksum=checksum(fixed_state(self.trained_module)),
+            faults=self.deployment.faults,
+            attack=self.deployment.attack,
             workload=self.deployment.workload,
         )
 
@@ -190,6 +203,16 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
 
     def end(self) -> None:
         """Do what is left to do after the last round."""
+
+    @property
+    def quorum(self) -> Quorum:
+        """How many clients must answer."""
+        return Quorum(self.deployment.quorum, self.deployment.quorum_rounds)
+
+    @property
+    def has_lost_quorum(self) -> bool:
+        """Whether so many rounds in a row came to nothing that the run ends."""
+        return self._num_empty_rounds >= self.quorum.patience
 
     @property
     def federation(self) -> Federation:
@@ -230,7 +253,9 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             RunFailedError: if the run cannot go on; what was measured so far stays available.
         """
         self._forget_last_run()
-        observed = self._grid = ObservedGrid(grid, self.ledger)
+        faults, seed = self.deployment.faults, self.config.root_seed
+        repeats = partial(faults.repeats, seed) if faults.twice else None
+        observed = self._grid = ObservedGrid(grid, self.ledger, repeats)
         self._num_rounds = num_rounds
         arrays = self.begin(initial_arrays)
         num_clients = self.deployment.num_clients
@@ -241,7 +266,10 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             log.info("%d clients on %d connected SuperNodes", num_clients, num_nodes)
         plan = self.client_plan(secrets.token_hex(8), num_clients)
         self._federation = Federation(
-            observed, plan, min(timeout, self.deployment.exchange_timeout_s)
+            observed,
+            plan,
+            min(timeout, self.deployment.exchange_timeout_s),
+            int(self.deployment.max_reply_mb * 1e6),
         )
         self.meet_clients(resume)
         if resume is not None:
@@ -274,6 +302,10 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             result = Result()
             for observer in round_ends if self.rounds_completed else ():
                 observer.on_round_end(self.rounds_completed, is_stopped=True)
+        except QuorumLostError:
+            for observer in round_ends:
+                observer.on_round_end(self.rounds_completed, is_stopped=True)
+            raise
         self.end()
         result.arrays = self.arrays()
         return result
@@ -296,27 +328,33 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         num_samples: int,
         train_loss: float | None,
         num_replied: int,
-        failures: dict[int, str],
+        failures: dict[int, Failure],
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Count the round, tell observers, and return what Flower's loop expects.
 
         Raises:
-            RunFailedError: after several rounds in a row in which no client answered.
+            QuorumLostError: after several rounds in a row that too few clients answered.
         """
         self.rounds_completed = round
         self.samples_seen += num_samples
         self.count("dropped_clients", len(failures))
+        for failure in failures.values():
+            self.count(f"dropped_{failure.kind}")
+        grid = self.federation.grid
+        self.count("unasked_answers", grid.num_unasked)
+        grid.num_unasked = 0
         if num_replied:
             self._num_empty_rounds = 0
         else:
             self.count("empty_rounds")
             # A round for which nobody was there is no sign that anything is wrong.
             self._num_empty_rounds += bool(self.sample_cohort(round))
-            if self._num_empty_rounds >= _MAX_EMPTY_ROUNDS:
-                reason = next(iter(failures.values()), "no reason given")
-                raise RunFailedError(
-                    f"no client answered in {_MAX_EMPTY_ROUNDS} rounds in a row, the last of them "
-                    f"round {round}; the first reason: {reason}"
+            if self.has_lost_quorum:
+                reasons = (f"client {m}: {failure}" for m, failure in failures.items())
+                raise QuorumLostError(
+                    f"too few clients answered in {self.quorum.patience} rounds in a row, the last "
+                    f"of them round {round}; the first reason in round {round} is from "
+                    f"{next(reasons, 'nobody')}"
                 )
         report = RoundReport(round, self.samples_seen, train_loss, num_replied, failures)
         answers = [observer.on_round(report) for observer in self.observers]

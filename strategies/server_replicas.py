@@ -9,8 +9,9 @@ from torch import Tensor
 from leansplit.federated import (
     OptimizerConfig,
     ReplicaMode,
+    RobustConfig,
     TrainedVector,
-    moved_towards_mean,
+    aggregate,
     weighted_mean,
 )
 from leansplit.parameters import ParameterDict
@@ -31,11 +32,16 @@ class ServerReplicas:
     """
 
     def __init__(
-        self, parameters: ParameterDict, optimizer: OptimizerConfig, mode: ReplicaMode
+        self,
+        parameters: ParameterDict,
+        optimizer: OptimizerConfig,
+        mode: ReplicaMode,
+        robust: RobustConfig,
     ) -> None:
         self.start = {name: value.clone() for name, value in parameters.items()}
         self._optimizer = optimizer
         self._mode = mode
+        self._robust = robust
         self._moments: dict[str, Tensor] = {}
         self._replicas: dict[int, TrainedVector] = {}
 
@@ -60,7 +66,7 @@ class ServerReplicas:
         shares = dict(weights) if self._mode == "averaged" else {_SHARED: 1.0}
         replicas, given = [self._replicas[m] for m in shares], list(shares.values())
         states = [replica.parameters for replica in replicas]
-        self.start = moved_towards_mean(self.start, states, given, global_lr)
+        self.start = aggregate(states, given, self.start, self._robust, global_lr)
         if self._optimizer.outlives_round:
             self._moments = weighted_mean([replica.moments for replica in replicas], given)
 

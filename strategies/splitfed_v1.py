@@ -29,7 +29,7 @@ class SplitFedV1(SplitFed):
         """Load the initial model and forget all replicas."""
         arrays = super().begin(initial_arrays)
         self._replicas = FirstOrderReplicas(
-            self.model.server_model, self.loss, self.config.server_optimizer
+            self.model.server_model, self.loss, self.config.server_optimizer, self.config.robust
         )
         return arrays
 

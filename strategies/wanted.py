@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from leansplit.wire import BehindReply, Form, Record, decode_as, require_form
+from leansplit.wire import BehindReply, DecodeError, Form, Record, decode_as, require_form
 
 R = TypeVar("R", bound=Record)
 
@@ -32,9 +32,7 @@ class Wanted(Generic[R]):
         Raises:
             DecodeError: if it is not the record that was asked for.
         """
-        record = decode_as(blob, self.record_type)
-        require_form(record, self.form(client_id))
-        return record
+        return self._settled(client_id, decode_as(blob, self.record_type))
 
     def read_or_behind(self, client_id: int, blob: bytes) -> R | BehindReply:
         """Decode an answer, or the client's word that its replica is behind.
@@ -43,8 +41,14 @@ class Wanted(Generic[R]):
             DecodeError: if it is neither.
         """
         record = decode_as(blob, (self.record_type, BehindReply))
-        if isinstance(record, self.record_type):
-            require_form(record, self.form(client_id))
+        if isinstance(record, BehindReply):
             return record
-        assert isinstance(record, BehindReply)
+        assert isinstance(record, self.record_type)
+        return self._settled(client_id, record)
+
+    def _settled(self, client_id: int, record: R) -> R:
+        if type(record) is not self.record_type:  # a subclass has fields that nobody asked for
+            what = f"{type(record).__name__} where {self.record_type.__name__} was expected"
+            raise DecodeError(f"got {what}", "record")
+        require_form(record, self.form(client_id))
         return record

@@ -29,6 +29,7 @@ SECTIONS: Mapping[str, str] = {
     "client": "client_optimizer",
     "server": "server_optimizer",
     "probe": "zeroth_order",
+    "robust": "robust",
 }
 """Section of keys -> the field that it sets, of the methods that have it."""
 

@@ -198,7 +198,7 @@ def test_a_client_without_a_head_says_so_and_is_dropped():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(ClientMemory, "load", load)
         strategy = start("fsl-sage", settings("fsl-sage"), rounds=6)
-    assert strategy.events == {"dropped_clients": 1}
+    assert strategy.events == {"dropped_clients": 1, "dropped_error": 1}
 
 
 @pytest.mark.parametrize("method", ALL)

@@ -122,7 +122,7 @@ def test_a_client_that_fails_is_asked_again(configure, run_in_process):
         return "not yet" if is_training and is_early and partition_id == 1 else None
 
     outcome = run_in_process(config, fault)
-    assert outcome.events == {"dropped_clients": 2}
+    assert outcome.events == {"dropped_clients": 2, "dropped_node": 2}
     assert {entry.client_id for entry in outcome.ledger if entry.round == 3} == {1}
     assert outcome.samples_seen == sum(2 * 8 if t <= 2 else 3 * 8 for t in range(1, 7))
 

@@ -104,7 +104,7 @@ def test_a_client_that_failed_is_sent_the_client_model_again(method, frozen, run
 
     config = frozen(method, clients=3, cohort=3, rounds=5)
     faulty = run_in_process(config, fault)
-    assert faulty.events == {"dropped_clients": 1}
+    assert faulty.events == {"dropped_clients": 1, "dropped_node": 1}
     assert sent(faulty, 0) == [True, False, False, False, False]
     assert sent(faulty, 1)[-2:] == [True, False]
 

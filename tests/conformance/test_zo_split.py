@@ -83,7 +83,7 @@ def test_a_client_that_fails_within_its_round_is_left_out_of_both_averages(
     early, late = without("zo_split_forward"), without("zo_split_step")
     assert early.final_model_checksum == late.final_model_checksum
     assert late.samples_seen > early.samples_seen
-    assert late.events == {"dropped_clients": 1}
+    assert late.events == {"dropped_clients": 1, "dropped_node": 1}
 
 
 def build():

@@ -10,7 +10,7 @@ import pytest
 
 from leansplit.errors import UserError
 from leansplit.experiments import command_line
-from leansplit.experiments.command_line import parse_names
+from leansplit.experiments.command_line import parse_faults, parse_names
 from leansplit.experiments.experiment import load_experiment
 
 SMALL = [
@@ -126,6 +126,13 @@ def test_compare_runs_the_controls_of_each_seed_first(leansplit, tmp_path):
     assert summary["method"].tolist() == ["ho-sfl", "sflv1"]  # tables keep the file's order
     code, _, err = leansplit("compare", file, "--methods", "sflv3")
     assert code == command_line.EXIT_USER_ERROR and "did you mean 'sflv1'" in err
+
+
+def test_faults_are_settings():
+    assert parse_faults("drop=0.1, die=0.02") == {"faults.drop": "0.1", "faults.die": "0.02"}
+    assert parse_faults(None) == {}
+    with pytest.raises(UserError, match="key=value"):
+        parse_faults("drop")
 
 
 def test_labels_with_commas_can_be_named(tmp_path):

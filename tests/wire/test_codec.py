@@ -294,6 +294,21 @@ def test_a_lying_header_cannot_make_bytes_up(offsets):
     assert price(blob) == {"envelope": len(blob)}
 
 
+@pytest.mark.parametrize("sizes", [[0, 2**40, 2**40], [2**20, 2**20, 0]])
+def test_a_shape_without_elements_cannot_be_enormous(sizes):
+    """Fuzzing found both: strides that overflow, and a mask for positions without hidden states."""
+    length = int.from_bytes(BLOB[:8], "little")
+    header = json.loads(BLOB[8 : 8 + length])
+    header["smashed_data"] = {"dtype": "F32", "shape": sizes, "data_offsets": [0, 0]}
+    empty = {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]}
+    header = {key: header[key] for key in ("__metadata__", "smashed_data")}
+    for more in ({}, {"smashed_data.mask": empty}):
+        text = json.dumps(header | more).encode()
+        blob = len(text).to_bytes(8, "little") + text
+        with pytest.raises(DecodeError):
+            decode_as(blob, ProbeReply)
+
+
 def test_header_values_keep_their_types():
     reply = SetupReply(num_samples=7, label_counts=[3, 0, 4])
     decoded = decode_as(encode(reply), SetupReply)

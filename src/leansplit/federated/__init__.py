@@ -1,5 +1,6 @@
 """Federation without a network: sampling, optimizers, replicas, the update log."""
 
+from leansplit.federated.attack import ATTACKS, AttackConfig
 from leansplit.federated.attendance import NEVER, Attendance
 from leansplit.federated.averaging import (
     mean_scalars,
@@ -9,7 +10,6 @@ from leansplit.federated.averaging import (
 )
 from leansplit.federated.config import (
     CLIENT_ORDERS,
-    REPLICA_MODES,
     DeComFLConfig,
     FedAvgConfig,
     FedZOConfig,
@@ -19,12 +19,8 @@ from leansplit.federated.config import (
     HOSLConfig,
     LocalStepsConfig,
     MethodConfig,
-    MUSplitFedConfig,
-    ReplicaMode,
     ReplicatedConfig,
     SplitFedConfig,
-    ZOSFLConfig,
-    ZOSplitConfig,
     require_at_least_one,
 )
 from leansplit.federated.config_auxiliary import (
@@ -36,8 +32,16 @@ from leansplit.federated.config_auxiliary import (
     HeronSFLConfig,
     LocalLossConfig,
 )
+from leansplit.federated.config_zo_split import (
+    REPLICA_MODES,
+    MUSplitFedConfig,
+    ReplicaMode,
+    ZOSFLConfig,
+    ZOSplitConfig,
+)
 from leansplit.federated.dependent_rounding import dependent_rounding
 from leansplit.federated.dimension_sampling import inclusion_probabilities, sample_by_dimension
+from leansplit.federated.faults import Fault, FaultsConfig
 from leansplit.federated.optimizers import (
     LIFETIMES,
     OPTIMIZERS,
@@ -49,6 +53,7 @@ from leansplit.federated.optimizers import (
 )
 from leansplit.federated.presence import Presence
 from leansplit.federated.replica import Replica
+from leansplit.federated.robust import RULES, RobustConfig, aggregate, aggregate_scalars
 from leansplit.federated.sampling import (
     ClientData,
     batch_indices,
@@ -61,19 +66,24 @@ from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update, UpdateLog
 
 __all__ = [
+    "ATTACKS",
     "CLIENT_ORDERS",
     "LIFETIMES",
     "NEVER",
     "OPTIMIZERS",
     "REPLICA_MODES",
+    "RULES",
     "SERVER_MODES",
     "AlignmentConfig",
+    "AttackConfig",
     "Attendance",
     "AuxiliaryMethodConfig",
     "CSEFSLConfig",
     "ClientData",
     "DeComFLConfig",
     "FSLSAGEConfig",
+    "Fault",
+    "FaultsConfig",
     "FedAvgConfig",
     "FedZOConfig",
     "FrozenConfig",
@@ -91,12 +101,15 @@ __all__ = [
     "Replica",
     "ReplicaMode",
     "ReplicatedConfig",
+    "RobustConfig",
     "SplitFedConfig",
     "TrainedVector",
     "Update",
     "UpdateLog",
     "ZOSFLConfig",
     "ZOSplitConfig",
+    "aggregate",
+    "aggregate_scalars",
     "batch_indices",
     "build_optimizer",
     "dependent_rounding",

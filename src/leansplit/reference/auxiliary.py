@@ -11,6 +11,7 @@ from torch import Tensor
 from leansplit.federated import (
     AuxiliaryMethodConfig,
     ClientData,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
@@ -40,11 +41,14 @@ def with_head(
 
 
 def average_(
-    local: LocalModel, trained: Mapping[int, Mapping[str, Tensor]], num_samples: Mapping[int, int]
+    local: LocalModel,
+    trained: Mapping[int, Mapping[str, Tensor]],
+    num_samples: Mapping[int, int],
+    config: AuxiliaryMethodConfig,
 ) -> None:
     """Put the sample-weighted mean of what the clients trained into ``local``."""
-    shares = sample_weights(list(num_samples.values()))
-    load_parameters_(local, weighted_mean(list(trained.values()), shares))
+    shares, start = sample_weights(list(num_samples.values())), trainable_parameters(local)
+    load_parameters_(local, aggregate(list(trained.values()), shares, start, config.robust))
 
 
 def samples_of(
@@ -96,7 +100,8 @@ class Server:
                 states.append(trainable_parameters(replica))
                 moments.append(optimizer_state(optimizer))
             shares = sample_weights([num_samples[m] for m in uploads])
-            load_parameters_(self.model, weighted_mean(states, shares))
+            start = trainable_parameters(self.model)
+            load_parameters_(self.model, aggregate(states, shares, start, config.robust))
             self.moments = weighted_mean(moments, shares)
             return
 

@@ -78,5 +78,5 @@ def cse_fsl(
         # 4. The server steps on the uploads; theta_c and theta_a are averaged.
         num_samples = samples_of(clients, cohort, config, t)
         server.train(t, uploads, num_samples)
-        average_(local, trained, num_samples)
+        average_(local, trained, num_samples, config)
     return trainable_parameters(local)

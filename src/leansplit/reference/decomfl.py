@@ -16,6 +16,7 @@ from torch.func import functional_call
 from leansplit.federated import (
     ClientData,
     DeComFLConfig,
+    aggregate_scalars,
     build_optimizer,
     take_batch,
 )
@@ -99,10 +100,9 @@ def decomfl(
             num_samples.append(samples)
 
         # 6. The mean for each step and direction, replayed as h successive steps.
-        mean = torch.zeros(config.local_steps, num_directions, dtype=torch.float64)
-        for samples, v_m in zip(num_samples, scalars, strict=True):
-            mean += samples / sum(num_samples) * v_m.double()
-        for h, v_h in enumerate(mean.float().double()):
+        shares = [samples / sum(num_samples) for samples in num_samples]
+        mean = aggregate_scalars([v_m.reshape(-1) for v_m in scalars], shares, config.robust)
+        for h, v_h in enumerate(torch.tensor(mean).double().reshape(-1, num_directions)):
             if not config.client_optimizer.outlives_batch:
                 optimizer = optimizer_of(theta)
             theta.grad = rebuilt(directions[h], v_h)

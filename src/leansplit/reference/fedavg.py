@@ -14,6 +14,7 @@ from torch import Tensor
 from leansplit.federated import (
     ClientData,
     FedAvgConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
@@ -72,6 +73,8 @@ def fedavg(
             )
             for name in states[0]
         }
+        if config.robust.rule != "mean":
+            mean = aggregate(states, factors, trainable_parameters(full_model), config.robust)
         load_parameters_(full_model, mean)
 
 

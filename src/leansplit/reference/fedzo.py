@@ -11,12 +11,12 @@ from torch.func import functional_call
 from leansplit.federated import (
     ClientData,
     FedZOConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
     sample_weights,
     take_batch,
-    weighted_mean,
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
@@ -87,4 +87,5 @@ def fedzo(
             states.append(spec.views(theta.detach()))
             num_samples.append(samples)
         # 4. The sample-weighted mean: theta plus the mean difference of the paper.
-        load_parameters_(full_model, weighted_mean(states, sample_weights(num_samples)))
+        mean = aggregate(states, sample_weights(num_samples), weights, config.robust)
+        load_parameters_(full_model, mean)

@@ -119,5 +119,5 @@ def fsl_sage(
             y_all = join([y for _, y in (*old, *uploads[m])])
             newest = config.alignment.max_samples
             buffers[m] = z_all[-newest:], y_all[-newest:]
-        average_(local, trained, num_samples)
+        average_(local, trained, num_samples, config)
     return heads

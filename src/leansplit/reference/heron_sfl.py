@@ -97,6 +97,6 @@ def heron_sfl(
         # 5. The server steps on the uploads; 6. theta_c and theta_a are averaged.
         num_samples = samples_of(clients, cohort, config, t)
         server.train(t, uploads, num_samples)
-        average_(local, trained, num_samples)
+        average_(local, trained, num_samples, config)
         local.eval()
     return trainable_parameters(local)

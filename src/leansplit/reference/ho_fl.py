@@ -18,12 +18,12 @@ from torch.func import functional_call
 from leansplit.federated import (
     ClientData,
     HOFLConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
     sample_weights,
     take_batch,
-    weighted_mean,
 )
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import segments_at
@@ -35,7 +35,7 @@ from leansplit.noise import (
     second_moment_inverse,
     torch_seeded,
 )
-from leansplit.parameters import ParameterSpec, load_parameters_
+from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 from leansplit.reference.rounds import AfterRound, go_on, rounds
 from leansplit.zeroth_order import float64_inner_product
 
@@ -131,4 +131,5 @@ def ho_fl(
             # 6. The server rebuilds theta from seeds and scalars, and joins the segments at b_i.
             states.append(segments.first_parameters | spec.views(theta))
             num_samples.append(samples)
-        load_parameters_(model.full_model, weighted_mean(states, sample_weights(num_samples)))
+        start, shares = trainable_parameters(model.full_model), sample_weights(num_samples)
+        load_parameters_(model.full_model, aggregate(states, shares, start, config.robust))

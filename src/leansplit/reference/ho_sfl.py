@@ -14,6 +14,7 @@ from torch.func import functional_call
 from leansplit.federated import (
     ClientData,
     HOSFLConfig,
+    aggregate_scalars,
     build_optimizer,
     take_batch,
 )
@@ -118,16 +119,13 @@ def ho_sfl(
             scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
 
         # 6. The server averages the scalars over the cohort.
-        mean = torch.zeros(len(seeds), dtype=torch.float64)
-        for w, v_m in zip(weights, scalars, strict=True):
-            mean += w * v_m.double()
-        mean = mean.float().double()
+        mean = aggregate_scalars(scalars, weights, config.robust)
 
         # 7. Every client rebuilds the same gradient and takes the same optimizer step.
         width = 1.0 if zo.estimator == "forward" else 2.0
         factor = second_moment_inverse(zo.direction, spec.num_elements)
         gradient = torch.zeros_like(theta)
-        for u, v_mean in zip(directions, mean.tolist(), strict=True):
+        for u, v_mean in zip(directions, mean, strict=True):
             gradient += u * (factor * (v_mean / (width * len(seeds) * mu)))
         if not config.client_optimizer.outlives_round:
             client_optimizer = build_optimizer(config.client_optimizer, [theta])

@@ -15,6 +15,7 @@ from torch.func import functional_call
 from leansplit.federated import (
     ClientData,
     HOSLConfig,
+    aggregate_scalars,
     build_optimizer,
     take_batch,
 )
@@ -75,15 +76,15 @@ def hosl(
 
         # 1. Every client probes the end-to-end loss; the server model is frozen.
         server_model.eval()
-        mean = torch.zeros(len(seeds), dtype=torch.float64)
-        for w, (x, y) in zip(weights, data, strict=True):
+        scalars = []
+        for x, y in data:
             v = []
             for u in directions:
                 plus = loss_at(theta + u * mu, x, y)
                 at_minus = theta - u * mu if zo.estimator == "central" else theta
                 v.append(plus - loss_at(at_minus, x, y))
-            mean += w * torch.tensor(v, dtype=torch.float64)
-        mean = mean.float().double()  # what crosses the wire
+            scalars.append(torch.tensor(v, dtype=torch.float64))
+        mean = aggregate_scalars(scalars, weights, config.robust)  # what crosses the wire
 
         # 2. The server takes one step on the mean loss at the clean smashed data.
         server_model.train()
@@ -103,7 +104,7 @@ def hosl(
         width = 1.0 if zo.estimator == "forward" else 2.0
         factor = second_moment_inverse(zo.direction, spec.num_elements)
         gradient = torch.zeros_like(theta)
-        for u, v_mean in zip(directions, mean.tolist(), strict=True):
+        for u, v_mean in zip(directions, mean, strict=True):
             gradient += u * (factor * (v_mean / (width * len(seeds) * mu)))
         if not config.client_optimizer.outlives_round:
             client_optimizer = build_optimizer(config.client_optimizer, [theta])

@@ -16,7 +16,7 @@ from leansplit.federated import (
     ClientData,
     MUSplitFedConfig,
     TrainedVector,
-    moved_towards_mean,
+    aggregate,
     sample_weights,
     service_order,
     take_batch,
@@ -137,13 +137,13 @@ def mu_splitfed(
         # 6. Both halves move by eta_g towards the mean.
         weights = sample_weights([num_samples[m] for m in cohort])
         trained_c = [theta_c[m].parameters for m in cohort]
-        moved = moved_towards_mean(start_c, trained_c, weights, config.global_lr)
+        moved = aggregate(trained_c, weights, start_c, config.robust, config.global_lr)
         load_parameters_(client_model, moved)
         replicas, shares = [theta_s[m] for m in cohort], weights
         if config.server_mode == "sequential":
             replicas, shares = [shared], [1.0]
         trained_s = [replica.parameters for replica in replicas]
-        moved = moved_towards_mean(start_s, trained_s, shares, config.global_lr)
+        moved = aggregate(trained_s, shares, start_s, config.robust, config.global_lr)
         load_parameters_(server_model, moved)
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:

@@ -15,6 +15,7 @@ from torch import Tensor
 from leansplit.federated import (
     ClientData,
     SplitFedConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
@@ -106,6 +107,10 @@ def splitfed_v1(
             num_samples.append(samples)
         # 3. Average client models, server replicas and the replicas' moments.
         weights = sample_weights(num_samples)
-        load_parameters_(model.client_model, weighted_mean(client_states, weights))
-        load_parameters_(model.server_model, weighted_mean(server_states, weights))
+        for half, states in (
+            (model.client_model, client_states),
+            (model.server_model, server_states),
+        ):
+            start = trainable_parameters(half)
+            load_parameters_(half, aggregate(states, weights, start, config.robust))
         server_moments = weighted_mean(moments, weights)

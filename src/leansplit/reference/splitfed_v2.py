@@ -14,13 +14,13 @@ from torch import Tensor
 from leansplit.federated import (
     ClientData,
     SplitFedConfig,
+    aggregate,
     build_optimizer,
     load_optimizer_state_,
     optimizer_state,
     sample_weights,
     service_order,
     take_batch,
-    weighted_mean,
 )
 from leansplit.first_order import Loss, recompute_forward, recompute_gradients
 from leansplit.models import SplitModel, chain
@@ -106,4 +106,5 @@ def splitfed_v2(
             client_moments[m] = optimizer_state(optimizers[m])
         weights = sample_weights([num_samples[m] for m in cohort])
         states = [trainable_parameters(models[m]) for m in cohort]
-        load_parameters_(model.client_model, weighted_mean(states, weights))
+        start = trainable_parameters(model.client_model)
+        load_parameters_(model.client_model, aggregate(states, weights, start, config.robust))

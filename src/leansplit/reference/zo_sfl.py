@@ -16,6 +16,7 @@ from leansplit.federated import (
     ClientData,
     TrainedVector,
     ZOSFLConfig,
+    aggregate,
     sample_weights,
     service_order,
     take_batch,
@@ -114,13 +115,13 @@ def zo_sfl(
 
         # 4. Both halves are averaged.
         weights = sample_weights([num_samples[m] for m in cohort])
-        load_parameters_(
-            client_model, weighted_mean([theta_c[m].parameters for m in cohort], weights)
-        )
+        trained, start = [theta_c[m].parameters for m in cohort], trainable_parameters(client_model)
+        load_parameters_(client_model, aggregate(trained, weights, start, config.robust))
         replicas, shares = [theta_s[m] for m in cohort], weights
         if config.server_mode == "sequential":
             replicas, shares = [shared], [1.0]
-        load_parameters_(server_model, weighted_mean([r.parameters for r in replicas], shares))
+        trained, start = [r.parameters for r in replicas], trainable_parameters(server_model)
+        load_parameters_(server_model, aggregate(trained, shares, start, config.robust))
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:
             server_moments = weighted_mean([replica.moments for replica in replicas], shares)

@@ -1,7 +1,16 @@
 """What crosses the wire: typed records, their encoding, and the ledger that prices them."""
 
-from leansplit.wire.codec import DecodeError, decode, decode_as, encode, price
-from leansplit.wire.form import ABSENT, ANY, Form, TensorForm, forms_of, require_form, require_forms
+from leansplit.wire.codec import DecodeError, Rejection, decode, decode_as, encode, price
+from leansplit.wire.form import (
+    ABSENT,
+    ANY,
+    NON_FINITE_ADVICE,
+    Form,
+    TensorForm,
+    forms_of,
+    require_form,
+    require_forms,
+)
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
 from leansplit.wire.ledger import Ledger, LedgerEntry
 from leansplit.wire.plan import ClientPlan, ReplicaStorage
@@ -42,6 +51,7 @@ __all__ = [
     "ANY",
     "DIRECTIONS",
     "KINDS",
+    "NON_FINITE_ADVICE",
     "BackwardRequest",
     "BehindReply",
     "CatchUpRequest",
@@ -69,6 +79,7 @@ __all__ = [
     "ProbeRequest",
     "ProbedSmashedDataReply",
     "Record",
+    "Rejection",
     "ReplicaStorage",
     "RestoreReply",
     "RestoreRequest",

@@ -15,7 +15,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Literal, TypeVar, get_type_hints
 
 import safetensors.torch
 import torch
@@ -30,12 +30,27 @@ from leansplit.wire.records import ALIKE_KEY, KIND_KEY, MANY_KEY, Record
 R = TypeVar("R", bound=Record)
 
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
+_LONGEST_HEADER = 2**24  # the largest models name their tensors in a fraction of this
 _MASK = ".mask"
-_MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RecursionError)
+# RuntimeError: a shape whose strides overflow, and nesting that is too deep.
+_MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RuntimeError)
+
+
+Rejection = Literal["encoding", "record", "shape", "value", "non_finite", "size"]
+"""Why an answer is refused: no valid encoding; another record than asked for; other tensors, shapes
+or types; other values; values that are not finite; too many bytes."""
 
 
 class DecodeError(ValueError):
-    """Bytes that are no valid record."""
+    """Bytes that are no valid record, or not the one that was asked for.
+
+    Attributes:
+        rejection: under which name that is counted.
+    """
+
+    def __init__(self, text: str, rejection: Rejection = "encoding") -> None:
+        super().__init__(text)
+        self.rejection: Rejection = rejection
 
 
 def encode(record: Record, *, has_mask: bool = False) -> bytes:
@@ -92,6 +107,8 @@ def _together(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
     if mask is None or not _may_hold_mask(metadata):
         return value
     positions = value.shape[:-1]
+    if not value.numel() and positions.numel():  # a few bytes that would become any number of them
+        raise ValueError("it has positions without hidden states")
     expected = positions[1:] if metadata[ALIKE_KEY] else positions
     if metadata[KIND_KEY] == "smashed_gradient":
         expected = torch.Size([0])
@@ -109,8 +126,8 @@ def decode(blob: bytes) -> Record:
         DecodeError: if the bytes are not a record of a known type with the right fields.
     """
     try:
-        tensors = safetensors.torch.load(blob)
         ((type_name, text),) = _read_header(blob)["__metadata__"].items()
+        tensors = safetensors.torch.load(blob)
         record_type = Record.types[type_name]
         values: dict[str, Any] = json.loads(text)
         if not isinstance(values, dict):
@@ -132,7 +149,7 @@ def decode(blob: bytes) -> Record:
             raise DecodeError(f"{record_type.__name__} has no payload field {name!r}")
         try:
             tensor = _together(name, tensors, metadata)
-        except ValueError as error:
+        except (ValueError, RuntimeError) as error:
             raise DecodeError(f"{record_type.__name__}.{name}: {error}") from error
         if slash:
             values[field_name][key] = tensor
@@ -175,7 +192,7 @@ def decode_as(blob: bytes, expected: type[R] | tuple[type[R], ...]) -> R:
     """
     record = decode(blob)
     if not isinstance(record, expected):
-        raise DecodeError(f"got {type(record).__name__} where {expected} was expected")
+        raise DecodeError(f"got {type(record).__name__} where {expected} was expected", "record")
     return record
 
 
@@ -210,5 +227,7 @@ def price(blob: bytes) -> dict[Kind, int]:
 
 def _read_header(blob: bytes) -> dict[str, Any]:
     length = int.from_bytes(blob[:_LENGTH_BYTES], "little")
+    if length > _LONGEST_HEADER:
+        raise ValueError(f"a header of {length} bytes")
     header: dict[str, Any] = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
     return header

@@ -7,6 +7,7 @@ asked for. Who asks says so before anything is computed with an answer.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -17,6 +18,7 @@ from torch import Tensor
 from leansplit.wire.codec import DecodeError
 from leansplit.wire.records import KIND_KEY, Record
 
+NON_FINITE_ADVICE: Final = "lower the learning rates, or check that client's data"
 ANY: Final = -1
 """A dimension of any size, such as the length of a batch of sequences."""
 
@@ -50,13 +52,16 @@ class TensorForm:
             wanted in (ANY, size) for wanted, size in zip(self.shape, tensor.shape, strict=True)
         )
         if tensor.dtype != self.dtype or not fits:
-            raise DecodeError(f"{what} is {TensorForm.of(tensor)}, not {self}")
+            raise DecodeError(f"{what} is {TensorForm.of(tensor)}, not {self}", "shape")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise DecodeError(f"{what} is non-finite; {NON_FINITE_ADVICE}", "non_finite")
         if self.num_classes and tensor.numel():
             lowest, highest = int(tensor.min()), int(tensor.max())
             if lowest < 0 or highest >= self.num_classes:
                 raise DecodeError(
                     f"{what} holds values from {lowest} to {highest}, not class indices below "
-                    f"{self.num_classes}"
+                    f"{self.num_classes}",
+                    "value",
                 )
 
     def __str__(self) -> str:
@@ -95,7 +100,12 @@ def require_form(record: Record, form: Form) -> None:
         elif isinstance(wanted, Mapping):
             require_forms(what, value, wanted)
         elif value != wanted:
-            raise DecodeError(f"{what} is {value!r}, not {wanted!r}")
+            raise DecodeError(f"{what} is {value!r}, not {wanted!r}", "value")
+    for name in fields.keys() - form.keys():
+        value = getattr(record, name)
+        if isinstance(value, float) and not math.isfinite(value):
+            what = f"{type(record).__name__}.{name}"
+            raise DecodeError(f"{what} is non-finite ({value}); {NON_FINITE_ADVICE}", "non_finite")
 
 
 def require_forms(
@@ -103,9 +113,9 @@ def require_forms(
 ) -> None:
     """Raise ``DecodeError`` unless ``tensors`` are exactly those of ``forms``."""
     if missing := forms.keys() - tensors.keys():
-        raise DecodeError(f"{what} lacks {_few(missing)}")
+        raise DecodeError(f"{what} lacks {_few(missing)}", "shape")
     if unexpected := tensors.keys() - forms.keys():
-        raise DecodeError(f"{what} has unknown tensors: {_few(unexpected)}")
+        raise DecodeError(f"{what} has unknown tensors: {_few(unexpected)}", "shape")
     for name, form in forms.items():
         form.require(f"{what} {name!r}", tensors[name])
 

@@ -9,7 +9,10 @@ import json
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from leansplit.errors import UserError
+from leansplit.federated.attack import AttackConfig
 from leansplit.federated.config import MethodConfig
+from leansplit.federated.faults import FaultsConfig
 
 ReplicaStorage = Literal["context", "worker"]
 
@@ -37,6 +40,10 @@ class ClientPlan:
     """Whether smashed data carry an attention mask; see :mod:`leansplit.sequences`."""
     fixed_checksum: str = ""
     """Of the frozen parameters and buffers that the client's model must have."""
+    faults: FaultsConfig = FaultsConfig()
+    """What clients inject into themselves."""
+    attack: AttackConfig = AttackConfig()
+    """What hostile clients do."""
     workload: dict[str, Any] = field(default_factory=dict)
     """Passed to the app's workload provider, such as task, model and partition."""
 
@@ -48,10 +55,19 @@ class ClientPlan:
     @classmethod
     @functools.lru_cache(maxsize=4)  # every message needs it, and it is the same all run long
     def from_json(cls, text: str) -> ClientPlan:
-        """Read a plan from :meth:`to_json`."""
-        values: dict[str, Any] = json.loads(text)
-        values["config"] = MethodConfig.from_dict(values["config"])
-        return cls(**values)
+        """Read a plan from :meth:`to_json`.
+
+        Raises:
+            UserError: if it is none.
+        """
+        try:
+            values: dict[str, Any] = json.loads(text)
+            values["config"] = MethodConfig.from_dict(values["config"])
+            values["faults"] = FaultsConfig(**values["faults"])
+            values["attack"] = AttackConfig(**values["attack"])
+            return cls(**values)
+        except (AttributeError, KeyError, TypeError, ValueError, RecursionError) as error:
+            raise UserError(f"the plan cannot be read: {error}") from error
 
     @functools.cached_property
     def digest(self) -> str:

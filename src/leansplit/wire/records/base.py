@@ -36,6 +36,9 @@ class Record:
     types: ClassVar[dict[str, type[Record]]] = {}
     """Class name -> class, of every record that can cross."""
 
+    continues_round: ClassVar[bool] = False
+    """Of requests: whether other exchanges of the same round come before."""
+
     def __init_subclass__(cls, **kwargs: Any) -> None:
         """Make the class known to the codec.
 

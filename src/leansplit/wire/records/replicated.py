@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -98,6 +99,8 @@ class ProbeRequest(CatchUpRequest):
     The client is up to date since the forward request of the same round; the catch-up fields are
     used only after a fault.
     """
+
+    continues_round: ClassVar[bool] = True
 
     smashed_gradient: Tensor = payload("smashed_gradient")
     """lambda, the shape of the client's smashed data."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -34,6 +35,8 @@ class TrainForwardRequest(Record):
 @dataclass(frozen=True, kw_only=True)
 class BackwardRequest(Record):
     """Split federated learning, server to client: back-propagate, then go on."""
+
+    continues_round: ClassVar[bool] = True
 
     round: int
     local_step: int

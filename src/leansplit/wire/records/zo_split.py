@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -26,6 +27,8 @@ class ProbedSmashedDataReply(SmashedDataReply):
 @dataclass(frozen=True, kw_only=True)
 class DifferencesRequest(Record):
     """MU-SplitFed and ZO-SFL, server to client: take a step from these scalars, then go on."""
+
+    continues_round: ClassVar[bool] = True
 
     round: int
     local_step: int

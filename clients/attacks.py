@@ -1,0 +1,103 @@
+"""What a hostile client does to its labels, and to what it sends up (docs/faults.md)."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from leansplit.federated import AttackConfig, ClientData
+from leansplit.noise import derive_seed, numpy_generator
+from leansplit.wire import ClientPlan, Record
+from leansplit.wire.records import KIND_KEY, MANY_KEY
+
+if TYPE_CHECKING:
+    from leansplit.clients.session import Session
+
+_START = "attack-start"
+
+
+@dataclass(frozen=True)
+class Relabelled:
+    """Samples under other labels."""
+
+    inputs: Tensor
+    labels: Tensor
+
+
+def attack_of(plan: ClientPlan, client_id: int) -> AttackConfig | None:
+    """Return what a client does wrong on purpose; None if it is honest."""
+    seed = plan.config.root_seed
+    return plan.attack if plan.attack.is_hostile(seed, client_id, plan.num_clients) else None
+
+
+def relabelled(attack: AttackConfig | None, data: ClientData, num_classes: int) -> ClientData:
+    """Return a client's samples as it works on them."""
+    if attack is None or attack.kind != "label_flip":
+        return data
+    return Relabelled(data.inputs, num_classes - 1 - data.labels)
+
+
+def corrupted(session: Session, request: Record, reply: Record) -> Record:
+    """Return what a client sends in place of its honest ``reply``.
+
+    A hostile client remembers the weights that it was sent: its later answers differ from those.
+    """
+    attack = attack_of(session.plan, session.client_id)
+    if attack is None or attack.kind == "label_flip":
+        return reply
+    sent: Mapping[str, Tensor] = getattr(request, "weights", {})
+    if sent:
+        session.memory.save(_START, sent)
+    start = session.memory.load(_START) or {}
+    changes: dict[str, object] = {}
+    for field in dataclasses.fields(reply):
+        kind = field.metadata.get(KIND_KEY)
+        if kind is None or (kind not in ("scalars", "weights") and attack.kind != "nan"):
+            continue
+        value = getattr(reply, field.name)
+        tensors = value if field.metadata[MANY_KEY] else {field.name: value}
+        origin = start if kind == "weights" else {}
+        wrong = corrupted_tensors(session, attack, getattr(request, "round", 0), tensors, origin)
+        changes[field.name] = wrong if field.metadata[MANY_KEY] else wrong[field.name]
+    return dataclasses.replace(reply, **changes)
+
+
+def corrupted_tensors(
+    session: Session,
+    attack: AttackConfig,
+    round: int,
+    tensors: Mapping[str, Tensor],
+    start: Mapping[str, Tensor],
+) -> dict[str, Tensor]:
+    """Return what is sent in place of ``tensors``; ``start`` is zero where it has no entry."""
+    seed = derive_seed(
+        session.plan.config.root_seed, "attack", round=round, client_id=session.client_id
+    )
+    generator = numpy_generator(seed)
+    return {
+        name: _corrupted(attack, value, start.get(name), generator)
+        for name, value in tensors.items()
+    }
+
+
+def _corrupted(
+    attack: AttackConfig, value: Tensor, start: Tensor | None, generator: np.random.Generator
+) -> Tensor:
+    if not value.is_floating_point():
+        return value
+    if attack.kind == "nan":
+        return torch.full_like(value, torch.nan)
+    origin = torch.zeros_like(value, dtype=torch.float64) if start is None else start.double()
+    moved = value.double() - origin
+    if attack.kind == "random":
+        noise = torch.from_numpy(generator.standard_normal(tuple(value.shape)))
+        moved = noise * (moved.norm() * attack.factor / max(1, value.numel()) ** 0.5)
+    else:
+        moved = moved * (attack.factor if attack.kind == "scale" else -1.0)
+    return (origin + moved).to(value.dtype)

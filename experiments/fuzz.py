@@ -1,0 +1,328 @@
+"""Feed damaged bytes to every decoder: whatever comes, it is read or refused with a reason.
+
+    python -m leansplit.experiments.fuzz --messages 1000000
+
+Valid encodings of every record, of a plan and of a checkpoint are damaged at random, from a seed.
+Whatever a decoder does other than return or refuse is a crash; a second of computing, a hang.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import re
+import resource
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from leansplit.errors import UserError
+from leansplit.federated import HOSFLConfig
+from leansplit.noise import derive_seed, numpy_generator
+from leansplit.server_app.checkpoint_files import Checkpoint, read_checkpoint, write_checkpoint
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import (
+    ClientPlan,
+    DecodeError,
+    Record,
+    decode,
+    encode,
+    forms_of,
+    price,
+)
+from leansplit.wire.form import TensorForm
+from leansplit.wire.records import KIND_KEY, MANY_KEY
+
+_HANG_S = 1.0
+_CHECKPOINTS_EVERY, _PLANS_EVERY = 200, 20
+_NUMBERS = (b"0", b"-1", b"4294967296", b"18446744073709551616", b"1e308", b"null", b"[]", b"{}")
+
+Random = np.random.Generator
+Decoder = Callable[[bytes, "Report"], None]
+"""Decodes bytes and notes the size; raises ``DecodeError`` or ``UserError`` to refuse."""
+Sources = list[tuple[bytes, Decoder]]
+"""Valid encodings of records, and what reads each."""
+
+
+@dataclass
+class Report:
+    """What came of it."""
+
+    messages: int = 0
+    accepted: int = 0
+    refused: Counter[str] = field(default_factory=Counter)
+    crashes: Counter[str] = field(default_factory=Counter)
+    hangs: int = 0
+    longest_s: float = 0.0
+    largest_bytes: int = 0
+    """Of what was decoded from one message."""
+    largest_growth: float = 0.0
+    """That size over the message's own."""
+    memory_growth: int = 0
+    """Bytes by which the process's peak memory grew on the way."""
+
+    def note(self, size: int, message: bytes) -> None:
+        """Note the size of what was decoded from a message."""
+        self.largest_bytes = max(self.largest_bytes, size)
+        self.largest_growth = max(self.largest_growth, size / max(1, len(message)))
+
+    def lines(self) -> Iterator[str]:
+        """Yield what a person reads."""
+        yield f"{self.messages} messages: {self.accepted} read, {self.refused.total()} refused"
+        yield f"{self.crashes.total()} crashes, {self.hangs} hangs (longest {self.longest_s:.3f} s)"
+        yield (
+            f"largest decoded: {self.largest_bytes} bytes, at most {self.largest_growth:.2f} times "
+            f"the message; peak memory grew by {self.memory_growth / 1e6:.1f} MB"
+        )
+        for name, times in self.refused.most_common():
+            yield f"  refused {times:>9}  {name}"
+        for name, times in self.crashes.most_common():
+            yield f"  CRASHED {times:>9}  {name}"
+
+
+def fuzz(messages: int, seed: int = 0) -> Report:
+    """Damage and decode ``messages`` messages."""
+    report, peak = Report(), _peak_memory()
+    random = numpy_generator(derive_seed(seed, "fuzz"))
+    records = [_record_decoder(kind, masks) for kind in _record_types() for masks in (False, True)]
+    plan = ClientPlan(
+        run_id="r", method="ho-sfl", num_clients=3, config=HOSFLConfig(cohort_size=2)
+    ).to_json()
+    with tempfile.TemporaryDirectory() as folder:
+        path = write_checkpoint(Path(folder), _checkpoint())
+        files = sorted(path.iterdir())
+        for index in range(messages):
+            if index % _CHECKPOINTS_EVERY == 0:
+                file = files[int(random.integers(len(files)))]
+                whole = file.read_bytes()
+                _feed(report, _damaged(whole, records, random), _checkpoint_decoder(file))
+                file.write_bytes(whole)
+            elif index % _PLANS_EVERY == 0:
+                _feed(report, _damaged(plan.encode(), records, random), _decode_plan)
+            else:
+                blob, decoder = records[int(random.integers(len(records)))]
+                _feed(report, _damaged(blob, records, random), decoder)
+    report.memory_growth = _peak_memory() - peak
+    return report
+
+
+def _peak_memory() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _feed(report: Report, blob: bytes, decoder: Decoder) -> None:
+    report.messages += 1
+    started = time.process_time()
+    try:
+        decoder(blob, report)
+    except DecodeError as error:
+        report.refused[f"{error.rejection}: {_class_of(error)}"] += 1
+    except UserError as error:
+        report.refused[_class_of(error)] += 1
+    except Exception as error:
+        report.crashes[f"{type(error).__name__}: {_class_of(error)}"] += 1
+    else:
+        report.accepted += 1
+    took = time.process_time() - started
+    report.longest_s = max(report.longest_s, took)
+    report.hangs += took > _HANG_S
+
+
+def _class_of(error: Exception) -> str:
+    """Return the beginning of what an error says, without what belongs to this one message."""
+    text = re.sub(
+        r"0x[0-9a-f]+|'[^']*'|\"[^\"]*\"|`[^`]*`|\[[^]]*\]|\S*/\S*|-?\d+", "#", str(error)
+    )
+    text = re.sub(r"\b[A-Z]\w+(Request|Reply)\b(\.\w+)?", "field", text)
+    return re.sub(r"[^\x20-\x7e]+", "#", text)[:60]
+
+
+# --- what is damaged -----------------------------------------------------------------------------
+
+
+def _record_types() -> list[type[Record]]:
+    return sorted(Record.types.values(), key=lambda kind: kind.__name__)
+
+
+_HEADER_VALUES: dict[Any, Any] = {
+    int: 3, str: "0a", bool: True, float: 0.5, list[int]: [1, 2], dict[str, int]: {"n": 1},
+}  # fmt: skip
+
+
+def _record_decoder(kind: type[Record], has_mask: bool) -> tuple[bytes, Decoder]:
+    """Return a valid encoding of a record, and what reads it as a server would."""
+    hints, values = get_type_hints(kind), {}
+    form: dict[str, TensorForm | dict[str, TensorForm]] = {}
+    for item in dataclasses.fields(kind):
+        if KIND_KEY not in item.metadata:
+            values[item.name] = _HEADER_VALUES[hints[item.name]]
+            continue
+        tensor = torch.arange(24.0).reshape(2, 2, 3, 2) if has_mask else torch.ones(2, 3)
+        tensor = tensor if item.metadata[KIND_KEY] != "seeds" else torch.tensor([1, 2])
+        many = {"a": tensor, "b/c": torch.ones(1, 2, 2)}
+        values[item.name] = many if item.metadata[MANY_KEY] else tensor
+        form[item.name] = forms_of(many) if item.metadata[MANY_KEY] else TensorForm.of(tensor)
+    blob = encode(kind(**values), has_mask=has_mask)
+
+    def decoder(damaged: bytes, report: Report) -> None:
+        if sum(price(damaged).values()) != len(damaged):
+            raise AssertionError("a price that is not the message's size")
+        report.note(_size_of(decode(damaged)), damaged)
+        Wanted(kind, lambda _: form).read(0, damaged)
+
+    return blob, decoder
+
+
+def _size_of(record: Record) -> int:
+    tensors: list[Tensor] = []
+    for item in dataclasses.fields(record):
+        if KIND_KEY in item.metadata:
+            value = getattr(record, item.name)
+            tensors += value.values() if item.metadata[MANY_KEY] else [value]
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def _decode_plan(blob: bytes, report: Report) -> None:
+    ClientPlan.from_json(blob.decode("utf-8", "replace"))
+
+
+def _checkpoint() -> Checkpoint:
+    table = pd.DataFrame({"round": [1, 2], "loss": [0.5, 0.25]})
+    tensors = {"strategy/model/w": torch.ones(4, 3), "strategy/model/b": torch.zeros(4)}
+    fields = {"strategy": {"model": {}, "round": 2}}
+    return Checkpoint(2, {"made_by": "fuzz"}, tensors, fields, {"rounds": table})
+
+
+def _checkpoint_decoder(file: Path) -> Decoder:
+    def decoder(damaged: bytes, report: Report) -> None:
+        file.write_bytes(damaged)
+        read_checkpoint(file.parent)
+
+    return decoder
+
+
+# --- how it is damaged ---------------------------------------------------------------------------
+
+
+def _damaged(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Return ``blob`` with one thing wrong, or two."""
+    for _ in range(1 + int(random.integers(4) == 0)):
+        blob = _DAMAGES[int(random.integers(len(_DAMAGES)))](blob, records, random)
+    return blob
+
+
+def _at(blob: bytes, random: Random) -> int:
+    return int(random.integers(len(blob) + 1))
+
+
+def _flip(blob: bytes, records: Sources, random: Random) -> bytes:
+    changed = bytearray(blob)
+    for _ in range(int(random.integers(1, 9))) if blob else ():
+        changed[int(random.integers(len(blob)))] = int(random.integers(256))
+    return bytes(changed)
+
+
+def _cut(blob: bytes, records: Sources, random: Random) -> bytes:
+    return blob[: _at(blob, random)]
+
+
+def _insert(blob: bytes, records: Sources, random: Random) -> bytes:
+    place = _at(blob, random)
+    return blob[:place] + random.bytes(int(random.integers(1, 33))) + blob[place:]
+
+
+def _splice(blob: bytes, records: Sources, random: Random) -> bytes:
+    other = records[int(random.integers(len(records)))][0]
+    return blob[: _at(blob, random)] + other[_at(other, random) :]
+
+
+def _number(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Put another value in the place of a number of the JSON, and make the length fit again."""
+    length = int.from_bytes(blob[:8], "little")
+    is_record = 8 + length <= len(blob)
+    head, text, rest = (blob[:8], blob[8 : 8 + length], blob[8 + length :])
+    if not is_record:
+        head, text, rest = b"", blob, b""
+    found = list(re.finditer(rb"(?<=[\[,:])-?\d+", text))
+    if not found:
+        return blob
+    at = found[int(random.integers(len(found)))]
+    value = _NUMBERS[int(random.integers(len(_NUMBERS)))]
+    text = text[: at.start()] + value + text[at.end() :]
+    return (len(text).to_bytes(8, "little") if head else b"") + text + rest
+
+
+def _shape(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Claim another shape of as many elements, or an enormous one without any."""
+    length = int.from_bytes(blob[:8], "little")
+    try:
+        header = json.loads(blob[8 : 8 + length])
+        names = [name for name in header if name != "__metadata__"]
+        entry = header[names[int(random.integers(len(names)))]]
+        if random.integers(2):
+            entry["shape"] = [1, *reversed(entry["shape"])]
+        else:
+            entry["shape"] = [int(2 ** random.integers(1, 40)) for _ in range(2)] + [0]
+            entry["data_offsets"][1] = entry["data_offsets"][0]
+    except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
+        return blob
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + blob[8 + length :]
+
+
+def _other(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Answer with another record."""
+    return records[int(random.integers(len(records)))][0]
+
+
+def _values(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Damage what follows the header: tensors of any bits."""
+    start = 8 + int.from_bytes(blob[:8], "little")
+    return blob[:start] + _flip(blob[start:], records, random)
+
+
+def _name(blob: bytes, records: Sources, random: Random) -> bytes:
+    """Put another record's header text, or a word of its own, in the place of a word."""
+    words = list(re.finditer(rb'(?<=")\w+(?=\\?")', blob))
+    others = re.findall(rb'(?<=")\w+(?=\\?")', records[int(random.integers(len(records)))][0])
+    if not words or not others:
+        return blob
+    at = words[int(random.integers(len(words)))]
+    changed: bytes = (
+        blob[: at.start()] + others[int(random.integers(len(others)))] + blob[at.end() :]
+    )
+    length = int.from_bytes(blob[:8], "little") + len(changed) - len(blob)
+    is_record = 0 <= length < len(changed) and blob[8:9] == b"{"
+    return length.to_bytes(8, "little") + changed[8:] if is_record else changed
+
+
+_DAMAGES = (
+    *(_flip, _cut, _insert, _splice, _other, _number, _number),
+    *(_shape, _shape, _values, _values, _name, _name),
+)
+
+
+def main() -> None:
+    """Run it, and end with 1 if anything crashed or hung."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    report = fuzz(given.messages, given.seed)
+    sys.stdout.write("\n".join(report.lines()) + "\n")
+    raise SystemExit(bool(report.crashes or report.hangs))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,171 @@
+"""Injected faults, the quorum, and what hostile clients are dropped for (docs/faults.md)."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from leansplit.clients.app import task_client_app
+from leansplit.errors import UserError
+from leansplit.federated import AttackConfig, FaultsConfig
+from leansplit.server_app.checkpoints import Checkpoints, resumable
+from leansplit.server_app.config import run_config
+from leansplit.server_app.execution import execute
+from leansplit.strategies.in_process_grid import InProcessGrid
+from leansplit.strategies.wanted import Wanted
+from leansplit.wire import (
+    DecodeError,
+    ProbedSmashedDataReply,
+    SmashedDataReply,
+    encode,
+    forms_of,
+)
+
+SMALL = {
+    "task_options.max_train": 120,
+    "task_options.max_test": 40,
+    "clients": 8,
+    "cohort": 4,
+    "rounds": 6,
+    "evaluate_every": 6,
+}
+ALL_KINDS = {
+    "faults.drop": 0.1,
+    "faults.vanish": 0.1,
+    "faults.error": 0.05,
+    "faults.late": 0.1,
+    "faults.die": 0.1,
+}
+
+
+def config(method="ho-sfl", **keys):
+    return run_config(method, SMALL | keys)
+
+
+def run(settings, *, fault=None, checkpoints=None):
+    num_nodes = -(-settings.clients // settings.clients_per_node)
+    grid = InProcessGrid(task_client_app(), num_nodes, fault=fault)
+    return execute(settings, grid, checkpoints=checkpoints)
+
+
+def test_what_strikes_is_a_function_of_seed_round_client_and_exchange():
+    faults = FaultsConfig(drop=0.2, vanish=0.1, late=0.05, die=0.05, twice=0.5)
+    struck = [
+        [faults.strikes(seed, t, m, e) for t in range(100) for m in range(10) for e in (0, 1)]
+        for seed in (1, 1, 2)
+    ]
+    assert struck[0] == struck[1] != struck[2]
+    first, second = struck[0][::2], struck[0][1::2]
+    assert 150 < first.count("drop") == second.count("drop") < 250  # away is away
+    assert "vanish" not in first and 60 < second.count("vanish") < 140
+    assert not any(FaultsConfig().strikes(1, t, 0, 0) for t in range(50))
+    assert 30 < sum(faults.repeats(1, t, 3) for t in range(100)) < 70
+
+
+@pytest.mark.parametrize("wrong", [{"drop": 1.5}, {"late": -0.1}, {"late": 0.6, "die": 0.6}])
+def test_rates_that_are_no_chances_are_refused(wrong):
+    with pytest.raises(UserError, match=r"\[0, 1\]|at most 1"):
+        FaultsConfig(**wrong)
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv1", "fedavg"])
+def test_a_run_completes_under_every_fault_and_is_the_same_every_time(method):
+    settings = config(method, replica_storage="worker", **ALL_KINDS)
+    outcome, again = run(settings), run(settings)
+    assert outcome.status == "completed", outcome.error
+    events = outcome.events
+    kinds = {name: n for name, n in events.items() if name.startswith("dropped_")}
+    assert kinds.pop("dropped_clients") == sum(kinds.values()) > 0
+    # A client of FedAvg has no word of its own for an error: its node's whole answer is one.
+    said = set() if method == "fedavg" else {"dropped_error"}
+    assert kinds.keys() == {"dropped_silent", "dropped_node"} | said
+    assert not events.keys() & {"resyncs", "checksum_mismatches", "unsynchronised_clients"}
+    assert again.events == events
+    assert again.final_model_checksum == outcome.final_model_checksum
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "fedavg"])
+def test_answers_that_come_again_are_counted_and_change_nothing(method):
+    plain, repeated = run(config(method)), run(config(method, **{"faults.twice": 1}))
+    assert repeated.events["unasked_answers"] > 0
+    assert repeated.events.keys() == {"unasked_answers"}
+    assert repeated.final_model_checksum == plain.final_model_checksum
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "fedzo", "fedavg"])
+def test_a_client_that_sends_no_numbers_is_dropped_and_the_run_goes_on(method):
+    keys = {"attack.kind": "nan", "attack.share": 0.25}
+    outcome = run(config(method, cohort=8, rounds=2, **keys))
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events == {"dropped_clients": 4, "dropped_non_finite": 4}
+
+
+def test_an_answer_with_more_than_was_asked_for_is_refused():
+    tensors = {"smashed_data": torch.ones(2, 3), "labels": torch.ones(2)}
+    wanted = Wanted(SmashedDataReply, lambda _: forms_of(tensors))
+    more = ProbedSmashedDataReply(**tensors, plus=torch.ones(1))
+    with pytest.raises(DecodeError) as refused:
+        wanted.read(0, encode(more))
+    assert refused.value.rejection == "record"
+
+
+def test_too_long_an_answer_is_not_read():
+    outcome = run(config(max_reply_mb=1e-3))
+    assert outcome.status == "failed" and "max_reply_mb" in outcome.error
+    assert outcome.events["dropped_size"] == 12
+
+
+@pytest.mark.parametrize(
+    ("method", "kind"),
+    [
+        ("ho-sfl", "sign_flip"),
+        ("sflv1", "scale"),  # its last request does not carry the weights that it differs from
+        ("fedavg", "random"),
+        ("ho-sfl", "label_flip"),
+    ],
+)
+def test_hostile_clients_are_heard_and_change_the_run(method, kind):
+    keys = {"cohort": 8, "rounds": 1, "attack.share": 0.25}
+    outcome = run(config(method, **keys, **{"attack.kind": kind}))
+    assert outcome.events == {}
+    assert outcome.final_model_checksum != run(config(method, **keys)).final_model_checksum
+
+
+def test_hostile_clients_are_a_share_of_all_and_the_same_all_run_long():
+    attack = AttackConfig(kind="scale", share=0.3)
+    hostile = [m for m in range(40) if attack.is_hostile(5, m, 40)]
+    assert len(hostile) == 12
+    assert hostile != [m for m in range(40) if attack.is_hostile(6, m, 40)]
+    assert not any(dataclasses.replace(attack, kind="none").is_hostile(5, m, 40) for m in range(40))
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv2", "cse-fsl"])
+def test_a_round_without_a_quorum_changes_no_client_model(method):
+    def three_are_away_in_round_2(message, partition_id):
+        is_round = message.metadata.group_id == "2" and "train" in message.metadata.message_type
+        return "away" if is_round and partition_id < 3 else None
+
+    keys = {"clients": 4, "rounds": 2, "quorum": 0.5}
+    outcome = run(config(method, **keys), fault=three_are_away_in_round_2)
+    assert outcome.events["empty_rounds"] == outcome.events["dropped_quorum"] == 1
+    before = run(config(method, **keys | {"rounds": 1})).final_state
+    client = [name for name in before if name.startswith("conv1")]
+    assert client and all((before[name] == outcome.final_state[name]).all() for name in client)
+
+
+def test_a_run_that_loses_its_quorum_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
+    def power_is_out(message, partition_id):
+        is_late = message.metadata.group_id in {"4", "5"}
+        return "the power is out" if is_late else None
+
+    settings = config(quorum_rounds=2)
+    folder = tmp_path / "checkpoints"
+    lost = run(settings, fault=power_is_out, checkpoints=Checkpoints(folder))
+    assert lost.status == "failed" and "2 rounds in a row" in lost.error
+    start = resumable(folder, settings)
+    assert start.round == 5
+    resumed = run(settings, checkpoints=Checkpoints(folder, start))
+    assert resumed.status == "completed", resumed.error
+    assert resumed.rounds_completed == 6
+    assert resumed.events["empty_rounds"] == 2
+    assert "unsynchronised_clients" not in resumed.events
