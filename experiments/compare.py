@@ -10,11 +10,10 @@ from leansplit.experiments.controls import find_controls
 from leansplit.experiments.experiment import Experiment
 from leansplit.experiments.experiment_file import copy_with_overrides
 from leansplit.experiments.interruption import stop_on_interrupt
-from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report
+from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report, write_tables
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import accuracy_text, check_all, run_all
 from leansplit.experiments.summary import Summary, completed_runs
-from leansplit.experiments.summary_text import write_summary
 from leansplit.server_app.results import Run, results_folder
 
 
@@ -76,14 +75,7 @@ def compare(
                 show_progress=show_progress,
                 say=say,
                 describe=_reached,
-                on_new_run=lambda runs: write_summary(
-                    out_dir,
-                    runs,
-                    order=reading.order,
-                    target_accuracy=reading.target_accuracy,
-                    learning_rate_note=reading.learning_rates,
-                    title=reading.title,
-                ),
+                on_new_run=lambda runs: write_tables(out_dir, runs, reading),
             )
             report = write_report(out_dir, done.runs, reading)
     return Comparison(

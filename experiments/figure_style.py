@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -81,20 +82,35 @@ def new_figure(width_inches: float, height_inches: float) -> Figure:
     return figure
 
 
+_LEGEND: Mapping[str, Any] = {
+    "frameon": False,
+    "columnspacing": 1.4,
+    "labelspacing": 0.35,
+    "handlelength": 3.2,
+}
+
+
 def legend_columns(labels: Sequence[str]) -> int:
     """Return how many columns a legend of these labels has within one column of a page."""
     return 2 if max(map(len, labels)) <= 22 else 1
 
 
+def legend_rows(labels: Sequence[str]) -> int:
+    """Return how many rows a legend of these labels has."""
+    return -(-len(labels) // legend_columns(labels))
+
+
 def legend_below(figure: Figure, labels: Sequence[str], **options: Any) -> None:
     """Put the legend under the axes."""
     figure.legend(
-        loc="outside lower center",
-        ncols=legend_columns(labels),
-        frameon=False,
-        columnspacing=1.4,
-        labelspacing=0.35,
-        **{"handlelength": 3.2, **options},
+        loc="outside lower center", ncols=legend_columns(labels), **{**_LEGEND, **options}
+    )
+
+
+def panel_legend_below(axes: Axes, labels: Sequence[str]) -> None:
+    """Put the legend of one panel under it."""
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=legend_columns(labels), **_LEGEND
     )
 
 

@@ -16,13 +16,13 @@ from typing import Annotated, Any
 import torch
 import typer
 
+from leansplit.costs.units import MIB
 from leansplit.models import build_model, split_at
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.planning import Problem
 
-MIB = 2.0**20
 _GPT2 = {"model_type": "gpt2", "n_embd": 256, "n_layer": 8, "n_head": 4, "vocab_size": 8192}
 _GPT2 |= dict.fromkeys(("pad_token_id", "bos_token_id", "eos_token_id"), 0)
 NO_DROPOUT = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)  # for micro-batches

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from leansplit.costs.device import DeviceProfile
+from leansplit.costs.units import MIB
 from leansplit.experiments.controls import FROZEN_METHOD
 from leansplit.experiments.figure_style import (
     BAR_COLOR,
@@ -29,7 +30,7 @@ from leansplit.server_app.plan_sweep import Sweep
 from leansplit.server_app.planning import Plan
 from leansplit.server_app.results import check_writable, write_files
 
-_MIB, _GIGA, _MB = 2.0**20, 1e9, 1e6
+_GIGA, _MB = 1e9, 1e6
 _MAX_NAMED = 12
 FILE = "plan_cuts"
 
@@ -46,7 +47,7 @@ def plot_cuts(sweep: Sweep, profile: DeviceProfile, out_dir: Path) -> list[Path]
 def cuts_figure(sweep: Sweep, profile: DeviceProfile) -> Figure:
     """Return three panels over the cuts, a line for each method."""
     shown: dict[str, Callable[[Plan], float]] = {
-        "Peak memory (MiB)": lambda p: p.step.peak_memory_bytes / _MIB,
+        "Peak memory (MiB)": lambda p: p.step.peak_memory_bytes / MIB,
         "FLOPs (G)": lambda p: p.step.flops / _GIGA,
         "Traffic (MB)": lambda p: sum(p.client_traffic.values()) / p.steps_per_round / _MB,
     }
@@ -74,7 +75,7 @@ def cuts_figure(sweep: Sweep, profile: DeviceProfile) -> Figure:
             axes.set_axisbelow(True)
             _name_cuts(axes, sweep.cuts)
         if profile.memory_bytes is not None:
-            limit = profile.memory_bytes / _MIB
+            limit = profile.memory_bytes / MIB
             panels[0].axhline(limit, color=BAR_COLOR, linewidth=0.8, linestyle=(0, (2, 2)))
             panels[0].annotate(
                 "memory",

@@ -10,12 +10,11 @@ from rich.table import Table
 from leansplit.allocation import MEMORY_KINDS
 from leansplit.costs import Traffic
 from leansplit.costs.device import DeviceProfile
-from leansplit.costs.units import in_words
+from leansplit.costs.units import MIB, in_words
 from leansplit.server_app.plan_time import Advice, direction_bytes, timing
 from leansplit.server_app.planning import Plan
 from leansplit.server_app.published import ByConvention
 
-_MIB = 2.0**20
 _SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
@@ -108,7 +107,7 @@ def convention_table(plans: Sequence[Plan], found: Sequence[ByConvention]) -> Ta
             mebibytes(by.memory_bytes),
             mebibytes(by.memory_without_copies),
             mebibytes(plan.step.peak_memory_bytes),
-            f"{by.traffic_bytes / _MIB / 1024:,.2f} GiB",
+            f"{by.traffic_bytes / MIB / 1024:,.2f} GiB",
             quantity_bytes(sum(plan.traffic.values())),
         )
     return table
@@ -167,7 +166,7 @@ def quantity_bytes(num_bytes: float) -> str:
 
 def mebibytes(num_bytes: float) -> str:
     """Return bytes of memory in MiB."""
-    return f"{num_bytes / _MIB:,.2f} MiB"
+    return f"{num_bytes / MIB:,.2f} MiB"
 
 
 def _add_kinds(table: Table, plans: Sequence[Plan], traffics: Sequence[Traffic]) -> None:

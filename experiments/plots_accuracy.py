@@ -26,10 +26,11 @@ from leansplit.experiments.figure_style import (
     REFERENCE_STYLE,
     TITLE_COLOR,
     legend_below,
-    legend_columns,
+    legend_rows,
     line_styles,
     literal,
     new_figure,
+    panel_legend_below,
     render,
     seeds_text,
 )
@@ -170,34 +171,24 @@ def accuracy_figure(runs: Sequence[Run], axis: Axis, order: Sequence[str] = ()) 
     with mpl.rc_context(RC):
         panels = _panels(curves)
         if len(panels) == 1:
-            labels = [_legend_text(curve, most) for curve in curves]
-            height = 2.45 + 0.15 * -(-len(curves) // legend_columns(labels))
-            figure = new_figure(COLUMN_INCHES, height)
+            labels = _legend_texts(curves, most)
+            figure = new_figure(COLUMN_INCHES, 2.45 + 0.15 * legend_rows(labels))
             axes = figure.add_subplot()
             _draw(axes, panels[0], most)
             _scale(axes, axis, curves)
             axes.set_title(title, loc="left", color=TITLE_COLOR)
             legend_below(figure, labels)
             return figure
-        rows = max(-(-len(panel.curves) // 2) for panel in panels)
-        figure = new_figure(PAGE_INCHES, 2.8 + 0.15 * rows)
+        legends = [_legend_texts(panel.curves, most) for panel in panels]
+        figure = new_figure(PAGE_INCHES, 2.8 + 0.15 * max(map(legend_rows, legends)))
         figure.suptitle(title, x=0.01, ha="left", fontsize=8, color=TITLE_COLOR)
         side_by_side = figure.subplots(1, 2, sharex=True, sharey=True)
-        for axes, panel in zip(side_by_side, panels, strict=True):
+        for axes, panel, legend in zip(side_by_side, panels, legends, strict=True):
             _draw(axes, panel, most)
             _scale(axes, axis, curves)
             axes.set_title(panel.title, loc="left", color=TITLE_COLOR)
             axes.label_outer()
-            columns = legend_columns([_legend_text(curve, most) for curve in panel.curves])
-            axes.legend(
-                loc="upper center",
-                bbox_to_anchor=(0.5, -0.2),
-                ncols=columns,
-                frameon=False,
-                columnspacing=1.4,
-                labelspacing=0.35,
-                handlelength=3.2,
-            )
+            panel_legend_below(axes, legend)
     return figure
 
 
@@ -237,6 +228,10 @@ def _legend_text(curve: Curve, most: int) -> str:
     """Return a curve's name, with its seeds if it has fewer than the others."""
     fewer = "" if curve.num_seeds == most else f" ({seeds_text(curve.num_seeds)})"
     return literal(curve.label) + fewer
+
+
+def _legend_texts(curves: Sequence[Curve], most: int) -> list[str]:
+    return [_legend_text(curve, most) for curve in curves]
 
 
 def _draw(axes: Axes, panel: _Panel, most: int) -> None:

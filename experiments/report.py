@@ -66,6 +66,18 @@ class Report:
         return summary_table(self.summary, self.title)
 
 
+def write_tables(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Summary:
+    """Write `summary.md` and `summary.csv`, and return what they say; errors as `write_report`."""
+    return write_summary(
+        out_dir,
+        runs,
+        order=reading.order,
+        target_accuracy=reading.target_accuracy,
+        learning_rate_note=reading.learning_rates,
+        title=reading.title,
+    )
+
+
 def write_report(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Report:
     """Write `summary.*`, the plots that can be drawn, and `report.html`.
 
@@ -73,14 +85,7 @@ def write_report(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Report
         UserError: if the runs cannot be compared or ``out_dir`` cannot be written.
     """
     title = reading.title or default_title(runs)
-    summary = write_summary(
-        out_dir,
-        runs,
-        order=reading.order,
-        target_accuracy=reading.target_accuracy,
-        learning_rate_note=reading.learning_rates,
-        title=title,
-    )
+    summary = write_tables(out_dir, runs, reading)
     files = [out_dir / "summary.md", out_dir / "summary.csv"]
     axes = [axis for axis in ("samples", "bytes") if accuracy_curves(runs, axis, reading.order)]
     if len(axes) == 2:

@@ -18,7 +18,7 @@ from leansplit.experiments.figure_style import (
     RC,
     TITLE_COLOR,
     legend_below,
-    legend_columns,
+    legend_rows,
     line_styles,
     literal,
     new_figure,
@@ -48,7 +48,7 @@ def sweep_figure(measured: Measured, metric: Metric) -> Figure:
     places = list(sweep.values) if is_log else list(range(len(sweep.values)))
     with mpl.rc_context(RC):
         labels = [literal(row) for row in rows]
-        figure = new_figure(COLUMN_INCHES, 2.45 + 0.15 * -(-len(rows) // legend_columns(labels)))
+        figure = new_figure(COLUMN_INCHES, 2.45 + 0.15 * legend_rows(labels))
         axes = figure.add_subplot()
         for row, label, style in zip(rows, labels, line_styles(are_frozen), strict=True):
             points = [p for p in measured.points if p.row == row]

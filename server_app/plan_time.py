@@ -7,11 +7,9 @@ from dataclasses import dataclass
 
 from leansplit.costs import Traffic
 from leansplit.costs.device import DeviceProfile
-from leansplit.costs.units import in_words
+from leansplit.costs.units import MIB, in_words
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.planning import Plan
-
-_MIB = 2.0**20
 
 
 @dataclass(frozen=True)
@@ -77,7 +75,7 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
     """
     plans = [plan for plan in plans if METHODS[plan.method].client_order != "none"] or plans
     fitting = [plan for plan in plans if profile.fits(plan.step.peak_memory_bytes)]
-    limit = "" if profile.memory_bytes is None else f" {profile.memory_bytes / _MIB:,.1f} MiB"
+    limit = "" if profile.memory_bytes is None else f" {profile.memory_bytes / MIB:,.1f} MiB"
     if not fitting:
         least = min(plans, key=lambda plan: plan.step.peak_memory_bytes)
         need = least.step.peak_memory_bytes
@@ -85,7 +83,7 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
         return Advice(
             None,
             f"nothing fits in{limit}: the least is {least.title} at cut {least.cut_layer} with "
-            f"{need / _MIB:,.1f} MiB, most of it {share.replace('_', ' ')}; a smaller batch, a "
+            f"{need / MIB:,.1f} MiB, most of it {share.replace('_', ' ')}; a smaller batch, a "
             "lower precision of the frozen base or a smaller model would need less",
         )
     count = f"{len(fitting)} of {len(plans)} plans fit" + (f" in{limit}" if limit else "")

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from leansplit.costs import StepCosts
+from leansplit.costs.units import MIB
 from leansplit.errors import UserError
 from leansplit.federated import MethodConfig, Presence
 from leansplit.first_order import Loss
@@ -18,8 +19,6 @@ from leansplit.models import SplitModel
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.methods import METHODS
-
-_MIB = 2.0**20
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def attending(config: RunConfig, settings: MethodConfig, costs: ClientCosts) -> 
         most = max(device.memory_bytes or 0 for device in devices)
         raise UserError(
             f"no client has the memory for a step of {METHODS[config.method].title}: it needs "
-            f"{min(peaks) / _MIB:,.2f} MiB, and clients have {most / _MIB:,.2f} MiB at most; "
+            f"{min(peaks) / MIB:,.2f} MiB, and clients have {most / MIB:,.2f} MiB at most; "
             "choose an earlier cut, a smaller batch or devices with more memory"
         )
     chances = tuple(device.availability for device in devices)

@@ -179,7 +179,7 @@ def statuses(out):
 COMPARISON_PHASES = {
     "set-up of the second run": (Federation, "set_up", 2, ["completed", "interrupted"]),
     "last round of the second run": (execution.Recorder, "on_round", 2 * ROUNDS, ["completed"] * 2),
-    "between runs": (compare, "write_summary", 1, ["completed"]),
+    "between runs": (compare, "write_tables", 1, ["completed"]),
     "writing of the first run": (running, "write_outcome", 1, ["completed"]),
     "reading what was written": (resume, "read_run", 2, ["completed"] * 2),
 }

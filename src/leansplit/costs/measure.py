@@ -346,7 +346,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 def _has_kernel(func: torch._ops.OpOverload) -> bool:
     """Say whether an operation runs as one kernel, as it does where nobody watches."""
-    has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")  # type: ignore[attr-defined]
+    has: bool = torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CPU")  # type: ignore[no-untyped-call]
     return has
 
 
