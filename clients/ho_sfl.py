@@ -28,7 +28,12 @@ def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | Beh
     if isinstance(replica, BehindReply):
         return replica
     inputs, labels = session.batch(request.round)
-    smashed = forward_only(session.client_model.eval(), replica.parameters, inputs)
+    smashed = forward_only(
+        session.client_model.eval(),
+        replica.parameters,
+        inputs,
+        session.config(HOSFLConfig).micro_batch,
+    )
     session.memory.save(_ANCHOR, {"smashed_data": smashed})
     session.memory.note(_ANCHOR_ROUND, request.round)
     return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)

@@ -30,7 +30,8 @@ def forward(session: Session, request: TrainForwardRequest) -> ProbedSmashedData
     session.memory.note(_ROUND, request.round)
     if not optimizer.outlives_round:
         session.memory.forget(_MOMENTS)
-    theta = TrainedVector(request.weights, optimizer)
+    # Moments are not used before the step, but a device holds them while it probes.
+    theta = TrainedVector(request.weights, optimizer, session.memory.load(_MOMENTS))
     return _probe(session, theta, request.round, request.local_step)
 
 

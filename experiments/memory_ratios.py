@@ -3,7 +3,8 @@
     python -m leansplit.experiments.memory_ratios
 
 Each step is taken once on the CPU, on real tensors, and its live tensor storage is followed; see
-docs/accounting.md for what is counted. Half batches: HO-SFL with ``micro_batch`` of half a batch.
+docs/accounting.md for what is counted. Half batches: ``micro_batch`` of half a batch, that is half
+of it is run at a time.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ import typer
 
 from leansplit.costs.units import MIB
 from leansplit.models import build_model, split_at
-from leansplit.server_app.client_costs import measure
+from leansplit.server_app.client_costs import forward_step, measure
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.planning import Problem
@@ -73,8 +74,12 @@ def clients(batch_size: int) -> dict[str, tuple[str, dict[str, Any]]]:
     }
 
 
+INFERENCE_IN_HALVES = "inference, half batches"
+
+
 def peaks(setting: Setting, cut: str) -> dict[str, int]:
     """Return column -> peak memory of one client step in bytes; optimizers are plain SGD."""
+    inputs, labels = setting.problem.batch(setting.batch_size)
     found = {}
     for column, (method, options) in clients(setting.batch_size).items():
         config = run_config(method, {"batch_size": setting.batch_size, **options})
@@ -85,25 +90,33 @@ def peaks(setting: Setting, cut: str) -> dict[str, int]:
             seed=0,
             options={**setting.problem.model_options, **setting.options},
         )
+        split = split_at(model, cut)
         step = METHODS[method].client_step(
-            config.method_config(),
-            split_at(model, cut),
-            setting.problem.loss,
-            *setting.problem.batch(setting.batch_size),
+            config.method_config(), split, setting.problem.loss, inputs, labels
         )
         found[column] = measure(step).peak_memory_bytes
+        if method == "frozen":
+            in_halves = forward_step(split, inputs, setting.batch_size // 2)
+            found[INFERENCE_IN_HALVES] = measure(in_halves).peak_memory_bytes
     return found
 
 
 def table(results: Mapping[tuple[str, str], Mapping[str, int]]) -> list[str]:
-    """Return a markdown table: (architecture, cut) -> peaks, and ratios to inference and to SFL."""
-    columns = list(clients(2))
+    """Return a markdown table: (architecture, cut) -> peaks, and ratios to inference and to SFL.
+
+    "halves / whole" is HO-SFL in half batches to inference of the whole batch.
+    """
+    columns = [*clients(2)]
+    columns.insert(1, INFERENCE_IN_HALVES)
     header = ["Model", "Cut", *(f"{column} (MiB)" for column in columns)]
-    header += ["HO-SFL / inference", "in halves", "against SFL", "against recomputing SFL"]
+    header += ["whole / whole", "halves / whole", "halves / halves"]
+    header += ["against SFL", "against recomputing SFL"]
     rows = [header, ["---", "---", *["---:"] * (len(header) - 2)]]
     for (name, cut), found in results.items():
         whole, halves = found["HO-SFL"], found["HO-SFL, half batches"]
-        ratios = [f"{peak / found['inference']:.3f}" for peak in (whole, halves)]
+        inference, in_halves = found["inference"], found[INFERENCE_IN_HALVES]
+        pairs = ((whole, inference), (halves, inference), (halves, in_halves))
+        ratios = [f"{peak / bare:.3f}" for peak, bare in pairs]
         rivals = ("SFL", "SFL, recomputing, half batches")
         changes = [f"{halves / found[rival] - 1:+.0%}" for rival in rivals]
         sizes = [f"{found[column] / MIB:,.2f}" for column in columns]

@@ -69,6 +69,7 @@ def local_loss_client_step(
         weights=_held(local, model),
         batch=(inputs, labels),
         optimizers=[optimizer],
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 
@@ -84,6 +85,7 @@ def imitated_client_step(
         weights=held_weights(local),
         batch=(inputs, labels),
         optimizers=[optimizer],
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 
@@ -110,6 +112,7 @@ def local_zeroth_order_client_step(
         weights=[theta.vector, *_held(local, model, but_trained=True)],
         batch=(inputs, labels),
         optimizers=[theta.optimizer],
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 

@@ -15,12 +15,13 @@ from torch import Tensor, nn
 from leansplit.costs import ClientStep, StepCosts, held_weights, measure_step, naming_logits
 from leansplit.federated import (
     DeComFLConfig,
+    FedAvgConfig,
     FedZOConfig,
     HOSFLConfig,
     HOSLConfig,
-    OptimizerConfig,
     Replica,
     ReplicatedConfig,
+    SplitFedConfig,
     TrainedVector,
     Update,
     ZOSplitConfig,
@@ -85,7 +86,7 @@ def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) ->
 
     def step() -> None:
         _bring_up_to_date(replica, seeds)
-        smashed = forward_only(client_model, replica.parameters, inputs)
+        smashed = forward_only(client_model, replica.parameters, inputs, config.micro_batch)
         objective = SurrogateObjective(
             client_model, inputs, torch.ones_like(smashed), config.micro_batch
         )
@@ -143,6 +144,7 @@ def loss_probe_step(
         weights=[theta.vector, *start, *held_weights(full_model, but_trained=True)],
         batch=(inputs, labels),
         optimizers=kept,
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 
@@ -171,29 +173,27 @@ def zeroth_order_local_step(model: SplitModel, inputs: Tensor, config: ZOSplitCo
         weights=[theta.vector, *held_weights(client_model, but_trained=True)],
         batch=[inputs, scalars],
         optimizers=[theta.optimizer],
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 
-def first_order_step(model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig) -> ClientStep:
+def first_order_step(model: SplitModel, inputs: Tensor, config: SplitFedConfig) -> ClientStep:
     """SFL: forward, backward from the cut, optimizer step."""
     client_model = model.client_model
-    stepper = build_optimizer(optimizer, client_model.parameters())
+    stepper = build_optimizer(config.client_optimizer, client_model.parameters())
 
     def step() -> None:
         smashed = train_forward(client_model, inputs, dropout_seed=0)
         backward_step(stepper, smashed, torch.zeros_like(smashed))
 
-    return ClientStep(
-        run=step, weights=held_weights(client_model), batch=[inputs], optimizers=[stepper]
-    )
+    return _first_order(client_model, inputs, config, stepper, step)
 
 
-def recomputing_step(
-    model: SplitModel, inputs: Tensor, optimizer: OptimizerConfig, micro_batch: int
-) -> ClientStep:
+def recomputing_step(model: SplitModel, inputs: Tensor, config: SplitFedConfig) -> ClientStep:
     """SFL without a kept graph: forward, then recomputation from the cut, optimizer step."""
     links = chain(model.client_model)
-    stepper = build_optimizer(optimizer, model.client_model.parameters())
+    stepper = build_optimizer(config.client_optimizer, model.client_model.parameters())
+    micro_batch = config.micro_batch
 
     def step() -> None:
         smashed = recompute_forward(links, inputs, dropout_seed=0, micro_batch=micro_batch)
@@ -201,32 +201,47 @@ def recomputing_step(
         del smashed  # it was uploaded; the gradient comes back in its place
         recompute_step(stepper, links, inputs, gradient, dropout_seed=0, micro_batch=micro_batch)
 
+    return _first_order(model.client_model, inputs, config, stepper, step)
+
+
+def _first_order(
+    client_model: nn.Module,
+    inputs: Tensor,
+    config: SplitFedConfig,
+    stepper: torch.optim.Optimizer | None,
+    run: Callable[[], object],
+) -> ClientStep:
     return ClientStep(
-        run=step, weights=held_weights(model.client_model), batch=[inputs], optimizers=[stepper]
+        run=run,
+        weights=held_weights(client_model),
+        batch=[inputs],
+        optimizers=[stepper],
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 
 def full_model_step(
-    model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor, optimizer: OptimizerConfig
+    model: SplitModel, loss: Loss, inputs: Tensor, labels: Tensor, config: FedAvgConfig
 ) -> ClientStep:
     """FedAvg: an ordinary training step on the whole model."""
     full_model = model.full_model
-    stepper = build_optimizer(optimizer, full_model.parameters())
+    stepper = build_optimizer(config.client_optimizer, full_model.parameters())
     named = naming_logits(loss)
     return ClientStep(
         run=lambda: local_step(full_model, named, stepper, inputs, labels, dropout_seed=0),
         weights=held_weights(full_model),
         batch=(inputs, labels),
         optimizers=[stepper],
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 
-def forward_step(model: SplitModel, inputs: Tensor) -> ClientStep:
-    """Frozen client: one forward pass."""
+def forward_step(model: SplitModel, inputs: Tensor, micro_batch: int = 0) -> ClientStep:
+    """Frozen client: one forward pass, of ``micro_batch`` samples at a time (0 = all)."""
     client_model = model.client_model.eval()
     parameters = trainable_parameters(client_model)
     return ClientStep(
-        run=lambda: forward_only(client_model, parameters, inputs),
+        run=lambda: forward_only(client_model, parameters, inputs, micro_batch),
         weights=held_weights(client_model),
         batch=[inputs],
     )

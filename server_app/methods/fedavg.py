@@ -32,7 +32,5 @@ FEDAVG = MethodSpec(
     reference=reference.fedavg,
     client_passes=lambda config: (1, 1),
     traffic=lambda config, shape, attendance, samples: fedavg_traffic(shape, attendance),
-    client_step=lambda config, model, loss, x, y: full_model_step(
-        model, loss, x, y, config.client_optimizer
-    ),
+    client_step=lambda config, model, loss, x, y: full_model_step(model, loss, x, y, config),
 )

@@ -34,8 +34,8 @@ def client_step(
 ) -> ClientStep:
     """Return the step that the settings ask for."""
     if config.client_backward == "recompute":
-        return recomputing_step(model, x, config.client_optimizer, config.micro_batch)
-    return first_order_step(model, x, config.client_optimizer)
+        return recomputing_step(model, x, config)
+    return first_order_step(model, x, config)
 
 
 def v2_round_trips(config: SplitFedConfig, attendance: Sequence[Set[int]]) -> int:

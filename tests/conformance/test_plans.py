@@ -49,11 +49,14 @@ def require_agreement(outcome):
     assert measured.downlink_bytes == predicted.downlink_bytes
 
 
-@pytest.mark.parametrize("method", ["ho-sfl", "sflv2", "cse-fsl", "decomfl", "fedavg"])
-def test_one_step_of_clients_that_share_a_replica(method, configure, run_in_process):
+ONE_STEP = ("ho-sfl", "sflv2", "cse-fsl", "zo-sfl", "decomfl", "fedavg")
+
+
+@pytest.mark.parametrize("lifetime", ["run", "round"])
+@pytest.mark.parametrize("method", ONE_STEP)
+def test_one_step_of_clients_that_share_a_replica(method, lifetime, configure, run_in_process):
     shared = {"replica_storage": "worker", "partition": "iid", "rounds": 4, "batch_size": 16}
-    # Moments that live for a round are not there before its first step, which plans leave out.
-    one = {"local_steps": 1, "upload_period": 1, "client.lifetime": "run"}
+    one = {"local_steps": 1, "upload_period": 1, "client.lifetime": lifetime}
     shared |= {key: value for key, value in one.items() if is_used(method, key)}
     outcome = run_in_process(configure(method, "adamw", **shared))
     require_agreement(outcome)

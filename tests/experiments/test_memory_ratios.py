@@ -4,7 +4,13 @@ import dataclasses
 
 import pytest
 
-from leansplit.experiments.memory_ratios import NO_DROPOUT, SETTINGS, peaks, table
+from leansplit.experiments.memory_ratios import (
+    INFERENCE_IN_HALVES,
+    NO_DROPOUT,
+    SETTINGS,
+    peaks,
+    table,
+)
 from leansplit.server_app.planning import Problem
 from tests.language import config_json
 
@@ -19,12 +25,13 @@ SMALL = {
 
 
 @pytest.mark.parametrize("name", SETTINGS)
-def test_probes_of_half_batches_take_no_more_than_inference(name):
+def test_a_client_of_half_batches_takes_no_more_than_inference(name):
     setting = dataclasses.replace(SETTINGS[name], **SMALL[name])
     cut = "2" if setting.model == "language" else setting.cuts[0]
     found = peaks(setting, cut)
     assert found["HO-SFL, half batches"] <= 1.05 * found["inference"]
     assert found["HO-SFL"] > found["HO-SFL, half batches"]
+    assert found["HO-SFL, half batches"] >= found[INFERENCE_IN_HALVES]
     assert found["HO-SFL, half batches"] < found["SFL"]
     [_, _, row] = table({(name, cut): found})
     ratio = found["HO-SFL"] / found["inference"]

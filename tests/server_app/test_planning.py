@@ -25,6 +25,7 @@ VISION = {
     "clients": 5,
     "cohort": 5,
     "client.name": "adamw",
+    "client.lifetime": "run",
 }
 
 

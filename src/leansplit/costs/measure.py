@@ -34,13 +34,15 @@ class ClientStep:
         run: takes the step.
         weights: what a device keeps of the model, trained or not, whether the step reads it or not.
         batch: inputs and labels.
-        optimizers: whose moments are kept from step to step.
+        optimizers: that take the step.
+        has_moments: whether their moments are there before the step, as after one that kept them.
     """
 
     run: Callable[[], object]
     weights: Sequence[Tensor] = ()
     batch: Sequence[Tensor] = ()
     optimizers: Sequence[torch.optim.Optimizer | None] = ()
+    has_moments: bool = True
 
     def __call__(self) -> object:
         """Take the step."""
@@ -68,12 +70,13 @@ class StepCosts:
 
 
 def measure_step(step: ClientStep) -> StepCosts:
-    """Take ``step`` once and return its costs; moments exist already, as they do after the first.
+    """Take ``step`` once and return its costs; moments that are kept exist, as after the first.
 
     Trained weights may change, also before the step: give it a copy.
     """
-    for optimizer in step.optimizers:
-        create_moments(optimizer)
+    if step.has_moments:
+        for optimizer in step.optimizers:
+            create_moments(optimizer)
     with _Watch() as watch:
         watch.hold("weights", step.weights)
         watch.hold("batch", step.batch)

@@ -160,8 +160,8 @@ class HOSFLConfig(ReplicatedConfig):
     """Scale the smashed gradient by the client's weight (1/K) as the authors' released code does,
     where the paper's mean has no such factor: the client update shrinks by K. AdamW hides it."""
     micro_batch: int = 0
-    """Samples that a probe runs forward at once; 0 = the whole batch. With half a batch, a client
-    holds no more than inference where the smashed gradient is a large part of that."""
+    """Samples that a client runs forward at once, to make z and to probe; 0 = the whole batch. In
+    parts it holds the activations of few, beside z and the smashed gradient."""
 
     def __post_init__(self) -> None:
         """Refuse values that no round can be run with."""

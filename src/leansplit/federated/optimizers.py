@@ -64,6 +64,10 @@ class OptimizerConfig:
         """Whether moments go from one step to the next within a round."""
         return self.lifetime != "batch"
 
+    def has_moments(self, steps_in_round: int) -> bool:
+        """Whether a step may find moments of a step before, with so many steps in each round."""
+        return self.outlives_round or (self.outlives_batch and steps_in_round > 1)
+
 
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[Tensor]

@@ -85,11 +85,11 @@ class Replica:
                 f"update of round {update.round} has {len(update.seeds)} seeds, which are no whole "
                 f"number of steps of {per_step}"
             )
-        if not self._config.outlives_round:
-            self._optimizer = self._fresh_optimizer()
         for first in range(0, len(update.seeds), per_step):
             step = slice(first, first + per_step)
             self._step_(update.seeds[step], update.scalars[step])
+        if not self._config.outlives_round:  # what no update will use is neither held nor sent
+            self._optimizer = self._fresh_optimizer()
         self.version = update.round
         self._checksum = None
 

@@ -40,6 +40,7 @@ import torch
 from torch import Tensor, nn
 
 from leansplit.errors import UserError
+from leansplit.micro_batches import run_in_parts
 from leansplit.noise.torch_rng import generator_states, restore_generators, torch_seeded
 
 
@@ -58,20 +59,16 @@ def recompute_forward(
         UserError: if random numbers are drawn for a part of the batch.
     """
     _train(links)
-    smashed: Tensor | None = None
-    size = micro_batch or len(inputs)
     with torch_seeded(dropout_seed):
         seeded = generator_states()
-        for first in range(0, len(inputs), size):
-            part = _run(links, inputs[first : first + size])
-            if size >= len(inputs):
-                return part
-            _require_no_draws(seeded)
-            if smashed is None:  # one tensor for all: joining parts would hold z twice
-                smashed = part.new_empty((len(inputs), *part.shape[1:]))
-            smashed[first : first + size] = part
-    assert smashed is not None
-    return smashed
+
+        def run(part: Tensor) -> Tensor:
+            outputs = _run(links, part)
+            if len(part) < len(inputs):
+                _require_no_draws(seeded)
+            return outputs
+
+        return run_in_parts(run, inputs, micro_batch)
 
 
 def recompute_step(

@@ -206,6 +206,7 @@ def measurable_step(
         weights=[*training.vectors, *itertools.chain(*held)],
         batch=(inputs, labels),
         optimizers=training.optimizers,
+        has_moments=config.client_optimizer.has_moments(config.local_steps),
     )
 
 

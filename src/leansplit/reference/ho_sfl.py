@@ -76,7 +76,15 @@ def ho_sfl(
             for m in cohort
         ]
         with torch.inference_mode():
-            smashed = [functional_call(client_model, spec.views(theta), (x,)) for x, _ in data]
+            smashed = [
+                torch.cat(
+                    [
+                        functional_call(client_model, spec.views(theta), (part,))
+                        for part in torch.split(x, config.micro_batch or len(x))
+                    ]
+                )
+                for x, _ in data
+            ]
         num_samples = sum(len(y) for _, y in data)
         weights = [len(y) / num_samples for _, y in data]
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from leansplit.micro_batches import run_in_parts
 from leansplit.parameters import ParameterDict
 
 _CHUNK = 65536  # elements that are held in float64 at a time
@@ -116,9 +117,18 @@ def float64_inner_product(a: Tensor, b: Tensor) -> float:
         return float(total)
 
 
-def forward_only(model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor) -> Tensor:
-    """Evaluate ``model`` at ``parameters`` in inference mode: no graph, no way to a gradient."""
+def forward_only(
+    model: nn.Module, parameters: Mapping[str, Tensor], inputs: Tensor, micro_batch: int = 0
+) -> Tensor:
+    """Evaluate ``model`` at ``parameters`` in inference mode: no graph, no way to a gradient.
+
+    ``micro_batch`` samples are run at once; 0 = all.
+    """
+
+    def run(part: Tensor) -> Tensor:
+        output = functional_call(model, dict(parameters), (part,))
+        assert isinstance(output, Tensor)
+        return output
+
     with torch.inference_mode():
-        output = functional_call(model, dict(parameters), (inputs,))
-    assert isinstance(output, Tensor)
-    return output
+        return run_in_parts(run, inputs, micro_batch)

@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from leansplit.errors import UserError
-from leansplit.models import build_model, cut_layers, split_at
+from leansplit.first_order import recompute_forward, recompute_gradients, train_forward
+from leansplit.models import build_model, chain, cut_layers, split_at
 from leansplit.models.language.families import Family, family_of, register_family
 from leansplit.models.language.halves import last_tokens
 from leansplit.sequences import unpack
@@ -189,3 +190,27 @@ def test_a_family_of_ones_own():
     assert family_of("mine-of-tests") is own
     with pytest.raises(UserError, match="belongs to the family 'Mine'"):
         register_family(own)
+
+
+@pytest.mark.parametrize("side", ["none", "right", "left"])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_a_client_recomputes_block_by_block_to_the_same_bits(name, side):
+    client_model = split_at(language_model(name, lora_dropout=0.1), "3").client_model
+    kept, tokens = copy.deepcopy(client_model), batch(side)
+    z = train_forward(kept, tokens, dropout_seed=5)
+    gradient = torch.randn(z.shape, generator=torch.Generator().manual_seed(1))
+    z.backward(gradient)
+    links = chain(client_model)
+    assert len(links) == 3
+    assert torch.equal(recompute_forward(links, tokens, dropout_seed=5), z)
+    recompute_gradients(links, tokens, gradient, dropout_seed=5)
+    gradients = {name: p.grad for name, p in client_model.named_parameters() if p.requires_grad}
+    assert any(value.any() for value in gradients.values())
+    for parameter_name, parameter in kept.named_parameters():
+        if parameter.requires_grad:
+            assert torch.equal(gradients[parameter_name], parameter.grad), parameter_name
+
+
+def test_a_client_of_one_block_is_one_link():
+    client_model = split_at(language_model("gpt2"), "1").client_model
+    assert chain(client_model) == [client_model]

@@ -63,8 +63,7 @@ class WholeLanguageModel(Facade):
     @property
     def num_blocks(self) -> int:
         """How many blocks it has."""
-        blocks: Any = self._inner.get_submodule(f"{self.family.stack}.{self.family.blocks}")
-        return len(blocks)
+        return len(_blocks_of(self._inner, self.family))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, 2, S] (ids, attention mask) to outputs."""
@@ -99,6 +98,29 @@ class LanguageClientModel(Facade):
         ids, mask = tokens.unbind(1)
         stack = self.get_submodule(self.family.stack)
         hidden = stack(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state
+        return pack(hidden, mask)
+
+    def segments(self) -> list[nn.Module]:
+        """Return the half as a chain of its blocks, the first with the embeddings."""
+        num_blocks = len(_blocks_of(self._inner, self.family))
+        if num_blocks == 1:
+            return [self]
+        first = client_half(self._inner, self.family, 1)
+        return [first, *(_middle_block(self._inner, self.family, i) for i in range(1, num_blocks))]
+
+
+class LanguageBlock(Facade):
+    """A block below the cut by itself, from packed hidden states to packed hidden states."""
+
+    def __init__(self, inner: nn.Module, family: Family) -> None:
+        super().__init__(inner)
+        self.family = family
+
+    def forward(self, packed: Tensor) -> Tensor:
+        """Map packed hidden states [B, S, D + 1] to those after the block."""
+        hidden, mask = unpack(packed)
+        stack = self.get_submodule(self.family.stack)
+        hidden = stack(inputs_embeds=hidden, attention_mask=mask, use_cache=False).last_hidden_state
         return pack(hidden, mask)
 
 
@@ -198,13 +220,26 @@ def last_tokens(mask: Tensor) -> Tensor:
 
 def client_half(inner: nn.Module, family: Family, num_blocks: int) -> LanguageClientModel:
     """Return embeddings and the first blocks of ``inner``, on its own modules."""
-    root, stack = _opened(inner, family, slice(0, num_blocks))
+    return LanguageClientModel(_below_the_cut(inner, family, slice(0, num_blocks))[0], family)
+
+
+def _middle_block(inner: nn.Module, family: Family, index: int) -> LanguageBlock:
+    """Return one block of ``inner`` with neither embeddings nor what follows the last block."""
+    root, stack = _below_the_cut(inner, family, slice(index, index + 1))
+    for name, stand_in in family.below.items():
+        stack._modules[name] = stand_in()
+    return LanguageBlock(root, family)
+
+
+def _below_the_cut(inner: nn.Module, family: Family, kept: slice) -> tuple[nn.Module, nn.Module]:
+    """Return some blocks of ``inner``, and their stack, without what follows the last block."""
+    root, stack = _opened(inner, family, kept)
     for name, stand_in in family.above.items():
         stack._modules[name] = stand_in()
     head = family.stack.partition(".")[0]
     for name in [name for name in root._modules if name != head]:
         del root._modules[name]
-    return LanguageClientModel(root, family)
+    return root, stack
 
 
 def server_half(
@@ -214,8 +249,7 @@ def server_half(
     root, stack = _opened(inner, family, kept)
     for name, stand_in in family.below.items():
         stack._modules[name] = stand_in()
-    num_blocks = len(list(inner.get_submodule(f"{family.stack}.{family.blocks}").children()))
-    blocks = range(*kept.indices(num_blocks))
+    blocks = range(*kept.indices(len(_blocks_of(inner, family))))
     return LanguageServerModel(root, family, outputs, blocks, inner)
 
 
@@ -237,12 +271,15 @@ class _Blocks(nn.ModuleList):
             self.add_module(str(index), block)
 
 
+def _blocks_of(inner: nn.Module, family: Family) -> list[nn.Module]:
+    return list(inner.get_submodule(f"{family.stack}.{family.blocks}").children())
+
+
 def _opened(inner: nn.Module, family: Family, kept: slice) -> tuple[nn.Module, nn.Module]:
     """Return copies of ``inner`` and its stack that hold some blocks only, nothing else copied."""
     root = _shell(inner)
-    all_blocks: Any = inner.get_submodule(f"{family.stack}.{family.blocks}")
     root.config = config = shortened(inner.config, kept)
-    blocks = list(all_blocks)[kept]
+    blocks = _blocks_of(inner, family)[kept]
     at = root
     stack = root
     for depth, name in enumerate(path := [*family.stack.split("."), *family.blocks.split(".")]):
