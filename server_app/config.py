@@ -264,11 +264,10 @@ class RunConfig:
         return self.checkpoint_every > 0 or self.checkpoint_seconds > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as nested plain values; without devices those of a run before them."""
-        values = dataclasses.asdict(self)
-        if not self.fleet.profile:
-            del values["fleet"], values["fleet_digest"]
-        return values
+        """Return all fields as nested plain values; those of `ADDED` only if they are set."""
+        unset = {f.name: f.default for f in dataclasses.fields(self) if f.name in ADDED}
+        left_out = {name for name, default in unset.items() if getattr(self, name) == default}
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
 
 
 def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:
@@ -367,6 +366,12 @@ FREE_SECTIONS = ("task_options", "model_options")
 
 NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 """Fields that are no keys: named otherwise, or found out."""
+
+ADDED = (
+    *("fleet", "fleet_digest", "robust", "faults", "attack"),
+    *("quorum", "quorum_rounds", "max_reply_mb"),
+)
+"""Fields that came after results were published: unset, they leave a run's hash as it was."""
 
 RUN_SECTIONS: dict[str, Any] = {
     "fleet": FleetConfig(),

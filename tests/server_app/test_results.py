@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from leansplit.errors import UserError
+from leansplit.server_app.config import ADDED, run_config
 from leansplit.server_app.results import (
     LEDGER_COLUMNS,
     ROUNDS_COLUMNS,
@@ -350,3 +351,11 @@ def test_config_hash_refuses_what_has_no_json_form() -> None:
     with pytest.raises(TypeError, match="keys are the same"):
         to_plain({1: "a", "1": "b"})
     assert config_hash({"path": Path("a/b")}) == config_hash({"path": "a/b"})
+
+
+def test_settings_added_later_leave_the_hash_of_older_runs():
+    unset = run_config("ho-sfl", {}).to_dict()
+    assert not set(ADDED) & unset.keys()
+    for key, value in {"faults.drop": 0.1, "robust.rule": "median", "quorum": 0.5}.items():
+        config = run_config("ho-sfl", {key: value}).to_dict()
+        assert config_hash(config) != config_hash(unset), key
