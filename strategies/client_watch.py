@@ -35,12 +35,16 @@ class WatchedRound:
     batches: tuple[tuple[int, ...], ...]
 
 
+_FIRST_ROUND = 3
+
+
 class ClientWatch:
     """An observer that chooses who counts, once in a run.
 
-    It is the first client that a round asks, once that client has taken part before, so that its
-    moments exist, and if it fills its batches. The first, since in a simulation all clients of a
-    worker share one replica, and the first one asked brings it up to date.
+    It is the first client that a round asks, in round 3 or later, once that client has taken part
+    before, so that its moments exist, and if it fills its batches. (A replica takes the first
+    update in round 2, which is what makes its moments.) The first, since in a simulation all
+    clients of a worker share one replica, and the first one asked brings it up to date.
 
     Attributes:
         found: None until a client has reported a whole round.
@@ -68,7 +72,8 @@ class ClientWatch:
         if round != self._round:
             first = min(client_ids)
             self._round, self._asked, self._reports = round, set(), []
-            self._chosen = first if first in self._earlier & self._fills_batches else None
+            fits = round >= _FIRST_ROUND and first in self._earlier & self._fills_batches
+            self._chosen = first if fits else None
         self._asked |= set(client_ids)
         return self._chosen if self._chosen in client_ids else None
 

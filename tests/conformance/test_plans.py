@@ -5,7 +5,8 @@ import pytest
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.planning import Planner, Problem
-from tests.language import config_json
+from tests.language import CONFIGS, config_json
+from tests.whole_grid import WHOLE_GRID
 
 ENVELOPE = "envelope"
 
@@ -105,20 +106,20 @@ def write_texts(folder, filler):
     return str(folder)
 
 
-def of_texts(method, folder):
+def of_texts(method, folder, family="llama", cut="2"):
     settings = {
         "task": "text",
         "task_options.data_path": folder,
         "task_options.tokenizer": "bytes",
-        "model_options.source": config_json("llama"),
-        "cut_layer": "2",
+        "model_options.source": config_json(family),
+        "cut_layer": cut,
         "clients": 4,
         "cohort": 2,
         "rounds": 3,
         "batch_size": 4,
         "probe.num_perturbations": 2,
-        "client.lr": 0.01,
-        "server.lr": 0.01,
+        "client.lr": 0.001,
+        "server.lr": 0.001,
     }
     used = {key: value for key, value in settings.items() if is_used(method, key)}
     return run_config(method, used)
@@ -146,5 +147,40 @@ def test_texts_of_any_length(method, tmp_path, run_in_process):
         == predicted.uplink_bytes
         < sum(size for (way, _), size in plan.traffic.items() if way == "uplink")
     )
+    peak = predicted.client_peak_memory_bytes
+    assert measured.client_peak_memory_bytes == pytest.approx(peak, rel=0.05)
+
+
+CUTS = {
+    "digits-cnn": ("conv1", "tanh2", "pool2"),
+    "resnet18": ("stem", "layer1.0", "layer3"),
+    **dict.fromkeys(("gpt2", "opt", "llama"), ("1", "2", "3")),
+}
+GRID = [(method, model, cut) for method in METHODS for model, cuts in CUTS.items() for cut in cuts]
+
+
+@pytest.mark.parametrize(("method", "model", "cut"), GRID if WHOLE_GRID else GRID[::16])
+def test_every_model_at_every_cut(method, model, cut, configure, tmp_path, run_in_process):
+    """Bytes, round trips and FLOPs are exact, and the client's own peak is within 5 %."""
+    if model in CONFIGS:
+        folder = write_texts(tmp_path, lambda i: i % 7)
+        config = of_texts(method, folder, model, cut)
+    else:
+        keys = {"model": model, "cut_layer": cut, "batch_size": 4, "rounds": 3, "partition": "iid"}
+        keys |= {"model_options.width": 8} if model == "resnet18" else {}
+        keys |= {
+            "client.lr": 1e-3,
+            "boundaries": ["cut"],
+            "task_options.max_train": 96,
+            "clients": 4,
+            "cohort": 4,
+        }
+        config = configure(method, **{k: v for k, v in keys.items() if is_used(method, k)})
+    outcome, plan = run_in_process(config), planned(config)
+    assert outcome.status == "completed" and outcome.events == {}
+    assert plan.traffic == booked(outcome)
+    assert plan.round_trips == outcome.num_exchanges
+    predicted, measured = outcome.predicted, outcome.measured
+    assert measured.client_step_flops == predicted.client_step_flops == plan.step.flops > 0
     peak = predicted.client_peak_memory_bytes
     assert measured.client_peak_memory_bytes == pytest.approx(peak, rel=0.05)

@@ -1,3 +1,5 @@
+"""A plan's step without values against the same step with them: FLOPs and peaks to the byte."""
+
 import pytest
 import torch
 from torch import nn
@@ -12,6 +14,7 @@ from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.tasks.task import cross_entropy
 from tests.language import config_json
+from tests.whole_grid import WHOLE_GRID
 
 BATCH = 3
 MODELS = {
@@ -80,16 +83,24 @@ def world(both):
 
 
 SAME_STEP = ("sflv1", "zo-sfl", "fedzo")  # as sflv2, mu-splitfed, decomfl: the CNN will do
-PAIRS = [(m, name) for m in METHODS for name in MODELS if m not in SAME_STEP or name == "cnn"]
+PAIRS = [
+    (method, name)
+    for method in METHODS
+    for name in MODELS
+    if WHOLE_GRID or name == "cnn" or method not in SAME_STEP
+]
 
 
 def cuts_of(method, name):
-    """All three for the CNN; else one, so that every method and every model meets all three."""
+    """All three for the CNN; else one, so that every method and every model meets all three.
+
+    All three for all in the whole grid.
+    """
     cuts = MODELS[name][3]
     if not METHODS[method].is_split:
         return cuts[:1]
     turn = [*METHODS].index(method) + [*MODELS].index(name)
-    return cuts if name == "cnn" else cuts[turn % 3 :][:1]
+    return cuts if WHOLE_GRID or name == "cnn" else cuts[turn % 3 :][:1]
 
 
 @pytest.mark.parametrize(("method", "name"), PAIRS)

@@ -47,15 +47,15 @@ def build_digits_task(*, max_train: int | None = None, max_test: int | None = No
     labels: NDArray[np.int64] = bunch.target.astype(np.int64)  # [1797]
     train_indices, test_indices = _stratified_split(labels)
     mean, std = pixels[train_indices].mean(), pixels[train_indices].std()
-    standardised = ((pixels - mean) / std).astype(np.float32)[:, np.newaxis]  # [1797, 1, 8, 8]
+    standardised = ((pixels - mean) / std).astype(np.float32)
 
     def examples(what: str, indices: NDArray[np.int64], limit: int | None) -> Examples:
         if limit is not None and limit < 1:
             raise UserError(f"{what} must be at least 1, got {limit}")
         kept = indices[:limit]
-        return Examples(
-            inputs=torch.from_numpy(standardised[kept]), labels=torch.from_numpy(labels[kept])
-        )
+        # A channel axis put in by numpy could have strides that torch takes for channels last.
+        inputs = torch.from_numpy(standardised[kept]).unsqueeze(1)
+        return Examples(inputs=inputs, labels=torch.from_numpy(labels[kept]))
 
     return Task(
         name="digits",
