@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from leansplit.clients.session import Session
-from leansplit.costs import leave_out
 from leansplit.federated import (
     AuxiliaryMethodConfig,
     build_optimizer,
@@ -19,6 +18,7 @@ from leansplit.federated import (
 from leansplit.models import LocalModel, build_auxiliary
 from leansplit.noise import auxiliary_seed
 from leansplit.parameters import ParameterDict, to_send
+from leansplit.telling import leave_out
 from leansplit.wire import LocalTrainReply, LocalTrainRequest
 
 _MOMENTS = "moments"

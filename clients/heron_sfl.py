@@ -10,10 +10,10 @@ from leansplit.clients.auxiliary import Uploads, keep_moments, round_optimizer
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.local_loss import open_round
 from leansplit.clients.session import Session
-from leansplit.costs import leave_out
 from leansplit.federated import HeronSFLConfig
 from leansplit.noise import local_perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.telling import leave_out
 from leansplit.wire import LocalTrainReply, LocalTrainRequest
 from leansplit.zeroth_order import LocalLossObjective, estimate, probe
 

@@ -14,7 +14,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
-from leansplit.costs import leave_out
+from leansplit.telling import leave_out
 from leansplit.wire import ClientPlan
 
 R = TypeVar("R", ArrayRecord, ConfigRecord)

@@ -6,8 +6,8 @@ import torch
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
-from leansplit.costs import count_moments
 from leansplit.federated import NEVER, OptimizerConfig, Replica, ReplicatedConfig
+from leansplit.telling import count_moments
 from leansplit.wire import BehindReply, CatchUpRequest, SyncReply, SyncRequest
 from leansplit.zeroth_order import ZerothOrderConfig
 

@@ -13,7 +13,6 @@ from torch.optim import Optimizer
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
-from leansplit.costs import repeated_pass
 from leansplit.federated import (
     OptimizerConfig,
     SplitFedConfig,
@@ -30,6 +29,7 @@ from leansplit.first_order import (
 from leansplit.models import chain
 from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, to_send, trainable_parameters
+from leansplit.telling import repeated_pass
 from leansplit.wire import BackwardRequest, SmashedDataReply, TrainForwardRequest, WeightsReply
 
 _WEIGHTS = "weights"

@@ -9,8 +9,9 @@ from typing import TypeVar
 from torch import Tensor
 
 from leansplit.clients.session import Session
-from leansplit.costs import ClientStep, held_weights, leave_out, measure_step
+from leansplit.costs import ClientStep, held_weights, measure_step
 from leansplit.strategies.flower_records import CostReport
+from leansplit.telling import leave_out
 from leansplit.zeroth_order import unshared_directions
 
 Q = TypeVar("Q")

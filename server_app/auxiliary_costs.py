@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from leansplit.costs import ClientStep, held_weights, naming_logits
+from leansplit.costs import ClientStep, held_weights
 from leansplit.federated import (
     AuxiliaryMethodConfig,
     CSEFSLConfig,
@@ -22,6 +22,7 @@ from leansplit.models import LocalModel, SplitModel, build_auxiliary
 from leansplit.models.language.halves import LanguageClientModel
 from leansplit.noise import auxiliary_seed, local_perturbation_seeds
 from leansplit.parameters import trainable_parameters
+from leansplit.telling import naming_logits
 from leansplit.zeroth_order import LocalLossObjective, estimate, probe
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from leansplit.costs import ClientStep, StepCosts, held_weights, measure_step, naming_logits
+from leansplit.costs import ClientStep, StepCosts, held_weights, measure_step
 from leansplit.federated import (
     DeComFLConfig,
     FedAvgConfig,
@@ -38,6 +38,7 @@ from leansplit.first_order import (
 from leansplit.models import SplitModel, chain
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import trainable_parameters
+from leansplit.telling import naming_logits
 from leansplit.zeroth_order import (
     LossObjective,
     SurrogateObjective,

@@ -14,7 +14,7 @@ from flwr.app import ArrayRecord
 from leansplit.costs import SplitShape, Traffic
 from leansplit.federated import ClientData, MethodConfig, take_batch
 from leansplit.models import SplitModel
-from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.parameters import num_trainable
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.methods import METHODS
 from leansplit.strategies.running import RoundReport
@@ -156,8 +156,8 @@ def split_sizes(
         smashed_bytes=smashed.element_size(),
         labels_per_sample=1 if is_classes else 0,
         auxiliary_elements=method.auxiliary_elements(settings, model, smashed),
-        client_elements=ParameterSpec.of(trainable_parameters(model.client_model)).num_elements,
-        full_elements=ParameterSpec.of(trainable_parameters(model.full_model)).num_elements,
+        client_elements=num_trainable(model.client_model),
+        full_elements=num_trainable(model.full_model),
         client_samples=num_samples,
         zeroth_elements=method.zeroth_elements(settings, model, config.clients),
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Hashable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -143,6 +143,7 @@ class Planner:
         self.problem = problem
         self._world = HollowTensors()
         self._smashed: dict[str, Tensor] = {}
+        self._cohorts: dict[Hashable, list[set[int]]] = {}
         known = MODELS[config.model].options
         implied = {k: v for k, v in problem.model_options.items() if k in known}
         self.whole = self._world.emptied(
@@ -220,12 +221,7 @@ class Planner:
                 "features_once needs to know how many samples clients hold: give --task"
             )
         steps: int = getattr(settings, "local_steps", 1)
-        attendance: list[set[int]] = []
-        seen = 0
-        while len(attendance) < config.rounds and (seen < config.samples or not config.samples):
-            round, population = len(attendance) + 1, range(config.clients)
-            attendance.append(set(method.cohort(settings, shape, population, round)))
-            seen += len(attendance[-1]) * steps * config.batch_size
+        attendance = self._attendance(config, settings, shape, steps)
 
         def traffic(cohorts: Sequence[Set[int]]) -> Traffic:
             samples = sum(map(len, cohorts)) * steps * config.batch_size
@@ -252,6 +248,22 @@ class Planner:
             round_trips=1 + method.round_trips(settings, [c for c in attendance if c]),
             client_round_trips=method.client_round_trips(settings),
         )
+
+    def _attendance(
+        self, config: RunConfig, settings: MethodConfig, shape: SplitShape, steps: int
+    ) -> list[set[int]]:
+        """Return the clients of each round; the same at every cut of a method, as a rule."""
+        key = (config.method, settings, shape.zeroth_elements, config.clients, config.samples)
+        attendance = self._cohorts.get((*key, config.rounds))
+        if attendance is None:
+            attendance, seen = [], 0
+            while len(attendance) < config.rounds and (seen < config.samples or not config.samples):
+                round, population = len(attendance) + 1, range(config.clients)
+                cohort = METHODS[config.method].cohort(settings, shape, population, round)
+                attendance.append(set(cohort))
+                seen += len(cohort) * steps * config.batch_size
+            self._cohorts[(*key, config.rounds)] = attendance
+        return attendance
 
     def _smashed_sample(self, model: SplitModel) -> Tensor:
         """Return z of one sample; that of a language model has one shape wherever it is cut."""

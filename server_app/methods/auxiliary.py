@@ -19,7 +19,7 @@ from leansplit.federated import (
     LocalLossConfig,
 )
 from leansplit.models import SplitModel
-from leansplit.parameters import load_parameters_
+from leansplit.parameters import load_parameters_, num_trainable
 from leansplit.reference.auxiliary import with_head as reference_head
 from leansplit.server_app.auxiliary_costs import (
     imitated_client_step,
@@ -34,7 +34,7 @@ from leansplit.strategies import CSEFSL, FSLSAGE, HeronSFL
 def auxiliary_elements(config: AuxiliaryMethodConfig, model: SplitModel, smashed: Tensor) -> int:
     """Count what is trained of the auxiliary head."""
     head = with_head(config, model, smashed).auxiliary
-    return sum(p.numel() for p in head.parameters() if p.requires_grad)
+    return num_trainable(head)
 
 
 def heron_passes(config: HeronSFLConfig) -> tuple[float, float]:

@@ -68,6 +68,11 @@ def trainable_parameters(model: nn.Module) -> ParameterDict:
     }
 
 
+def num_trainable(model: nn.Module) -> int:
+    """Return how many numbers of ``model`` ask for gradients."""
+    return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+
+
 def fixed_state(model: nn.Module) -> ParameterDict:
     """Return what training never moves and nobody sends: frozen parameters and buffers."""
     trained = trainable_parameters(model)

@@ -108,7 +108,7 @@ def test_a_prediction_is_the_measurement_to_the_byte(method, name, both):
     # AdamW's many operations at every parameter are the same for all architectures.
     momentum = {"client.name": "sgd", "client.momentum": 0.9}
     optimizer = {"client.name": "adamw"} if name == "cnn" else momentum
-    settings = {"batch_size": BATCH, "probe.num_perturbations": 1, "boundaries": ["cut"]}
+    settings = {"batch_size": BATCH, "probe.num_perturbations": 3, "boundaries": ["cut"]}
     used = {key: value for key, value in (settings | optimizer).items() if is_used(method, key)}
     config = run_config(method, used)
     for cut in cuts_of(method, name):

@@ -6,14 +6,13 @@ from leansplit.allocation import allocated_as
 from leansplit.costs import (
     ClientStep,
     count_flops,
-    leave_out,
     measure_step,
     peak_tensor_bytes,
-    repeated_pass,
 )
 from leansplit.costs.allocator import allocator_peak
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
+from leansplit.telling import leave_out, repeated_pass
 from leansplit.zeroth_order import (
     SurrogateObjective,
     ZerothOrderConfig,

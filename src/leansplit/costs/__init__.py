@@ -16,7 +16,6 @@ from leansplit.costs.measure import (
     measure_step,
     peak_tensor_bytes,
 )
-from leansplit.costs.telling import count_moments, leave_out, naming_logits, repeated_pass
 from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 from leansplit.costs.traffic_ho_fl import ho_fl_traffic
 from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
@@ -28,7 +27,6 @@ __all__ = [
     "StepCosts",
     "Traffic",
     "count_flops",
-    "count_moments",
     "decomfl_traffic",
     "fedavg_traffic",
     "fedzo_traffic",
@@ -38,12 +36,9 @@ __all__ = [
     "ho_fl_traffic",
     "ho_sfl_traffic",
     "hosl_traffic",
-    "leave_out",
     "local_loss_traffic",
     "measure_step",
-    "naming_logits",
     "peak_tensor_bytes",
-    "repeated_pass",
     "splitfed_traffic",
     "zo_split_traffic",
 ]

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch
 
 from leansplit.costs.measure import ClientStep, create_moments
-from leansplit.costs.telling import moments_of
+from leansplit.telling import moments_of
 
 
 class Allocator(Protocol):

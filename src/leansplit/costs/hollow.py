@@ -25,6 +25,7 @@ from torch._subclasses.fake_tensor import (
 
 from leansplit.errors import UserError
 from leansplit.noise import blank_noise
+from leansplit.telling import without_values
 
 _aten = torch.ops.aten
 
@@ -52,7 +53,7 @@ class HollowTensors:
         with warnings.catch_warnings():
             # Torch asks a tensor that is copied for its address, and warns that there is none.
             warnings.filterwarnings("ignore", message="Accessing the data pointer of FakeTensor")
-            with self._mode, blank_noise():
+            with self._mode, blank_noise(), without_values():
                 yield
 
     def emptied(self, model: nn.Module) -> nn.Module:

@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from leansplit.allocation import MemoryKind, allocated_for
-from leansplit.costs.telling import moments_of, watching
+from leansplit.telling import moments_of, watching
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -244,6 +244,15 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         finally:
             for hook in hooks:
                 hook.remove()
+
+    def counts(self) -> tuple[int, ...]:
+        """Return the FLOPs so far, of each kind."""
+        return self.flops, self.rule_flops, self.repeated_flops
+
+    def count_again(self, since: tuple[int, ...], times: int) -> None:
+        """Count the FLOPs since then, which :meth:`counts` returned, so many times more."""
+        again = [now + times * (now - then) for now, then in zip(self.counts(), since, strict=True)]
+        self.flops, self.rule_flops, self.repeated_flops = again
 
     def name_logits(self, outputs: Tensor) -> None:
         """Count activations with the shape of ``outputs`` as logits, earlier and later ones."""

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from leansplit.costs import ClientStep, held_weights, leave_out, naming_logits
+from leansplit.costs import ClientStep, held_weights
 from leansplit.federated import (
     HOFLConfig,
     Lifetime,
@@ -36,6 +36,7 @@ from leansplit.first_order import Loss, local_step, server_step
 from leansplit.hybrid_order.segments import Segments
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterDict, load_parameters_
+from leansplit.telling import leave_out, naming_logits
 from leansplit.zeroth_order import (
     Objective,
     SumObjective,

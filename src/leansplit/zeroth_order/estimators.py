@@ -22,6 +22,7 @@ from leansplit.allocation import allocated_as
 from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.noise import DIRECTIONS, Direction, second_moment_inverse
 from leansplit.parameters import ParameterSpec
+from leansplit.telling import all_alike
 from leansplit.zeroth_order.directions import direction_parts
 from leansplit.zeroth_order.objective import Objective
 
@@ -97,7 +98,7 @@ def probe(
     differences = torch.empty(len(seeds), dtype=torch.float64)
     if config.estimator == "forward" and anchor is None:
         anchor = objective.evaluate(spec.views(vector))
-    for index, seed in enumerate(seeds):
+    for index, seed in all_alike([*enumerate(seeds)]):
         plus = objective.evaluate(spec.views(perturbed(vector, mu, seed, config)))
         if config.estimator == "forward":
             assert anchor is not None
@@ -150,7 +151,7 @@ def estimate(
     factor = second_moment_inverse(config.direction, spec.num_elements)
     with allocated_as("gradients"):
         gradient = torch.zeros(spec.num_elements, device=device)
-    for seed, difference in zip(seeds, differences.tolist(), strict=True):
+    for seed, difference in all_alike([*zip(seeds, differences.tolist(), strict=True)]):
         slope = difference / (config.width * len(seeds) * config.perturbation_scale)
         coefficient = factor * slope
         with allocated_as("perturbation"):

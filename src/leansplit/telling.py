@@ -2,20 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol
+from contextvars import ContextVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from leansplit.allocation import MemoryKind, allocated_as
 
+T = TypeVar("T")
+
 
 class Watcher(Protocol):
     """Follows a step; see :mod:`leansplit.costs.measure`."""
 
     is_repeating: bool
+
+    def counts(self) -> tuple[int, ...]:
+        """Return the FLOPs so far, of each kind."""
+        ...
+
+    def count_again(self, since: tuple[int, ...], times: int) -> None:
+        """Count the FLOPs since then, which :meth:`counts` returned, so many times more."""
+        ...
 
     def hold(self, kind: MemoryKind, tensors: Iterable[Tensor]) -> None:
         """Count ``tensors`` from now on, whether they are used or not."""
@@ -32,6 +43,33 @@ class Watcher(Protocol):
 
 watching: list[Watcher] = []
 """Whoever watches, the innermost last."""
+
+_has_values: ContextVar[bool] = ContextVar("has_values", default=True)
+
+
+@contextmanager
+def without_values() -> Iterator[None]:
+    """Say that tensors inside the block have no values, so that only costs come of what is done."""
+    token = _has_values.set(False)
+    try:
+        yield
+    finally:
+        _has_values.reset(token)
+
+
+def all_alike(items: Sequence[T]) -> Iterator[T]:
+    """Go through ``items``, for each of which the same is done, and nothing is held afterwards.
+
+    From the second on they cost the same. Where tensors have no values two are gone through, and
+    whoever watches counts the second for all that follow.
+    """
+    if _has_values.get() or not watching or len(items) < 3:
+        yield from items
+        return
+    yield items[0]
+    since = watching[-1].counts()
+    yield items[1]
+    watching[-1].count_again(since, len(items) - 2)
 
 
 def moments_of(optimizer: torch.optim.Optimizer | None) -> list[Tensor]:
