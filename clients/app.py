@@ -29,6 +29,7 @@ from leansplit.clients.attacks import corrupted
 from leansplit.clients.faults import InjectedFault, die_if_struck, disturbed, strikes
 from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
+from leansplit.clients.privacy import released
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.clients.watched import watched
@@ -128,7 +129,7 @@ def client_app(provider: Provider) -> ClientApp:
                     step = partial(_step, session, handler, request, client_id == watching)
                     reply, told = disturbed(faults[client_id], step)
                     costs = told or costs
-                    reply = corrupted(session, request, reply)
+                    reply = corrupted(session, request, released(session, request, reply))
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except InjectedFault as fault:
                     failures[client_id] = str(fault)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -13,8 +12,7 @@ from torch import Tensor
 
 from leansplit.federated import AttackConfig, ClientData
 from leansplit.noise import derive_seed, numpy_generator
-from leansplit.wire import ClientPlan, Record
-from leansplit.wire.records import KIND_KEY, MANY_KEY
+from leansplit.wire import ClientPlan, Kind, Payloads, Record, with_payloads
 
 if TYPE_CHECKING:
     from leansplit.clients.session import Session
@@ -55,17 +53,15 @@ def corrupted(session: Session, request: Record, reply: Record) -> Record:
     if sent:
         session.memory.save(_START, sent)
     start = session.memory.load(_START) or {}
-    changes: dict[str, object] = {}
-    for field in dataclasses.fields(reply):
-        kind = field.metadata.get(KIND_KEY)
-        if kind is None or (kind not in ("scalars", "weights") and attack.kind != "nan"):
-            continue
-        value = getattr(reply, field.name)
-        tensors = value if field.metadata[MANY_KEY] else {field.name: value}
+    round = getattr(request, "round", 0)
+
+    def wrong(kind: Kind, tensors: Payloads) -> Payloads | None:
+        if kind not in ("scalars", "weights") and attack.kind != "nan":
+            return None
         origin = start if kind == "weights" else {}
-        wrong = corrupted_tensors(session, attack, getattr(request, "round", 0), tensors, origin)
-        changes[field.name] = wrong if field.metadata[MANY_KEY] else wrong[field.name]
-    return dataclasses.replace(reply, **changes)
+        return corrupted_tensors(session, attack, round, tensors, origin)
+
+    return with_payloads(reply, wrong)
 
 
 def corrupted_tensors(

@@ -24,6 +24,7 @@ from leansplit.federated import (
     FaultsConfig,
     MethodConfig,
     OptimizerConfig,
+    PrivacyConfig,
     RobustConfig,
     require_cohort,
 )
@@ -96,6 +97,8 @@ class RunConfig:
     """Zeroth-order estimate: ``probe.num_perturbations``, …"""
     robust: RobustConfig = RobustConfig()
     """What the server makes of its clients' answers: ``robust.rule``, … (docs/faults.md)"""
+    privacy: PrivacyConfig = PrivacyConfig()
+    """What clients do to smashed data and scalars first: ``privacy.clip``, … (docs/audit.md)"""
     options: dict[str, Any] = field(default_factory=dict)
     """The method's own settings by name, such as ``local_steps``; `leansplit keys METHOD` lists
     them. In files and with ``--set`` they are keys like all others."""
@@ -192,6 +195,7 @@ class RunConfig:
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         require_positive("max_reply_mb", self.max_reply_mb)
         Quorum(self.quorum, self.quorum_rounds)
+        self.privacy.require_repeatable(self.has_checkpoints)
         if not -(2**63) <= self.seed < 2**63:
             raise UserError(f"seed must fit in 64 bits, got {self.seed}")
         if self.fleet.profile:
@@ -368,7 +372,7 @@ NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 """Fields that are no keys: named otherwise, or found out."""
 
 ADDED = (
-    *("fleet", "fleet_digest", "robust", "faults", "attack"),
+    *("fleet", "fleet_digest", "robust", "faults", "attack", "privacy"),
     *("quorum", "quorum_rounds", "max_reply_mb"),
 )
 """Fields that came after results were published: unset, they leave a run's hash as it was."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from leansplit.errors import RunFailedError
 from leansplit.federated import (
     MethodConfig,
+    NoisedConfig,
     OptimizerConfig,
     build_optimizer,
     load_optimizer_state_,
@@ -20,6 +21,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
+from leansplit.models.batch_statistics import refuse_mixing
 from leansplit.state import State
 from leansplit.strategies.running import RunningStrategy, log
 from leansplit.wire import ABSENT, Form, SmashedDataReply, TensorForm
@@ -54,7 +56,13 @@ class SplitStrategy(RunningStrategy, Generic[C]):
         log.info("%s: %s", type(self).__name__, self.config)
 
     def begin(self, initial_arrays: ArrayRecord) -> ArrayRecord:
-        """Load the initial model into both halves."""
+        """Load the initial model into both halves.
+
+        Raises:
+            UserError: if samples are to be protected that the client model mixes.
+        """
+        if isinstance(self.config, NoisedConfig) and self.config.privacy.is_on:
+            refuse_mixing(self.model.client_model)
         self._server_optimizer, self._server_moments = None, {}
         return super().begin(initial_arrays)
 

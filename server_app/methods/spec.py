@@ -30,6 +30,7 @@ SECTIONS: Mapping[str, str] = {
     "server": "server_optimizer",
     "probe": "zeroth_order",
     "robust": "robust",
+    "privacy": "privacy",
 }
 """Section of keys -> the field that it sets, of the methods that have it."""
 
@@ -204,5 +205,10 @@ def why_unused(method: str, key: str) -> str:
         return (
             f"{method} reports no gradient estimates, so {key!r} has nothing to measure; remove "
             f"it, or take one of {reporting}"
+        )
+    if key.partition(".")[0] == "privacy":
+        able = ", ".join(name for name, spec in METHODS.items() if "privacy" in spec.fields)
+        return (
+            f"no noise is built for {method}, so {key!r} would protect nothing; take one of {able}"
         )
     return f"{method} does not use {key!r}; remove it"

@@ -19,6 +19,7 @@ from leansplit.federated.config import (
     HOSLConfig,
     LocalStepsConfig,
     MethodConfig,
+    NoisedConfig,
     ReplicatedConfig,
     SplitFedConfig,
     require_at_least_one,
@@ -52,6 +53,7 @@ from leansplit.federated.optimizers import (
     optimizer_state,
 )
 from leansplit.federated.presence import Presence
+from leansplit.federated.privacy import PrivacyConfig, clipped, clipped_smashed_data
 from leansplit.federated.replica import Replica
 from leansplit.federated.robust import RULES, RobustConfig, aggregate, aggregate_scalars
 from leansplit.federated.sampling import (
@@ -96,8 +98,10 @@ __all__ = [
     "LocalStepsConfig",
     "MUSplitFedConfig",
     "MethodConfig",
+    "NoisedConfig",
     "OptimizerConfig",
     "Presence",
+    "PrivacyConfig",
     "Replica",
     "ReplicaMode",
     "ReplicatedConfig",
@@ -112,6 +116,8 @@ __all__ = [
     "aggregate_scalars",
     "batch_indices",
     "build_optimizer",
+    "clipped",
+    "clipped_smashed_data",
     "dependent_rounding",
     "inclusion_probabilities",
     "load_optimizer_state_",

@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
+from torch import Tensor
 
 from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.federated.dimension_sampling import sample_by_dimension
 from leansplit.federated.optimizers import OptimizerConfig
 from leansplit.federated.presence import Presence
+from leansplit.federated.privacy import PrivacyConfig, clipped, clipped_smashed_data
 from leansplit.federated.robust import RobustConfig
 from leansplit.federated.sampling import require_cohort, sample_cohort
 from leansplit.noise import derive_seed, numpy_generator
@@ -121,6 +123,48 @@ class AggregatedConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
+class NoisedConfig(MethodConfig):
+    """Methods whose clients can upload clipped, noisy smashed data."""
+
+    uploads_scalars: ClassVar[bool] = False
+    """Whether clients upload scalars as well, which can be noised too."""
+
+    privacy: PrivacyConfig = PrivacyConfig()
+    """Clipping and noise; neither unless set."""
+
+    def __post_init__(self) -> None:
+        """Refuse noise on what is never uploaded."""
+        super().__post_init__()
+        if self.privacy.scalar_clip and not self.uploads_scalars:
+            raise UserError(
+                "privacy.scalar_clip has nothing to clip: clients of this method upload no "
+                "scalars; remove it"
+            )
+
+    def released_smashed_data(
+        self, z: Tensor, round: int, client_id: int, upload: int, *, has_mask: bool = False
+    ) -> Tensor:
+        """Return what a client uploads in place of z; ``upload`` counts those of the round."""
+        seed = derive_seed(
+            self.root_seed,
+            "smashed-data-noise",
+            round=round,
+            client_id=client_id,
+            local_step=upload,
+        )
+        given = self.privacy
+        secret = seed if given.reproducible else None
+        return clipped_smashed_data(z, given.clip, given.noise, secret, has_mask=has_mask)
+
+    def released_scalars(self, scalars: Tensor, round: int, client_id: int) -> Tensor:
+        """Return what a client uploads in place of its P scalars of a round."""
+        seed = derive_seed(self.root_seed, "scalar-noise", round=round, client_id=client_id)
+        given = self.privacy
+        secret = seed if given.reproducible else None
+        return clipped(scalars[None], given.scalar_clip, given.scalar_noise, secret)[0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class ReplicatedConfig(AggregatedConfig):
     """Methods whose clients all hold the same replica, rebuilt from seeds and scalars."""
 
@@ -149,10 +193,11 @@ def _require_micro_batch(size: int) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class HOSFLConfig(ReplicatedConfig):
+class HOSFLConfig(ReplicatedConfig, NoisedConfig):
     """HO-SFL (arXiv 2603.14773)."""
 
     needs_one_smashed_shape: ClassVar[bool] = True
+    uploads_scalars: ClassVar[bool] = True
 
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round on the cohort's mean gradient."""
@@ -170,7 +215,7 @@ class HOSFLConfig(ReplicatedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SplitFedConfig(LocalStepsConfig):
+class SplitFedConfig(LocalStepsConfig, NoisedConfig):
     """Split federated learning, SFLV1 and SFLV2 (Thapa et al., AAAI 2022)."""
 
     client_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")

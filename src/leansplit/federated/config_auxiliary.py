@@ -10,6 +10,7 @@ from leansplit.federated.config import (
     CLIENT_ORDERS,
     ClientOrder,
     LocalStepsConfig,
+    NoisedConfig,
     require_at_least_one,
 )
 from leansplit.federated.optimizers import OptimizerConfig
@@ -21,7 +22,7 @@ SERVER_MODES: Final[tuple[str, ...]] = get_args(ServerMode)
 
 
 @dataclass(frozen=True, kw_only=True)
-class AuxiliaryMethodConfig(LocalStepsConfig):
+class AuxiliaryMethodConfig(LocalStepsConfig, NoisedConfig):
     """Methods whose clients take all steps of a round by themselves and upload some batches."""
 
     needs_one_smashed_shape: ClassVar[bool] = True

@@ -1,4 +1,4 @@
-"""Layers that look at more than one sample: running statistics, micro-batches."""
+"""Layers that look at more than one sample: running statistics, micro-batches, privacy."""
 
 from __future__ import annotations
 
@@ -37,10 +37,29 @@ def refuse_micro_batches(client_model: nn.Module) -> None:
         UserError: naming a layer that normalises over the batch, or draws one mask for all of it.
     """
     for name, module in client_model.named_modules():
-        is_mixing = isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm2d)
+        is_mixing = _is_mixing(module)
         if is_mixing or (isinstance(module, _DropoutNd) and module.p > 0):
             what = "normalises over the batch" if is_mixing else "drops elements of the whole batch"
             raise UserError(
                 f"layer {name!r} ({type(module).__name__}) {what}, which micro-batches would "
                 "change; set micro_batch to 0"
             )
+
+
+def refuse_mixing(client_model: nn.Module) -> None:
+    """Refuse a client model whose output for one sample depends on others of its batch.
+
+    Raises:
+        UserError: naming the layer.
+    """
+    for name, module in client_model.named_modules():
+        if _is_mixing(module):
+            raise UserError(
+                f"layer {name!r} ({type(module).__name__}) mixes the samples of a batch, so "
+                "privacy of one sample's smashed data cannot be had; use group normalisation or frozen "
+                "statistics (model_options.norm: group or batch_frozen)"
+            )
+
+
+def _is_mixing(module: nn.Module) -> bool:
+    return isinstance(module, _BatchNorm) and not isinstance(module, FrozenBatchNorm2d)

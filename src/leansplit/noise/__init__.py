@@ -1,5 +1,6 @@
 """Seed -> perturbation: the one defined random stream."""
 
+from leansplit.noise.secret import secret_gaussian
 from leansplit.noise.seeds import (
     STREAM_VERSION,
     alignment_seed,
@@ -35,6 +36,7 @@ __all__ = [
     "numpy_generator",
     "perturbation_seeds",
     "second_moment_inverse",
+    "secret_gaussian",
     "server_dropout_seed",
     "server_perturbation_seeds",
     "torch_seeded",

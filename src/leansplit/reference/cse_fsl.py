@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -44,6 +45,7 @@ def cse_fsl(
     seed = config.root_seed
     local = with_head(model, clients, config)
     trained_part = local.head_alone() if config.frozen_client else local
+    released = partial(config.released_smashed_data, has_mask=model.has_mask)
     server = Server(model, loss, config)
     client_moments: dict[int, dict[str, Tensor]] = {}
 
@@ -69,7 +71,7 @@ def cse_fsl(
                     value = loss(mine.auxiliary(z), y)
                 # 3. Every k-th step z and y go up, as they were before the update.
                 if h % config.upload_period == 0:
-                    uploads[m].append((z.detach(), y))
+                    uploads[m].append((released(z.detach(), t, m, len(uploads[m])), y))
                 optimizer.zero_grad(set_to_none=True)
                 value.backward()  # type: ignore[no-untyped-call]
                 optimizer.step()

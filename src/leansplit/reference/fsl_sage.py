@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import copy
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -46,6 +47,7 @@ def fsl_sage(
     """
     seed = config.root_seed
     local = with_head(model, clients, config)
+    released = partial(config.released_smashed_data, has_mask=model.has_mask)
     server = Server(model, loss, config)
     heads: dict[int, nn.Module] = {}
     buffers: dict[int, tuple[Tensor, Tensor]] = {}
@@ -102,7 +104,7 @@ def fsl_sage(
                 with torch_seeded(client_dropout_seed(seed, t, m, h)):
                     smashed = mine(x)
                 if h % config.upload_period == 0:
-                    uploads[m].append((smashed.detach(), y))
+                    uploads[m].append((released(smashed.detach(), t, m, len(uploads[m])), y))
                 gradient = gradient_at_cut(heads[m], smashed, y)
                 optimizer.zero_grad(set_to_none=True)
                 torch.autograd.backward([smashed], [gradient])

@@ -7,6 +7,7 @@ trains on the batches they upload and sends no gradient back. No client ever dif
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,6 +47,7 @@ def heron_sfl(
     local = with_head(model, clients, config).eval()
     trained_part = local.head_alone() if config.frozen_client else local
     spec = ParameterSpec.of(trainable_parameters(trained_part))
+    released = partial(config.released_smashed_data, has_mask=model.has_mask)
     server = Server(model, loss, config)
     client_moments: dict[int, dict[str, Tensor]] = {}
 
@@ -88,7 +90,7 @@ def heron_sfl(
                     gradient += second_moment_inverse(zo.direction, len(u)) * slope * u
                 # 4. Every k-th step z and y go up, as they were before the update.
                 if h % config.upload_period == 0:
-                    uploads[m].append((z.clone(), y))
+                    uploads[m].append((released(z.clone(), t, m, len(uploads[m])), y))
                 # 3. One optimizer step on the estimate.
                 theta.grad = gradient
                 optimizer.step()

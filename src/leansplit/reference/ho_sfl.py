@@ -85,6 +85,10 @@ def ho_sfl(
                 )
                 for x, _ in data
             ]
+        uploads = [
+            config.released_smashed_data(z_m, t, m, 0, has_mask=model.has_mask)
+            for m, z_m in zip(cohort, smashed, strict=True)
+        ]
         num_samples = sum(len(y) for _, y in data)
         weights = [len(y) / num_samples for _, y in data]
 
@@ -92,7 +96,7 @@ def ho_sfl(
         if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
-        z = join(smashed).detach().clone().requires_grad_(True)
+        z = join(uploads).detach().clone().requires_grad_(True)
         sizes = [len(y) for _, y in data]
         with torch_seeded(server_dropout_seed(config.root_seed, t)):
             outputs = torch.split(server_model(z), sizes)
@@ -108,7 +112,7 @@ def ho_sfl(
 
         # 5. Each client probes every direction: v = <lambda, f_c(x; theta + mu u) - z>.
         scalars = []
-        for (x, _), z_m, lambda_m in zip(data, smashed, lambdas, strict=True):
+        for m, (x, _), z_m, lambda_m in zip(cohort, data, smashed, lambdas, strict=True):
             v, size = [], config.micro_batch or len(x)
             parts = [slice(first, first + size) for first in range(0, len(x), size)]
             for u in directions:
@@ -124,7 +128,8 @@ def ho_sfl(
                 if zo.estimator == "forward":
                     below = float64_inner_product(lambda_m, z_m)
                 v.append(above - below)
-            scalars.append(torch.tensor(v, dtype=torch.float32))  # what crosses the wire
+            uploaded = torch.tensor(v, dtype=torch.float32)  # what crosses the wire
+            scalars.append(config.released_scalars(uploaded, t, m))
 
         # 6. The server averages the scalars over the cohort.
         mean = aggregate_scalars(scalars, weights, config.robust)

@@ -82,7 +82,9 @@ def splitfed_v2(
             else:
                 with torch_seeded(dropout_seed):
                     smashed = models[m](x)
-            z = smashed.detach().requires_grad_(True)
+            z = smashed.detach()
+            z = config.released_smashed_data(z, t, m, h, has_mask=model.has_mask)
+            z = z.requires_grad_(True)
             with torch_seeded(server_dropout_seed(seed, t, m, h)):
                 value = loss(server_model(z), y)
             server_optimizer.zero_grad(set_to_none=True)

@@ -31,6 +31,7 @@ from leansplit.wire.records import (
     HybridTrainRequest,
     LocalTrainReply,
     LocalTrainRequest,
+    Payloads,
     ProbedSmashedDataReply,
     ProbeReply,
     ProbeRequest,
@@ -44,6 +45,7 @@ from leansplit.wire.records import (
     SyncRequest,
     TrainForwardRequest,
     WeightsReply,
+    with_payloads,
 )
 
 __all__ = [
@@ -75,6 +77,7 @@ __all__ = [
     "LedgerEntry",
     "LocalTrainReply",
     "LocalTrainRequest",
+    "Payloads",
     "ProbeReply",
     "ProbeRequest",
     "ProbedSmashedDataReply",
@@ -98,4 +101,5 @@ __all__ = [
     "price",
     "require_form",
     "require_forms",
+    "with_payloads",
 ]

@@ -1,7 +1,15 @@
 """The typed records that cross the wire, one class for each message of each protocol."""
 
 from leansplit.wire.records.auxiliary import LocalTrainReply, LocalTrainRequest
-from leansplit.wire.records.base import ALIKE_KEY, KIND_KEY, MANY_KEY, Record, payload
+from leansplit.wire.records.base import (
+    ALIKE_KEY,
+    KIND_KEY,
+    MANY_KEY,
+    Payloads,
+    Record,
+    payload,
+    with_payloads,
+)
 from leansplit.wire.records.deposits import (
     DepositReply,
     DepositRequest,
@@ -54,6 +62,7 @@ __all__ = [
     "HybridTrainRequest",
     "LocalTrainReply",
     "LocalTrainRequest",
+    "Payloads",
     "ProbeReply",
     "ProbeRequest",
     "ProbedSmashedDataReply",
@@ -68,4 +77,5 @@ __all__ = [
     "TrainForwardRequest",
     "WeightsReply",
     "payload",
+    "with_payloads",
 ]

@@ -6,8 +6,12 @@ all other fields are small header values and belong to the envelope.
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from leansplit.errors import UserError
 from leansplit.wire.kinds import Kind
@@ -52,3 +56,27 @@ class Record:
                 f"a record named {cls.__name__} exists in {other.__module__}; choose another name"
             )
         Record.types[cls.__name__] = cls
+
+
+Payloads = Mapping[str, Tensor]
+"""The tensors of one field, by name."""
+
+
+def with_payloads(record: Record, change: Callable[[Kind, Payloads], Payloads | None]) -> Record:
+    """Return a record with other tensors.
+
+    Args:
+        record: stays as it is.
+        change: (kind, the tensors of a field) -> what takes their place, under the same names;
+            None leaves them.
+    """
+    changes: dict[str, object] = {}
+    for part in dataclasses.fields(record):
+        kind = part.metadata.get(KIND_KEY)
+        if kind is None:
+            continue
+        value = getattr(record, part.name)
+        changed = change(kind, value if part.metadata[MANY_KEY] else {part.name: value})
+        if changed is not None:
+            changes[part.name] = changed if part.metadata[MANY_KEY] else changed[part.name]
+    return dataclasses.replace(record, **changes)
