@@ -14,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from leansplit.errors import RunFailedError, UserError, require_choice
+from leansplit.experiments.cli_audit import audit
 from leansplit.experiments.cli_comparisons import compare, report, sweep, tune
 from leansplit.experiments.cli_plan import plan
 from leansplit.experiments.command_line import (
@@ -155,7 +156,7 @@ def run(
         raise typer.Exit(EXIT_INTERRUPTED)
 
 
-for _command in (compare, tune, sweep, report, plan):
+for _command in (compare, tune, sweep, report, plan, audit):
     cli.command()(_command)
 
 

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from leansplit.experiments.privacy_text import privacy_rows
 from leansplit.experiments.summary import boundaries_text
 from leansplit.server_app import recording
 from leansplit.server_app.results import RunResult
@@ -78,6 +79,7 @@ def result_table(result: RunResult) -> Table:
         rows["client and head alone"] = percent(result.local_accuracy)
     if result.order_boundaries:
         rows["order boundaries"] = boundaries_text(result)
+    rows |= privacy_rows(result.privacy)
     for event, times in result.events.items():
         rows[event.replace("_", " ")] = f"{times:,}"
     for name, value in rows.items():

@@ -14,6 +14,7 @@ from rich.table import Table
 from leansplit.experiments.fairness import quantity
 from leansplit.experiments.predicted_costs import HOW_TO_READ as COSTS_EXPLAINED
 from leansplit.experiments.predicted_costs import cost_rows
+from leansplit.experiments.privacy_text import privacy_section
 from leansplit.experiments.significance import MIN_COMMON_SEEDS, PairedDifference
 from leansplit.experiments.summary import MethodSummary, Summary, completed_runs, summarise
 from leansplit.server_app.results import Run, RunResult, write_files
@@ -73,6 +74,7 @@ def summary_markdown(
     parts += ["", "## Cost", "", *_markdown_table(summary, _COST)]
     parts += _predicted_and_measured(runs, [row.label for row in summary.rows])
     parts += _against_controls(summary)
+    parts += privacy_section(results)
     if summary.warnings:
         parts += ["", "## Warnings", "", *(f"- {warning}" for warning in summary.warnings)]
     ends = {end for row in summary.rows for end in row.ended_by.split(", ") if end}

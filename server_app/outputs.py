@@ -13,6 +13,7 @@ from leansplit.models import adapter_config_of
 from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.generation import Written
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.privacy_spent import privacy_spent
 from leansplit.server_app.recording import Outcome
 from leansplit.server_app.results import (
     Engine,
@@ -106,6 +107,13 @@ def run_result(
         events=outcome.events,
         partition=_partition(outcome),
         telemetry=telemetry_summary(outcome.telemetry),
+        privacy=privacy_spent(
+            outcome.settings,
+            outcome.num_samples,
+            # A round that was cut short may have been uploaded.
+            outcome.rounds_completed + (outcome.status != "completed"),
+            averages_weights=method.averages_weights,
+        ),
         notes=[note for note in (outcome.task_notes, _ENGINE_NOTES[outcome.engine]) if note],
     )
 

@@ -167,6 +167,7 @@ class RunResult:
     events: dict[str, Count] = Field(default_factory=dict)  # dropped_clients, resyncs, ...
     partition: PlainDict = Field(default_factory=dict)  # sizes, label_counts, ...
     telemetry: PlainDict = Field(default_factory=dict)  # see leansplit.server_app.telemetry
+    privacy: PlainDict = Field(default_factory=dict)  # see leansplit.server_app.privacy_spent
     notes: list[str] = Field(default_factory=list)
 
 

@@ -56,7 +56,7 @@ def refuse_mixing(client_model: nn.Module) -> None:
         if _is_mixing(module):
             raise UserError(
                 f"layer {name!r} ({type(module).__name__}) mixes the samples of a batch, so "
-                "privacy of one sample's smashed data cannot be had; use group normalisation or frozen "
+                "no sample is protected alone; use group normalisation or frozen "
                 "statistics (model_options.norm: group or batch_frozen)"
             )
 

@@ -1,0 +1,88 @@
+"""What a run's uploads tell of one sample at most: epsilon, and what it does not cover."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from leansplit.costs.privacy import can_account, epsilon_spent
+from leansplit.federated import MethodConfig, NoisedConfig, batch_indices
+
+
+def most_uploads(
+    config: MethodConfig, num_samples: Mapping[int, int], num_rounds: int
+) -> tuple[int, int]:
+    """Return how often one sample's smashed data, and one client's answer, were asked for at most.
+
+    Counted over the schedule, which follows from the root seed: faults can only make it less.
+
+    Args:
+        config: of the method, settled.
+        num_samples: client id -> samples that it holds.
+        num_rounds: rounds of the run.
+    """
+    steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
+    samples = {m: np.zeros(n, np.int64) for m, n in num_samples.items()}
+    rounds = dict.fromkeys(num_samples, 0)
+    for t in range(1, num_rounds + 1):
+        for m in config.sample_cohort(t, num_samples):
+            rounds[m] += 1
+            for h in steps:
+                batch = batch_indices(
+                    config.root_seed,
+                    t,
+                    m,
+                    h,
+                    num_samples=num_samples[m],
+                    batch_size=config.batch_size,
+                )
+                samples[m][batch] += 1
+    most = max((int(counts.max(initial=0)) for counts in samples.values()), default=0)
+    return most, max(rounds.values(), default=0)
+
+
+def privacy_spent(
+    config: MethodConfig | None,
+    num_samples: Mapping[int, int],
+    num_rounds: int,
+    *,
+    averages_weights: bool,
+) -> dict[str, Any]:
+    """Return the section ``privacy`` of a result; empty if nothing was clipped or noised.
+
+    Epsilons are None where the accounting library is missing.
+    """
+    if not isinstance(config, NoisedConfig) or not config.privacy.is_on:
+        return {}
+    given = config.privacy
+    of_sample, of_client = most_uploads(config, num_samples, num_rounds)
+
+    def epsilon(*releases: tuple[float, int]) -> float | None:
+        return epsilon_spent(releases, given.delta) if can_account() else None
+
+    unprotected = ["labels", *(["trained weights"] if averages_weights else [])]
+    if config.uploads_scalars and not given.scalar_noise:
+        unprotected.append("scalars")
+    if not given.noise:
+        unprotected.append("smashed data")
+    spent: dict[str, Any] = {
+        "delta": given.delta,
+        "is_secret": not given.reproducible,
+        "unprotected": unprotected,
+    }
+    if given.clip:
+        spent["smashed_data"] = {
+            "uploads": of_sample,
+            "epsilon": epsilon((given.noise, of_sample)),
+        }
+    if given.scalar_clip:
+        spent["scalars"] = {
+            "uploads": of_client,
+            "epsilon": epsilon((given.scalar_noise, of_client)),
+        }
+    if given.noise and given.scalar_noise:
+        both = epsilon((given.noise, of_sample), (given.scalar_noise, of_sample))
+        spent["one_sample"] = {"uploads": of_sample, "epsilon": both}
+    return spent
