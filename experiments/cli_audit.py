@@ -44,6 +44,7 @@ def audit(
     from leansplit.experiments.audit import AuditConfig, audit_values
     from leansplit.experiments.audit import audit as attack
     from leansplit.experiments.audit_report import audit_table, write_audit
+    from leansplit.experiments.running import command_line
     from leansplit.models import MODELS
     from leansplit.server_app.outputs import MODEL_FILE
     from leansplit.server_app.results import results_folder, to_plain
@@ -74,7 +75,7 @@ def audit(
     folder = out or Path("runs") / f"audit-{task}-seed-{seed}"
     with results_folder(folder):
         found = attack(config, settings, say=say)
-        files = write_audit(found, folder, [Path(sys.argv[0]).name, *sys.argv[1:]])
+        files = write_audit(found, folder, command_line())
     if as_json:
         sys.stdout.write(json.dumps(to_plain(audit_values(found))) + "\n")
         return

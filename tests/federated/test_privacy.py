@@ -1,0 +1,94 @@
+"""The mechanism: bounded rows, Gaussian noise, and nothing where nothing is asked for."""
+
+import dp_accounting
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from leansplit.costs.privacy import epsilon_spent
+from leansplit.federated import (
+    HOSFLConfig,
+    PrivacyConfig,
+    clipped,
+    clipped_smashed_data,
+    take_batch,
+)
+from leansplit.noise import secret_gaussian
+from leansplit.server_app.privacy_spent import most_uploads, privacy_spent
+from leansplit.tasks import Examples
+
+
+def rows(seed, scale=1.0):
+    return scale * torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(seed))
+
+
+@given(st.integers(0, 99), st.floats(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_no_row_is_longer_than_the_clip_and_short_ones_stay(seed, scale, clip):
+    given_rows = rows(seed, scale)
+    norms = given_rows.flatten(1).double().norm(dim=1)
+    found = clipped(given_rows, clip)
+    assert (found.flatten(1).double().norm(dim=1) <= clip * (1 + 1e-6)).all()
+    for row, before, norm in zip(found, given_rows, norms, strict=True):
+        assert torch.equal(row, before) == bool(norm <= clip)
+
+
+def test_noise_has_the_deviation_it_says_and_a_mask_stays():
+    z = torch.zeros(50, 40, 21)
+    z[..., -1] = 1
+    for seed in (None, 3):
+        found = clipped_smashed_data(z, 2.0, 0.5, seed, has_mask=True)
+        assert torch.equal(found[..., -1], z[..., -1])
+        assert float(found[..., :-1].std()) == pytest.approx(1.0, rel=0.02)
+    assert torch.equal(clipped(rows(0), 1e9, 0.0), rows(0))
+    assert torch.equal(clipped(rows(0), 0.0, 5.0), rows(0))
+
+
+def test_secret_noise_is_gaussian_and_never_the_same():
+    drawn = secret_gaussian(200_001)
+    assert len(drawn) == 200_001 and not torch.equal(drawn, secret_gaussian(200_001))
+    for power, moment in ((1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert float(drawn.pow(power).mean()) == pytest.approx(moment, abs=0.1)
+
+
+def test_epsilon_is_the_librarys_own():
+    # One release, replacement moves a row by 2 C under noise of sigma C.
+    by_library = dp_accounting.get_epsilon_gaussian(5.0 / 2, 1e-5)
+    assert epsilon_spent([(5.0, 1)], 1e-5) == pytest.approx(by_library, rel=1e-9)
+    # Two kinds of releases, composed by another accountant of the library.
+    accountant = dp_accounting.pld.PLDAccountant()
+    accountant.compose(dp_accounting.GaussianDpEvent(20.0 / 2), 30)
+    accountant.compose(dp_accounting.GaussianDpEvent(8.0 / 2), 2)
+    found = epsilon_spent([(20.0, 30), (8.0, 2)], 1e-5)
+    assert found == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-4)
+    assert epsilon_spent([(0.0, 1)], 1e-5) == np.inf
+    assert epsilon_spent([(5.0, 0)], 1e-5) == 0.0
+
+
+def test_uploads_are_counted_over_the_schedule():
+    config = HOSFLConfig(
+        cohort_size=2,
+        batch_size=3,
+        root_seed=5,
+        privacy=PrivacyConfig(clip=1.0, noise=30.0, scalar_clip=1.0),
+    )
+    sizes = {0: 7, 1: 4, 2: 2}
+    marked = {
+        m: Examples(torch.eye(n), torch.zeros(n, dtype=torch.int64)) for m, n in sizes.items()
+    }
+    seen = {m: torch.zeros(n) for m, n in sizes.items()}
+    rounds = dict.fromkeys(sizes, 0)
+    for t in range(1, 21):
+        for m in config.sample_cohort(t, sizes):
+            seen[m] += take_batch(marked[m], 5, t, m, batch_size=3)[0].sum(0)
+            rounds[m] += 1
+    most = max(int(counts.max()) for counts in seen.values())
+    assert most_uploads(config, sizes, 20) == (most, max(rounds.values()))
+    spent = privacy_spent(config, sizes, 20, averages_weights=False)
+    assert spent["smashed_data"] == {
+        "uploads": most,
+        "epsilon": epsilon_spent([(30.0, most)], 1e-5),
+    }
+    assert spent["unprotected"] == ["labels", "scalars"]
+    assert spent["scalars"]["epsilon"] == np.inf
