@@ -169,18 +169,8 @@ class RunConfig:
             digest = weights_digest(self.initial_weights)
             object.__setattr__(self, "initial_weights_digest", digest)
         object.__setattr__(self, "fleet_digest", self.fleet.digest())
-        for name in (
-            "clients",
-            "cohort",
-            "batch_size",
-            "evaluation_batch_size",
-            "clients_per_node",
-            "num_threads",
-            "checkpoint_keep",
-        ):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} must be at least 1, got {getattr(self, name)}")
-        lowest_allowed = {
+        counts = ("clients", "cohort", "batch_size", "evaluation_batch_size", "clients_per_node")
+        lowest_allowed = dict.fromkeys((*counts, "num_threads", "checkpoint_keep"), 1) | {
             "generated_texts": 0,
             "evaluate_every": 0,
             "telemetry_every": 0,
@@ -373,7 +363,10 @@ FREE_SECTIONS = ("task_options", "model_options")
 NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 """Fields that are no keys: named otherwise, or found out."""
 
-ADDED = "fleet fleet_digest robust faults attack privacy quorum quorum_rounds max_reply_mb".split()
+ADDED = (
+    *("fleet", "fleet_digest", "robust", "faults", "attack", "privacy"),
+    *("quorum", "quorum_rounds", "max_reply_mb"),
+)
 """Fields that came after results were published: unset, they leave a run's hash as it was."""
 
 RUN_SECTIONS: dict[str, Any] = {
