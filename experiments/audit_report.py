@@ -8,6 +8,7 @@ from typing import Any
 
 import matplotlib as mpl
 import pandas as pd
+from rich import box
 from rich.table import Table
 
 from leansplit.experiments.audit import Audit, audit_values
@@ -23,12 +24,12 @@ _MOST_COLUMNS = 12
 
 def audit_table(audit: Audit) -> Table:
     """Return the findings as a table, what is had without smashed data below."""
-    table = Table(title="Inversion of smashed data", title_justify="left")
+    table = Table(title="Inversion of smashed data", title_justify="left", box=box.SIMPLE)
     table.add_column("cut")
     alike = "MSE    PSNR  SSIM"
     headers = ("noise", "epsilon", "accuracy", f"search\n{alike}", f"decoder\n{alike}")
     for header in headers:
-        table.add_column(header, justify="right")
+        table.add_column(header, justify="right", no_wrap="MSE" in header)
     for found in audit.findings:
         table.add_row(
             found.cut,
