@@ -85,7 +85,7 @@ def clipped(rows: Tensor, clip: float, noise: float = 0.0, seed: int | None = No
     if not clip:
         return rows
     wide = rows.double().flatten(1)
-    norms = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
+    norms: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     wide = wide * (clip / norms).clamp(max=1.0)
     if noise:
         size = wide.numel()
