@@ -42,7 +42,7 @@ def test_quantities(parse, text, value):
         (parse_bytes, "2", "--option needs a unit: write it as 2GiB"),
         (parse_bytes, "2gib", "no unit 'gib': did you mean 2GiB?"),
         (parse_bytes, "-1GiB", "--option cannot be '-1GiB'"),
-        (parse_bytes, "0GiB", "must be above 0"),
+        (parse_bytes, "0GiB", "must be finite and above 0"),
         (parse_bytes, "much", "cannot be 'much'"),
         (parse_bit_rate, "10", "needs a unit"),
         (parse_bit_rate, "10MB", "no unit 'MB'"),
