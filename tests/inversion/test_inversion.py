@@ -50,8 +50,8 @@ def test_an_invertible_layer_hides_nothing():
     sees, secret, public = observer(orthogonal()), images(4), images(400, seed=2)
     found = search_inputs(sees, sees.observe(secret, 0), START, 20.0, 0.0, SearchConfig())
     assert similarity(found, secret).mse < 1e-8
-    decoder = train_decoder(sees, public, 0, DecoderConfig(steps=200))
-    assert similarity(decoder(sees.observe(secret, 0)), secret).mse < 0.75 / 12  # of a mean: 1 / 12
+    decoder = train_decoder(sees, public, 0, DecoderConfig())
+    assert similarity(decoder(sees.observe(secret, 0)), secret).mse < 0.6 / 12  # of a mean: 1 / 12
 
 
 def test_a_constant_layer_gives_no_more_than_the_mean():
