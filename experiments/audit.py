@@ -217,7 +217,7 @@ def _attacked(
 def _accuracy(server_model: torch.nn.Module, smashed: Tensor, task: Task) -> float:
     labels = task.test.labels[: len(smashed)]
     with torch.no_grad():
-        outputs = [server_model.eval()(part) for part in smashed.split(250)]
+        outputs = [server_model.eval()(part) for part in torch.split(smashed, 250)]
     return task.metric(torch.cat(outputs), labels)
 
 

@@ -62,7 +62,8 @@ def audit(
     settings = {key: value for key, value in named.items() if value is not None} | given
     cuts = [name for text in cut or [] for name in parse_names(text)]
     if not cuts and task in TASKS:
-        cuts = [MODELS[model if model in MODELS else TASKS[task].default_model].default_cut_layer]
+        named_model = model if model and model in MODELS else TASKS[task].default_model
+        cuts = [MODELS[named_model].default_cut_layer]
     config = AuditConfig(
         cuts=tuple(dict.fromkeys(cuts)),
         noises=_numbers(noise),

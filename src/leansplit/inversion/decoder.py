@@ -49,7 +49,7 @@ def train_decoder(
         noise_seed = derive_seed(seed, "decoder-noise", local_step=step)
         error = body(observer.noised(smashed[chosen], noise_seed)) - images[chosen]
         optimizer.zero_grad(set_to_none=True)
-        error.square().mean().backward()  # type: ignore[no-untyped-call]
+        error.square().mean().backward()
         optimizer.step()
     return nn.Sequential(body, nn.Hardtanh(0.0, 1.0)).eval().requires_grad_(False)
 

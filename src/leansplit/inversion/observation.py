@@ -38,7 +38,7 @@ class Observer:
     def smashed_data(self, images: Tensor, batch_size: int = 250) -> Tensor:
         """Return z before anything is done to it."""
         with torch.no_grad():
-            parts = images.split(batch_size)
+            parts = torch.split(images, batch_size)
             return torch.cat([self.client_model(self.pixels.inputs(part)) for part in parts])
 
     def noised(self, smashed_data: Tensor, seed: int) -> Tensor:
