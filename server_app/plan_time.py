@@ -90,7 +90,7 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
     if profile.is_timed:
         times = {id(plan): timing(plan, profile) for plan in fitting}
         best = min(fitting, key=lambda plan: times[id(plan)].run_s)
-        parts = _parts(best, profile)
+        parts = seconds_by_part(best, profile)
         largest = max(parts, key=lambda part: parts[part])
         return Advice(
             best,
@@ -109,7 +109,7 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
 _ACCURACY = "How well it learns is not in these figures; compare runs, the frozen client among them"
 
 
-def _parts(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
+def seconds_by_part(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
     """Return the seconds of one more participation by what they are spent on."""
     nothing = {"flops": 0.0, "uplink_bytes": 0.0, "downlink_bytes": 0.0, "round_trips": 0.0}
     spent = {

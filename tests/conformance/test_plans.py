@@ -78,6 +78,7 @@ def test_nobody_counts_where_nobody_takes_part_twice(configure, run_in_process):
         ("frozen", {"features_once": True}),
         ("cse-fsl", {"frozen_client": True}),
         ("ho-sfl", {"samples": 20}),
+        ("ho-sfl", {"probe_ahead": True, "probe.estimator": "central"}),
     ],
     ids=str,
 )

@@ -43,6 +43,7 @@ def test_tables_for_people(plan):
     ):
         assert text in out
     assert "recommendation: 2 of 2 plans fit in 1.0 MiB" in out
+    assert "exchanges: leave probe_ahead=false for HO-SFL at cut relu2: one exchange a round" in out
 
 
 def test_values_for_programs(plan):
@@ -53,6 +54,7 @@ def test_values_for_programs(plan):
     assert sum(found["peak_memory"].values()) == found["peak_memory_bytes"]
     assert found["run_s"] == pytest.approx(3 * found["step_s"], rel=0.2)
     assert json.loads(out)["recommendation"]["method"] == "ho-sfl"
+    assert json.loads(out)["exchanges"]["latency_saved_s"] == pytest.approx(0.04)
 
 
 def test_sweep_of_a_configuration_file(plan, tmp_path):
