@@ -162,6 +162,9 @@ class HOSFLConfig(ReplicatedConfig):
     micro_batch: int = 0
     """Samples that a client runs forward at once, to make z and to probe; 0 = the whole batch. In
     parts it holds the activations of few, beside z and the smashed gradient."""
+    probe_ahead: bool = False
+    """Upload the smashed data of all probes with z, so that a round takes one exchange and not two:
+    the server compares them with lambda. The same model; no gradient down, more smashed data up."""
 
     def __post_init__(self) -> None:
         """Refuse values that no round can be run with."""

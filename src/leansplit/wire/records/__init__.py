@@ -8,12 +8,12 @@ from leansplit.wire.records.deposits import (
     RestoreReply,
     RestoreRequest,
 )
-from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
     ForwardRequest,
+    ProbedForwardRequest,
     ProbeReply,
     ProbeRequest,
     SyncReply,
@@ -49,13 +49,13 @@ __all__ = [
     "FedZOReply",
     "FedZORequest",
     "ForwardRequest",
-    "HOSLRequest",
     "HybridTrainReply",
     "HybridTrainRequest",
     "LocalTrainReply",
     "LocalTrainRequest",
     "ProbeReply",
     "ProbeRequest",
+    "ProbedForwardRequest",
     "ProbedSmashedDataReply",
     "Record",
     "RestoreReply",
