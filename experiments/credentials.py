@@ -27,6 +27,7 @@ from cryptography.hazmat.primitives.serialization import (
     PrivateFormat,
     PublicFormat,
 )
+from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 from leansplit.errors import UserError
 
@@ -98,7 +99,7 @@ class Authority:
         """
         key = ec.generate_private_key(ec.SECP384R1())
         authority = x509.AuthorityKeyIdentifier.from_issuer_public_key(self._key.public_key())
-        server = x509.ExtendedKeyUsage([x509.ExtendedKeyUsageOID.SERVER_AUTH])
+        server = x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH])
         certificate = (
             self._builder(_name(name), key)
             .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
@@ -160,7 +161,7 @@ def _write(path: Path, content: bytes, *, is_private: bool = False) -> None:
 
 
 def _name(text: str) -> x509.Name:
-    return x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, text)])
+    return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, text)])
 
 
 def _host(host: str) -> x509.GeneralName:

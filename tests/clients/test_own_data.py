@@ -43,14 +43,9 @@ def server_data(write):
 
 
 def configure(server_data, **changes):
-    return run_config(
-        "ho-sfl",
-        {
-            **{"task": "images", "task_options.data_path": server_data, "model": "digits-cnn"},
-            **{"clients": 2, "cohort": 2, "rounds": 2, "batch_size": 4, "replica_storage": "context"},
-            **changes,
-        },
-    )
+    data = {"task": "images", "task_options.data_path": server_data, "model": "digits-cnn"}
+    sizes = {"clients": 2, "cohort": 2, "rounds": 2, "batch_size": 4}
+    return run_config("ho-sfl", {**data, **sizes, **changes})
 
 
 def run(config, *folders):
@@ -89,7 +84,10 @@ def table(tmp_path):
         (lambda write, path: str(path / "nowhere"), "nowhere' do not exist; check data="),
         (lambda write, path: "relative", "must be an absolute path"),
         (lambda write, path: table(path), "no column holds images"),
-        (lambda write, path: write("big", {"cat": 2, "dog": 2}, size=9), "have the shape [1, 9, 9], those"),
+        (
+            lambda write, path: write("big", {"cat": 2, "dog": 2}, size=9),
+            "the shape [1, 9, 9], those",
+        ),
         (lambda write, path: write("birds", {"cat": 2, "bird": 2}), "classes ['bird'] are none"),
     ],
 )

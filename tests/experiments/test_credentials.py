@@ -1,4 +1,4 @@
-"""Throwaway keys: a chain that verifies, private halves for their owner only, nothing overwritten."""
+"""Throwaway keys: a chain that verifies, private halves for their owner, nothing overwritten."""
 
 import pytest
 from cryptography import x509

@@ -43,7 +43,9 @@ def test_sigterm_leaves_a_checkpoint_and_resume_goes_on(tmp_path):
     before = signal.signal(signal.SIGTERM, theirs)  # Flower's process has one
     try:
         out = tmp_path / "killed"
-        with pytest.raises(RunFailedError, match="interrupted after round 2; it can go on: resume="):
+        with pytest.raises(
+            RunFailedError, match="interrupted after round 2; it can go on: resume="
+        ):
             run(end_in_round_2(), out=str(out))
         assert signal.getsignal(signal.SIGTERM) is theirs
     finally:
