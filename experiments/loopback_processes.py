@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -74,7 +75,9 @@ class Loopback:
         """Stop everything."""
         self._stop_all()
 
-    def add_node(self, name: str, config: dict[str, int | str], *, registered: bool = True) -> None:
+    def add_node(
+        self, name: str, config: Mapping[str, int | str], *, registered: bool = True
+    ) -> None:
         """Start a SuperNode; under TLS with a key, which the SuperLink need not know."""
         if self._authority is None:
             security = _INSECURE
@@ -97,7 +100,12 @@ class Loopback:
         self.start_node(name)
 
     def start_node(self, name: str) -> None:
-        """Start a SuperNode that was added, again if it has ended."""
+        """Start a SuperNode that was added, again if it has ended.
+
+        One that ends by itself leaves a helper process, which is stopped first.
+        """
+        if name in self._processes:
+            self._stop([name], signal.SIGTERM)
         self._start(name, *self._nodes[name], "--port", str(free_port()))
 
     def end_node(self, name: str, how: signal.Signals) -> None:

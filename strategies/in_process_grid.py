@@ -39,7 +39,7 @@ class InProcessGrid(Grid):
         num_nodes: int,
         *,
         fault: Fault | None = None,
-        node_configs: Mapping[int, Mapping[str, str]] = MappingProxyType({}),
+        node_configs: Mapping[int, Mapping[str, int | str]] = MappingProxyType({}),
     ) -> None:
         self._app = client_app
         self._fault = fault
