@@ -23,6 +23,7 @@ from leansplit.experiments.command_line import (
     parse_faults,
     parse_settings,
     say,
+    stdout,
 )
 
 cli = typer.Typer(
@@ -98,6 +99,7 @@ def run(
 ) -> None:
     """Run one method on one task."""
     from leansplit.experiments.display import progress_bar, result_table
+    from leansplit.experiments.predicted_costs import cost_warnings
     from leansplit.experiments.running import run_and_write
     from leansplit.server_app.checkpoint_files import find_checkpoints, run_folder
     from leansplit.server_app.checkpoints import resumable
@@ -144,8 +146,10 @@ def run(
     if as_json:
         sys.stdout.write(json.dumps(to_plain(asdict(result))) + "\n")
     else:
-        console = Console()
+        console = stdout()
         console.print(result_table(result))
+        for warning in cost_warnings({result.label: [result]}):
+            console.print(f"warning: {warning}", markup=False, soft_wrap=True)
         console.print(f"results in {out_dir}", soft_wrap=True)
     if result.status == "failed":
         if find_checkpoints(out_dir):
@@ -168,7 +172,7 @@ def export(
     from leansplit.experiments.export import export_run
 
     export_run(run_folder, out)
-    Console().print(f"model in {out}", soft_wrap=True)
+    stdout().print(f"model in {out}", soft_wrap=True)
 
 
 @cli.command("methods")
@@ -179,7 +183,7 @@ def list_methods() -> None:
     table = Table("name", "client", "what it does", "source")
     for spec in METHODS.values():
         table.add_row(spec.name, spec.client_order, spec.description, spec.source)
-    Console().print(table)
+    stdout().print(table)
 
 
 @cli.command()
@@ -188,7 +192,7 @@ def tasks() -> None:
     from leansplit.models import MODELS
     from leansplit.tasks import TASKS
 
-    console = Console()
+    console = stdout()
     table = Table("task", "model", "what it is", "options (task_options.…)")
     for task in TASKS.values():
         table.add_row(task.name, task.default_model, task.description, ", ".join(task.options))
@@ -213,7 +217,7 @@ def keys(
     table = Table("key", "default", "meaning")
     for row in key_rows(method):
         table.add_row(*(escape(cell) for cell in row))
-    Console().print(table)
+    stdout().print(table)
 
 
 def main() -> None:

@@ -24,6 +24,7 @@ from leansplit.experiments.command_line import (
     parse_seeds,
     parse_settings,
     say,
+    stdout,
 )
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def compare(
         rows = [to_plain(asdict(row)) for row in done.summary.rows]
         sys.stdout.write(json.dumps({"rows": rows, "warnings": list(done.summary.warnings)}) + "\n")
     else:
-        console = Console()
+        console = stdout()
         console.print(summary_table(done.summary, planned.full_title))
         for warning in done.summary.warnings:
             console.print(f"note: {warning}", markup=False, soft_wrap=True)
@@ -116,7 +117,7 @@ def tune(
     overrides = parse_settings(set_)
     planned = load_experiment(path, overrides=overrides, methods=parse_names(methods))
     out_dir = out or Path("runs") / f"{path.stem}-tuning"
-    stderr, console = Console(stderr=True), Console()
+    stderr, console = Console(stderr=True), stdout()
     done = tuning.tune(
         planned,
         out_dir,
@@ -218,7 +219,7 @@ def sweep(
 
 
 def _print_report(done: Report | SweepReport) -> None:
-    console = Console()
+    console = stdout()
     for reason in done.left_out:
         console.print(f"left out: {reason}", markup=False, highlight=False, soft_wrap=True)
     console.print(done.table)

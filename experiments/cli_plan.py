@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import sys
 from dataclasses import asdict
@@ -9,14 +10,19 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from leansplit.errors import UserError, did_you_mean, require_choice
-from leansplit.experiments.command_line import Settings, parse_names, parse_settings, say
+from leansplit.experiments.command_line import (
+    Settings,
+    parse_names,
+    parse_settings,
+    say,
+    stdout,
+)
 
 if TYPE_CHECKING:
     from leansplit.server_app.config import RunConfig
-    from leansplit.server_app.planning import Plan, Problem
+    from leansplit.server_app.planning import Plan, Planner, Problem
 
 
 def plan(
@@ -31,12 +37,13 @@ def plan(
         str | None, typer.Option(help="Last client-side layer, or number of blocks.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(help="Samples of a client's batch.")] = None,
-    length: Annotated[int, typer.Option(help="Tokens of a sequence.")] = 128,
-    image: Annotated[str, typer.Option(help="Shape of an image, CxHxW.")] = "3x32x32",
+    length: Annotated[int | None, typer.Option(help="Tokens of a sequence; 128.")] = None,
+    image: Annotated[str | None, typer.Option(help="Shape of an image, CxHxW; 3x32x32.")] = None,
     classes: Annotated[int | None, typer.Option(help="Classes; 10, of texts 2.")] = None,
     outputs: Annotated[
-        str, typer.Option(help="Of texts: classes, next_token (a prompt) or tokens (to write).")
-    ] = "classes",
+        str | None,
+        typer.Option(help="Of texts: classes (default), next_token (a prompt), tokens (to write)."),
+    ] = None,
     task: Annotated[
         str | None, typer.Option(help="Take shapes from this task, whose data are loaded.")
     ] = None,
@@ -101,7 +108,7 @@ def plan(
     first = next(iter(configs.values()))
     problem = _problem(first, task, length=length, image=image, classes=classes, outputs=outputs)
     planner = Planner(first, problem)
-    console = Console()
+    console = stdout()
     plans: list[Plan] = []
     notes: list[str] = []
     published: dict[str, Any] = {}
@@ -116,7 +123,7 @@ def plan(
         if folder is not None:
             files = plot_cuts(done, profile, folder)
     else:
-        plans = [planner.plan(config) for config in configs.values()]
+        plans, notes = _planned(planner, configs)
         tables = [plan_table(plans, profile, f"{first.model}, batch {first.batch_size}")]
         if conventions is not None:
             [frozen] = _configs(["frozen"], settings, task, outputs).values()
@@ -148,6 +155,19 @@ def plan(
         console.print(str(file), markup=False, highlight=False, soft_wrap=True)
 
 
+def _planned(planner: Planner, configs: dict[str, RunConfig]) -> tuple[list[Plan], list[str]]:
+    """Return the plans, and why the other methods have none."""
+    plans, reasons = [], {}
+    for method, config in configs.items():
+        try:
+            plans.append(planner.plan(config))
+        except UserError as error:
+            reasons[method] = str(error)
+    if not plans:
+        raise UserError(next(iter(reasons.values())))
+    return plans, [f"{method}: {reason}" for method, reason in reasons.items()]
+
+
 _ENVELOPES = (
     "traffic is what methods send, without the envelopes of its encoding; memory is live tensors, "
     "without workspaces of libraries; see docs/accounting.md"
@@ -155,7 +175,7 @@ _ENVELOPES = (
 
 
 def _configs(
-    methods: list[str], settings: dict[str, Any], task: str | None, outputs: str
+    methods: list[str], settings: dict[str, Any], task: str | None, outputs: str | None
 ) -> dict[str, RunConfig]:
     """Return the configuration of each method; a setting goes to the methods that use it."""
     from leansplit.models import MODELS
@@ -170,6 +190,9 @@ def _configs(
             raise UserError("name a model with --model, or a task with --task")
         if model.endswith(".json"):
             settings["model"] = model = _configuration(Path(model))
+        is_name = model not in MODELS and "/" not in model and not Path(model).exists()
+        if is_name and (near := difflib.get_close_matches(model, MODELS, n=1, cutoff=0.7)):
+            raise UserError(f"unknown model {model!r}; did you mean {near[0]!r}?")
         takes = MODELS[model].takes if model in MODELS else "tokens"
         of_texts = "generation" if outputs == "tokens" else "text"
         settings["task"] = of_texts if takes == "tokens" else "images"
@@ -204,22 +227,36 @@ def _problem(
     config: RunConfig,
     task: str | None,
     *,
-    length: int,
-    image: str,
+    length: int | None,
+    image: str | None,
     classes: int | None,
-    outputs: str,
+    outputs: str | None,
 ) -> Problem:
     from leansplit.models import MODELS
     from leansplit.server_app.planning import Problem
 
+    given = {"--length": length, "--outputs": outputs, "--image": image, "--classes": classes}
     if task is not None:
+        _refuse(given, [*given], f"the task {task} has shapes of its own")
         return Problem.of(config.workload().load_task())
     if MODELS[config.model].takes == "tokens":
-        return Problem.of_texts(length, outputs, 2 if classes is None else classes)
-    sizes = image.lower().split("x")
+        _refuse(given, ["--image"], "the model takes texts")
+        if outputs not in (None, "classes"):
+            _refuse(given, ["--classes"], f"with --outputs {outputs} a model scores its vocabulary")
+        classes = 2 if classes is None else classes
+        return Problem.of_texts(128 if length is None else length, outputs or "classes", classes)
+    _refuse(given, ["--length", "--outputs"], f"{config.model} takes images")
+    sizes = (image or "3x32x32").lower().split("x")
     if len(sizes) != 3 or not all(size.isdigit() and int(size) for size in sizes):
         raise UserError(f"--image takes channels, height and width as 3x32x32, got {image!r}")
     channels, height, width = map(int, sizes)
     return Problem(
         input_shape=(channels, height, width), num_classes=10 if classes is None else classes
     )
+
+
+def _refuse(given: dict[str, Any], names: list[str], why: str) -> None:
+    """Refuse options that would do nothing."""
+    for name in names:
+        if given[name] is not None:
+            raise UserError(f"{name} does nothing here: {why}; leave it out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ Settings = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Override a key of every run."),
 ]
+_WIDE = 240  # characters
+
 Faults = Annotated[
     str | None,
     typer.Option("--faults", metavar="RATES", help="Inject faults: drop=0.1,late=0.05,die=0.01."),
@@ -34,6 +37,12 @@ Methods = Annotated[
 Jobs = Annotated[
     int, typer.Option(help="Runs at a time, each in a process of its own; needs workers=-1.")
 ]
+
+
+def stdout() -> Console:
+    """Return where tables go; into a pipe or a file they are as wide as they need."""
+    console = Console()
+    return console if console.is_terminal or os.environ.get("COLUMNS") else Console(width=_WIDE)
 
 
 def say(line: object) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from leansplit.costs.units import in_words
 from leansplit.experiments.summary import boundaries_text
 from leansplit.server_app import recording
 from leansplit.server_app.results import RunResult
@@ -76,6 +77,16 @@ def result_table(result: RunResult) -> Table:
     }
     if result.local_accuracy is not None:
         rows["client and head alone"] = percent(result.local_accuracy)
+    if result.measured_by:
+        step, peak = result.measured.client_step_flops, result.measured.client_peak_memory_bytes
+        rows["measured by"] = result.measured_by
+        rows["client step, measured"] = f"{(step or 0) / 1e6:,.2f} MFLOP"
+        rows["client peak memory, measured"] = f"{(peak or 0) / _MB:,.3f} MB"
+    if result.simulated_s is not None:
+        rows["simulated on"] = result.simulated_on
+        rows["simulated time"] = in_words(result.simulated_s)
+        rows["client-seconds"] = f"{result.client_s or 0:,.3g}"
+        rows["clients left out"] = f"{len(result.excluded_clients):,}"
     if result.order_boundaries:
         rows["order boundaries"] = boundaries_text(result)
     for event, times in result.events.items():

@@ -61,9 +61,9 @@ def device_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
     results = [(label, run.result) for label, group in completed.items() for run in group]
     told = {result.simulated_on for _, result in results if result.simulated_on}
     unfit = {
-        label: result.num_unfit_clients
+        label: len(there)
         for label, result in results
-        if result.num_unfit_clients and result.num_unfit_clients > len(result.excluded_clients)
+        if (there := {*(result.unfit_clients or ())} - {*result.excluded_clients})
     }
     found = []
     if len(told) > 1:

@@ -117,8 +117,8 @@ def table(results: Mapping[tuple[str, str], Mapping[str, int]]) -> list[str]:
         inference, in_halves = found["inference"], found[INFERENCE_IN_HALVES]
         pairs = ((whole, inference), (halves, inference), (halves, in_halves))
         ratios = [f"{peak / bare:.3f}" for peak, bare in pairs]
-        rivals = ("SFL", "SFL, recomputing, half batches")
-        changes = [f"{halves / found[rival] - 1:+.0%}" for rival in rivals]
+        rivals = ((whole, "SFL"), (halves, "SFL, recomputing, half batches"))
+        changes = [f"{own / found[rival] - 1:+.0%}" for own, rival in rivals]
         sizes = [f"{found[column] / MIB:,.2f}" for column in columns]
         rows.append([name, cut, *sizes, *ratios, *changes])
     return ["| " + " | ".join(row) + " |" for row in rows]

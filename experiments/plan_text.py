@@ -5,17 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from leansplit.allocation import MEMORY_KINDS
 from leansplit.costs import Traffic
 from leansplit.costs.device import DeviceProfile
-from leansplit.costs.units import MIB, in_words
+from leansplit.costs.units import MIB, in_bytes, in_memory, in_words, with_prefix
 from leansplit.server_app.plan_time import Advice, direction_bytes, timing
 from leansplit.server_app.planning import Plan
 from leansplit.server_app.published import ByConvention
-
-_SI = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
 def plan_table(plans: Sequence[Plan], profile: DeviceProfile, title: str) -> Table:
@@ -23,27 +22,29 @@ def plan_table(plans: Sequence[Plan], profile: DeviceProfile, title: str) -> Tab
     table = Table(title=title, title_justify="left")
     table.add_column("client")
     for plan in plans:
-        table.add_column(f"{plan.title}, cut {plan.cut_layer}", justify="right")
+        table.add_column(str(plan), justify="right")
 
     def row(name: str, show: Callable[[Plan], str]) -> None:
         table.add_row(name, *(show(plan) for plan in plans))
 
-    row("FLOPs of a step", lambda p: f"{quantity(p.step.flops)}FLOP")
-    row("  by the 3 x rule", lambda p: f"{quantity(p.step.rule_flops)}FLOP")
-    row("peak memory of a step", lambda p: mebibytes(p.step.peak_memory_bytes))
+    row("FLOPs of a step", lambda p: f"{with_prefix(p.step.flops)}FLOP")
+    row("  by the 3 x rule", lambda p: f"{with_prefix(p.step.rule_flops)}FLOP")
+    row("peak memory of a step", lambda p: in_memory(p.step.peak_memory_bytes))
     for kind in MEMORY_KINDS:
         held = [plan.step.peak_memory.get(kind, 0) for plan in plans]
         if any(held):
-            table.add_row(f"  {kind.replace('_', ' ')}", *map(mebibytes, held))
+            table.add_row(f"  {kind.replace('_', ' ')}", *map(in_memory, held))
     if profile.memory_bytes is not None:
         row("  fits", lambda p: "yes" if profile.fits(p.step.peak_memory_bytes) else "no")
     row("local steps of a round", lambda p: f"{p.steps_per_round:,}")
-    row("traffic of a round", lambda p: quantity_bytes(sum(p.client_traffic.values())))
+    if any(plan.steps_per_round > 1 for plan in plans):
+        row("traffic of a step, one client", lambda p: in_bytes(_of_step(p)))
+    row("traffic of a round, one client", lambda p: in_bytes(sum(p.client_traffic.values())))
     _add_kinds(table, plans, [plan.client_traffic for plan in plans])
     row("round trips of a round", lambda p: f"{p.client_round_trips:,}")
     table.add_section()
     row("rounds of the run", lambda p: f"{p.rounds:,}")
-    row("traffic of the run, all clients", lambda p: quantity_bytes(sum(p.traffic.values())))
+    row("traffic of the run, all clients", lambda p: in_bytes(sum(p.traffic.values())))
     _add_kinds(table, plans, [plan.traffic for plan in plans])
     row("round trips of the run", lambda p: f"{p.round_trips:,}")
     if profile.is_timed:
@@ -61,7 +62,8 @@ def sweep_table(plans: Sequence[Plan | None], cuts: Sequence[str], profile: Devi
     columns += ["fits"] if profile.memory_bytes is not None else []
     columns += ["step takes", "run takes"] if profile.is_timed else []
     for column in columns:
-        table.add_column(column, justify="left" if column == "cut" else "right")
+        side: JustifyMethod = "left" if column == "cut" else "right"
+        table.add_column(column, justify=side, overflow="fold")  # a narrow terminal loses nothing
     for cut, plan in zip(cuts, plans, strict=True):
         if plan is None:
             table.add_row(cut, *["–"] * (len(columns) - 1))
@@ -69,12 +71,12 @@ def sweep_table(plans: Sequence[Plan | None], cuts: Sequence[str], profile: Devi
         cells = [
             cut,
             f"{plan.shape.client_elements:,}",
-            f"{quantity(plan.step.flops)}FLOP",
-            f"{quantity(plan.step.rule_flops)}FLOP",
-            mebibytes(plan.step.peak_memory_bytes),
-            quantity_bytes(direction_bytes(plan.client_traffic, "uplink")),
-            quantity_bytes(direction_bytes(plan.client_traffic, "downlink")),
-            quantity_bytes(sum(plan.traffic.values())),
+            f"{with_prefix(plan.step.flops)}FLOP",
+            f"{with_prefix(plan.step.rule_flops)}FLOP",
+            in_memory(plan.step.peak_memory_bytes),
+            in_bytes(direction_bytes(plan.client_traffic, "uplink")),
+            in_bytes(direction_bytes(plan.client_traffic, "downlink")),
+            in_bytes(sum(plan.traffic.values())),
         ]
         if profile.memory_bytes is not None:
             cells.append("yes" if profile.fits(plan.step.peak_memory_bytes) else "no")
@@ -102,13 +104,13 @@ def convention_table(plans: Sequence[Plan], found: Sequence[ByConvention]) -> Ta
     for plan, by in zip(plans, found, strict=True):
         table.add_row(
             plan.title,
-            f"{quantity(by.flops)}MAC",
-            f"{quantity(plan.step.flops)}FLOP",
-            mebibytes(by.memory_bytes),
-            mebibytes(by.memory_without_copies),
-            mebibytes(plan.step.peak_memory_bytes),
+            f"{with_prefix(by.flops)}MAC",
+            f"{with_prefix(plan.step.flops)}FLOP",
+            in_memory(by.memory_bytes),
+            in_memory(by.memory_without_copies),
+            in_memory(plan.step.peak_memory_bytes),
             f"{by.traffic_bytes / MIB / 1024:,.2f} GiB",
-            quantity_bytes(sum(plan.traffic.values())),
+            in_bytes(sum(plan.traffic.values())),
         )
     return table
 
@@ -130,6 +132,7 @@ def plan_values(plan: Plan, profile: DeviceProfile) -> dict[str, Any]:
         "round_trips_of_a_round": plan.client_round_trips,
         "traffic": _by_kind(plan.traffic),
         "traffic_of_a_client_and_round": _by_kind(plan.client_traffic),
+        "traffic_bytes_of_a_client_and_step": _of_step(plan),
         "uplink_bytes": direction_bytes(plan.traffic, "uplink"),
         "downlink_bytes": direction_bytes(plan.traffic, "downlink"),
     }
@@ -151,29 +154,16 @@ def advice_values(advice: Advice) -> dict[str, Any]:
     }
 
 
-def quantity(value: float) -> str:
-    """Return a number with a decimal prefix, as in ``39.56 G``."""
-    for factor, prefix in _SI:
-        if abs(value) >= factor:
-            return f"{value / factor:,.2f} {prefix}"
-    return f"{value:,.0f} "
-
-
-def quantity_bytes(num_bytes: float) -> str:
-    """Return bytes of traffic, with decimal prefixes."""
-    return f"{quantity(num_bytes)}B"
-
-
-def mebibytes(num_bytes: float) -> str:
-    """Return bytes of memory in MiB."""
-    return f"{num_bytes / MIB:,.2f} MiB"
+def _of_step(plan: Plan) -> float:
+    """Return the bytes of one local step of a client, its share of the round's."""
+    return sum(plan.client_traffic.values()) / plan.steps_per_round
 
 
 def _add_kinds(table: Table, plans: Sequence[Plan], traffics: Sequence[Traffic]) -> None:
     for key in dict.fromkeys(key for traffic in traffics for key in traffic):
         direction, kind = key
         name = f"  {'up' if direction == 'uplink' else 'down'}: {kind.replace('_', ' ')}"
-        table.add_row(name, *(quantity_bytes(traffic.get(key, 0)) for traffic in traffics))
+        table.add_row(name, *(in_bytes(traffic.get(key, 0)) for traffic in traffics))
 
 
 def _by_kind(traffic: Traffic) -> dict[str, dict[str, int]]:

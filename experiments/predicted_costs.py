@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from leansplit.experiments.fairness import quantity
 from leansplit.server_app.budget import MB
 from leansplit.server_app.cost_figures import CostFigures
-from leansplit.server_app.results import Run
+from leansplit.server_app.results import Run, RunResult
 
 TOLERANCE = 0.05
 
@@ -42,12 +42,12 @@ def cost_rows(completed: Mapping[str, Sequence[Run]]) -> list[list[str]]:
     return [["Method", *header], *rows]
 
 
-def cost_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
+def cost_warnings(completed: Mapping[str, Sequence[RunResult]]) -> list[str]:
     """Return a warning for each label and figure that differs by more than 5 % in any run."""
     warnings = []
-    for label, runs in completed.items():
+    for label, results in completed.items():
         for name, (_, figure) in _FIGURES.items():
-            pairs = [pair for run in runs if (pair := _pair(run, figure))]
+            pairs = [pair for result in results if (pair := _pair(result, figure))]
             worst = max((m / p - 1 if p else float(m > 0) for p, m in pairs), key=abs, default=0.0)
             if abs(worst) > TOLERANCE:
                 warnings.append(
@@ -57,8 +57,8 @@ def cost_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
     return warnings
 
 
-def _pair(run: Run, figure: Callable[[CostFigures], int | None]) -> tuple[int, int] | None:
-    predicted, measured = figure(run.result.predicted), figure(run.result.measured)
+def _pair(result: RunResult, figure: Callable[[CostFigures], int | None]) -> tuple[int, int] | None:
+    predicted, measured = figure(result.predicted), figure(result.measured)
     return None if predicted is None or measured is None else (predicted, measured)
 
 
@@ -66,5 +66,5 @@ def _means(
     runs: Sequence[Run], unit: float, figure: Callable[[CostFigures], int | None]
 ) -> tuple[float, ...]:
     """Return the means of what was predicted and what was measured; nothing if no run has both."""
-    pairs = [pair for run in runs if (pair := _pair(run, figure))]
+    pairs = [pair for run in runs if (pair := _pair(run.result, figure))]
     return tuple(statistics.fmean(side) / unit for side in zip(*pairs, strict=True))

@@ -139,8 +139,10 @@ def report_on_devices(root: Path, fleet: FleetConfig) -> Report:
         reason = left_out[-1] if left_out else "none is completed"
         raise UserError(f"no time can be told of the results below {root}: {reason}")
     title = f"{reading.title or default_title(runs)}, on {fleet}"
-    named = dataclasses.replace(fleet, profile=Path(fleet.profile).stem)
-    folder = root / f"on-{slug(str(named))}"
+    # Tables of one name, and one that is called as a preset is, are told apart by their content.
+    of_file = f"{Path(fleet.profile).stem}-{fleet.digest()[:8]}"
+    profile = of_file if fleet.is_file else fleet.profile
+    folder = root / f"on-{slug(str(dataclasses.replace(fleet, profile=profile)))}"
     report = write_report(folder, runs, dataclasses.replace(reading, title=title))
     return Report(report.summary, report.title, report.files, left_out)
 

@@ -81,7 +81,7 @@ class MethodSummary:
     simulated_s: float | None  # on the clients' devices, where a fleet says what these are
     simulated_s_to_target: float | None  # as samples_to_target
     client_s: float | None  # simulated time that clients are busy, all together
-    clients_left_out: float | None  # their memory is too small for a step
+    unfit_clients: float | None  # their memory is too small for a step
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,8 @@ def summarise(
     target = target_accuracy or _common_target(runs) or _default_target(completed)
     controls = find_controls(completed)
     warnings = [*_status_warnings(runs, order), *fairness_warnings(completed)]
-    warnings += [*device_warnings(completed), *cost_warnings(completed)]
+    results_of = {label: [run.result for run in runs] for label, runs in completed.items()}
+    warnings += [*device_warnings(completed), *cost_warnings(results_of)]
     finals = {label: _final_accuracies(group) for label, group in completed.items()}
     if ended_at_target(completed):  # where a run ended there, its accuracy is the target's
         controls = controls.without_accuracies()
@@ -321,5 +322,7 @@ def _summarise_method(
             for run, (samples, _) in zip(completed, all_reached, strict=bool(all_reached))
         ),
         client_s=_mean(r.client_s for r in results),
-        clients_left_out=_mean(r.num_unfit_clients for r in results),
+        unfit_clients=_mean(
+            None if r.unfit_clients is None else len(r.unfit_clients) for r in results
+        ),
     )

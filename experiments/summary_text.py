@@ -308,7 +308,7 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Wall time (s)": lambda r: _quantity(r.wall_time_s),
     "Simulated time (s)": lambda r: _quantity(r.simulated_s),
     "Client-seconds": lambda r: _quantity(r.client_s),
-    "Clients left out": lambda r: _quantity(r.clients_left_out),
+    "Clients too small": lambda r: _quantity(r.unfit_clients),
     "p": lambda r: _p(r.p_value),
 }
 _HEADERS = tuple(_CELLS)
@@ -335,7 +335,8 @@ _EXPLAINED = {
     "networks, counted FLOPs, bytes and round trips turned into seconds; the server computes in no "
     "time. A round takes as long as its slowest client.",
     "Client-seconds": "Client-seconds: the same, that clients are busy, all of them together.",
-    "Clients left out": "Clients left out: their memory is too small for a step.",
+    "Clients too small": "Clients too small: their memory does not hold a step; a run with these "
+    "devices leaves them out.",
 }
 """Columns that few methods have, shown where any row has a number; what they mean."""
 

@@ -11,7 +11,7 @@ from typing import Any, get_type_hints
 from pydantic import TypeAdapter
 
 from leansplit.clients.partition import PartitionConfig, PartitionKind
-from leansplit.costs.fleet import FleetConfig
+from leansplit.costs.fleet import PRESETS, FleetConfig
 from leansplit.errors import (
     UserError,
     did_you_mean,
@@ -318,6 +318,8 @@ def fleet_config(text: str) -> FleetConfig:
         UserError: for a key that does not exist, or a value that does not fit.
     """
     profile, *settings = (part.strip() for part in text.split(","))
+    if not profile:
+        raise UserError(f"a fleet needs a profile: {', '.join(PRESETS)}, or a CSV file")
     given: dict[str, Any] = {"profile": profile}
     for setting in settings:
         name, _, value = setting.partition("=")

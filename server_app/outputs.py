@@ -101,7 +101,7 @@ def run_result(
         ],
         client_samples=[size for _, size in sorted(outcome.num_samples.items())],
         excluded_clients=sorted(settings.presence.excluded),
-        num_unfit_clients=len(settings.presence.excluded) if config.fleet.profile else None,
+        unfit_clients=sorted(settings.presence.excluded) if config.fleet.profile else None,
         final_model_checksum=outcome.final_model_checksum or None,
         events=outcome.events,
         partition=_partition(outcome),

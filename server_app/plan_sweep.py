@@ -39,8 +39,12 @@ class Sweep:
 
     @property
     def all_plans(self) -> list[Plan]:
-        """Every plan there is."""
-        return [plan for plans in self.plans.values() for plan in plans if plan is not None]
+        """Every plan there is; one of a method that has no cut."""
+        found: list[Plan] = []
+        for method, plans in self.plans.items():
+            there = [plan for plan in plans if plan is not None]
+            found += there if METHODS[method].is_split else there[:1]
+        return found
 
 
 def sweep_cuts(
@@ -60,6 +64,8 @@ def sweep_cuts(
         UserError: if no method can be planned anywhere.
     """
     cuts = planner.cut_layers()
+    if not cuts:
+        raise UserError("the model has no cut: it would need a block, or a layer, on either side")
     refusals: dict[tuple[str, str], str] = {}
     plans: dict[str, list[Plan | None]] = {}
     for method, config in configs.items():

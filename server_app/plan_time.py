@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from leansplit.costs import Traffic
 from leansplit.costs.device import DeviceProfile
-from leansplit.costs.units import MIB, in_words
+from leansplit.costs.units import in_bytes, in_memory, in_words
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.planning import Plan
 
@@ -47,8 +47,8 @@ def timing(plan: Plan, profile: DeviceProfile) -> Timing:
     """Return how long ``plan`` takes on clients that all have ``profile``.
 
     A participation computes, sends and receives in turn. The clients of a round do so at the same
-    time, or one after the other where the method says so. What crosses once, such as initial
-    weights, is shared out over the participations.
+    time, or one after the other where the method says so. Set-up and final update wait, too. What
+    crosses once, such as initial weights, is shared out over the clients of a round.
     """
     flops = plan.step.flops * plan.steps_per_round
     again = profile.seconds(
@@ -57,14 +57,7 @@ def timing(plan: Plan, profile: DeviceProfile) -> Timing:
         downlink_bytes=direction_bytes(plan.client_traffic, "downlink"),
         round_trips=plan.client_round_trips,
     )
-    mean = profile.seconds(
-        flops=flops,
-        uplink_bytes=direction_bytes(plan.traffic, "uplink") / plan.participations,
-        downlink_bytes=direction_bytes(plan.traffic, "downlink") / plan.participations,
-        round_trips=plan.client_round_trips,
-    )
-    at_once = 1 if plan.is_sequential else plan.participations / plan.rounds
-    return Timing(again / plan.steps_per_round, mean * plan.participations / at_once)
+    return Timing(again / plan.steps_per_round, sum(_parts(plan, profile).values()))
 
 
 def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
@@ -75,15 +68,15 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
     """
     plans = [plan for plan in plans if METHODS[plan.method].client_order != "none"] or plans
     fitting = [plan for plan in plans if profile.fits(plan.step.peak_memory_bytes)]
-    limit = "" if profile.memory_bytes is None else f" {profile.memory_bytes / MIB:,.1f} MiB"
+    limit = "" if profile.memory_bytes is None else f" {in_memory(profile.memory_bytes)}"
     if not fitting:
         least = min(plans, key=lambda plan: plan.step.peak_memory_bytes)
         need = least.step.peak_memory_bytes
         share = max(least.step.peak_memory, key=lambda kind: least.step.peak_memory[kind])
         return Advice(
             None,
-            f"nothing fits in{limit}: the least is {least.title} at cut {least.cut_layer} with "
-            f"{need / MIB:,.1f} MiB, most of it {share.replace('_', ' ')}; a smaller batch, a "
+            f"nothing fits in{limit}: the least is {least} with "
+            f"{in_memory(need)}, most of it {share.replace('_', ' ')}; a smaller batch, a "
             "lower precision of the frozen base or a smaller model would need less",
         )
     count = f"{len(fitting)} of {len(plans)} plans fit" + (f" in{limit}" if limit else "")
@@ -94,15 +87,15 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
         largest = max(parts, key=lambda part: parts[part])
         return Advice(
             best,
-            f"{count}; of these {best.title} at cut {best.cut_layer} takes the least time for the "
-            f"run, {in_words(times[id(best)].run_s)}, most of it {largest} "
+            f"{count}; of these {best} takes the least time for the run, "
+            f"{in_words(times[id(best)].run_s)}, most of it {largest} "
             f"({100 * parts[largest] / sum(parts.values()):.0f} %). {_ACCURACY}",
         )
     best = min(fitting, key=lambda plan: sum(plan.traffic.values()))
     return Advice(
         best,
-        f"{count}; of these {best.title} at cut {best.cut_layer} has the least traffic, "
-        f"{sum(best.traffic.values()) / 1e6:,.1f} MB for the run. {_ACCURACY}",
+        f"{count}; of these {best} has the least traffic, "
+        f"{in_bytes(sum(best.traffic.values()))} for the run. {_ACCURACY}",
     )
 
 
@@ -110,12 +103,17 @@ _ACCURACY = "How well it learns is not in these figures; compare runs, the froze
 
 
 def _parts(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
-    """Return the seconds of one more participation by what they are spent on."""
-    nothing = {"flops": 0.0, "uplink_bytes": 0.0, "downlink_bytes": 0.0, "round_trips": 0.0}
+    """Return the seconds of the run by what they are spent on."""
+    at_once = _clients_at_once(plan)
     spent = {
-        "computing": {"flops": float(plan.step.flops * plan.steps_per_round)},
-        "sending": {"uplink_bytes": float(direction_bytes(plan.client_traffic, "uplink"))},
-        "receiving": {"downlink_bytes": float(direction_bytes(plan.client_traffic, "downlink"))},
-        "waiting for the network": {"round_trips": float(plan.client_round_trips)},
+        "computing": {"flops": plan.step.flops * plan.computed_steps / at_once},
+        "sending": {"uplink_bytes": direction_bytes(plan.traffic, "uplink") / at_once},
+        "receiving": {"downlink_bytes": direction_bytes(plan.traffic, "downlink") / at_once},
+        "waiting for the network": {"round_trips": float(plan.round_trips)},
     }
+    nothing = {"flops": 0.0, "uplink_bytes": 0.0, "downlink_bytes": 0.0, "round_trips": 0.0}
     return {name: profile.seconds(**(nothing | part)) for name, part in spent.items()}
+
+
+def _clients_at_once(plan: Plan) -> float:
+    return 1 if plan.is_sequential else plan.participations / plan.rounds

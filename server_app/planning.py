@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import bisect
 import json
-from collections.abc import Hashable, Mapping, Sequence, Set
+import traceback
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence, Set
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from leansplit.costs import SplitShape, StepCosts, Traffic
 from leansplit.costs.hollow import HollowTensors
@@ -17,6 +21,7 @@ from leansplit.federated import MethodConfig
 from leansplit.first_order import Loss
 from leansplit.models import MODELS, SplitModel, build_model, cut_layers, split_at
 from leansplit.models.language.halves import OUTPUTS, WholeLanguageModel
+from leansplit.server_app.budget import Budget
 from leansplit.server_app.client_costs import measure
 from leansplit.server_app.closed_form import split_sizes
 from leansplit.server_app.config import RunConfig
@@ -106,6 +111,8 @@ class Plan:
         steps_per_round: local steps of a participation.
         rounds: of the run.
         participations: of all clients in all rounds.
+        computed_steps: local steps of all clients in all rounds; where features are uploaded once,
+            the batches that they are made of.
         is_sequential: whether the clients of a round work one after the other.
         traffic: of the run, without envelopes.
         client_traffic: of one more participation of a client that was there before.
@@ -121,11 +128,17 @@ class Plan:
     steps_per_round: int
     rounds: int
     participations: int
+    computed_steps: float
     is_sequential: bool
     traffic: Traffic
     client_traffic: Traffic
     round_trips: int
     client_round_trips: int
+
+    def __str__(self) -> str:
+        """Return the method, and where it is cut."""
+        is_split = METHODS[self.method].is_split
+        return f"{self.title} at cut {self.cut_layer}" if is_split else self.title
 
 
 class Planner:
@@ -146,16 +159,17 @@ class Planner:
         self._cohorts: dict[Hashable, list[set[int]]] = {}
         known = MODELS[config.model].options
         implied = {k: v for k, v in problem.model_options.items() if k in known}
-        self.whole = self._world.emptied(
-            build_model(
+        options = {**implied, **_without_weights(config.model_options)}
+        with _followed():
+            whole = build_model(
                 config.model,
                 input_shape=problem.input_shape,
                 num_classes=problem.num_classes,
                 seed=0,
-                options={**implied, **_without_weights(config.model_options)},
+                options=options,
                 device="meta",
             )
-        )
+            self.whole = self._world.emptied(whole)
 
     def cut_layers(self) -> list[str]:
         """Return the allowed cuts in forward order."""
@@ -175,7 +189,7 @@ class Planner:
             boundary: of the client, where clients differ; None: the most demanding one.
         """
         size, *shape = batch_shape or (config.batch_size, *self.problem.input_shape)
-        with self._world.entered():
+        with _followed(), self._world.entered():
             model = split_at(self.whole, config.cut_layer)
             batch = replace(self.problem, input_shape=tuple(shape)).batch(size)
             settings = self._settled(config, model, batch)
@@ -198,7 +212,7 @@ class Planner:
         """
         method = METHODS[config.method]
         step = step or self.step_costs(config)
-        with self._world.entered():
+        with _followed(), self._world.entered():
             model = split_at(self.whole, config.cut_layer)
             batch = self.problem.batch(config.batch_size)
             settings = self._settled(config, model, batch)
@@ -222,13 +236,16 @@ class Planner:
             )
         steps: int = getattr(settings, "local_steps", 1)
         attendance = self._attendance(config, settings, shape, steps)
-
-        def traffic(cohorts: Sequence[Set[int]]) -> Traffic:
-            samples = sum(map(len, cohorts)) * steps * config.batch_size
-            positions = self._positions(settings, shape, cohorts)
-            sized = replace(shape, num_positions=positions)
-            return method.traffic(settings, sized, cohorts, samples)
-
+        traffic = partial(self._traffic, config, settings, shape)
+        attendance = _within(config.budget(), attendance, traffic)
+        if not any(attendance):
+            raise UserError(
+                "nobody takes part in any round; choose more rounds or more available devices"
+            )
+        computed = float(sum(map(len, attendance)) * steps)
+        if getattr(settings, "features_once", False):
+            held = [shape.client_samples[m] for m in set[int]().union(*attendance)]
+            computed = sum(held) / config.batch_size
         again, before = [{0}] * 3, [{0}] * 2  # by then heads are aligned and weights are there
         spent, saved = traffic(again), traffic(before)
         return Plan(
@@ -240,6 +257,7 @@ class Planner:
             steps_per_round=steps,
             rounds=len(attendance),
             participations=sum(map(len, attendance)),
+            computed_steps=computed,
             is_sequential=method.is_sequential(settings),
             traffic=traffic(attendance),
             client_traffic={
@@ -264,6 +282,19 @@ class Planner:
                 seen += len(cohort) * steps * config.batch_size
             self._cohorts[(*key, config.rounds)] = attendance
         return attendance
+
+    def _traffic(
+        self,
+        config: RunConfig,
+        settings: MethodConfig,
+        shape: SplitShape,
+        cohorts: Sequence[Set[int]],
+    ) -> Traffic:
+        """Return what crosses in a run with these cohorts."""
+        steps = getattr(settings, "local_steps", 1)
+        samples = sum(map(len, cohorts)) * steps * settings.batch_size
+        sized = replace(shape, num_positions=self._positions(settings, shape, cohorts))
+        return METHODS[config.method].traffic(settings, sized, cohorts, samples)
 
     def _smashed_sample(self, model: SplitModel) -> Tensor:
         """Return z of one sample; that of a language model has one shape wherever it is cut."""
@@ -291,6 +322,46 @@ class Planner:
             return length * sum(shape.client_samples[m] for m in set().union(*attendance))
         uploads = getattr(settings, "upload_steps", range(getattr(settings, "local_steps", 1)))
         return length * len(uploads) * settings.batch_size * sum(map(len, attendance))
+
+
+def _within(
+    budget: Budget,
+    attendance: list[set[int]],
+    traffic: Callable[[Sequence[Set[int]]], Traffic],
+) -> list[set[int]]:
+    """Return the rounds up to the one that spends a budget of bytes; envelopes do not count."""
+    if not budget.num_bytes:
+        return attendance
+
+    def spent(num_rounds: int) -> int:
+        return sum(traffic(attendance[:num_rounds]).values())
+
+    last = bisect.bisect_left(range(1, len(attendance)), budget.num_bytes, key=spent)
+    return attendance[: last + 1]
+
+
+@contextmanager
+def _followed() -> Iterator[None]:
+    """Say which module a model failed in, whatever it failed with.
+
+    Raises:
+        UserError: if anything inside the block fails.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        frames = [frame for frame, _ in traceback.walk_tb(error.__traceback__)]
+        modules = [frame.f_locals.get("self") for frame in frames]
+        names = [type(m).__name__ for m in modules if isinstance(m, nn.Module)]
+        place = f" in {names[-1]}" if names else ""
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise UserError(
+            f"this model cannot be planned: without values it fails{place} "
+            f"({type(error).__name__}: {reason}); measure a run instead, or write the model "
+            "without that"
+        ) from error
 
 
 def _without_weights(options: Mapping[str, Any]) -> dict[str, Any]:

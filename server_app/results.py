@@ -160,7 +160,7 @@ class RunResult:
     excluded_clients: list[Count] = Field(default_factory=list)  # memory too small for a step
     # on the devices of simulated_on; see leansplit.server_app.simulated_time
     simulated_on: str = ""
-    num_unfit_clients: Count | None = None  # memory too small for a step
+    unfit_clients: list[Count] | None = None  # memory too small for a step; None without devices
     simulated_s: Number | None = None
     client_s: Number | None = None
     final_model_checksum: str | None = None

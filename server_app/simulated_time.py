@@ -26,7 +26,7 @@ def timed(run: Run, fleet: FleetConfig) -> Run:
 
     Returns:
         The run; its result has ``simulated_s`` and ``client_s``, and so has each evaluation, up to
-        and including its round. ``num_unfit_clients`` counts those whose memory is too small.
+        and including its round. ``unfit_clients`` are those whose memory is too small.
 
     Raises:
         UserError: if the results do not say enough, or the fleet is one of other clients.
@@ -41,7 +41,7 @@ def timed(run: Run, fleet: FleetConfig) -> Run:
         result=dataclasses.replace(
             run.result,
             simulated_on=str(fleet),
-            num_unfit_clients=_num_unfit(run.result, fleet),
+            unfit_clients=_unfit(run.result, fleet),
             simulated_s=float(totals[-1, 0]),
             client_s=float(totals[-1, 1]),
         ),
@@ -49,11 +49,12 @@ def timed(run: Run, fleet: FleetConfig) -> Run:
     )
 
 
-def _num_unfit(result: RunResult, fleet: FleetConfig) -> int:
-    """Return how many clients have too little memory for a step."""
+def _unfit(result: RunResult, fleet: FleetConfig) -> list[int]:
+    """Return the clients that have too little memory for a step."""
     peaks = _by_client(result, "peak_memory_bytes", result.client_peak_memory_bytes)
     devices = fleet.devices(len(peaks), result.root_seed)
-    return sum(not device.fits(peak) for device, peak in zip(devices, peaks, strict=True))
+    pairs = enumerate(zip(devices, peaks, strict=True))
+    return [m for m, (device, peak) in pairs if not device.fits(peak)]
 
 
 def _elapsed(run: Run, fleet: FleetConfig) -> dict[int, Elapsed]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from leansplit.costs import StepCosts
-from leansplit.costs.units import MIB
+from leansplit.costs.units import in_memory
 from leansplit.errors import UserError
 from leansplit.federated import MethodConfig, Presence
 from leansplit.first_order import Loss
@@ -88,7 +88,7 @@ def attending(config: RunConfig, settings: MethodConfig, costs: ClientCosts) -> 
         most = max(device.memory_bytes or 0 for device in devices)
         raise UserError(
             f"no client has the memory for a step of {METHODS[config.method].title}: it needs "
-            f"{min(peaks) / MIB:,.2f} MiB, and clients have {most / MIB:,.2f} MiB at most; "
+            f"{in_memory(min(peaks))}, and clients have {in_memory(most)} at most; "
             "choose an earlier cut, a smaller batch or devices with more memory"
         )
     chances = tuple(device.availability for device in devices)

@@ -1,6 +1,9 @@
+import functools
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.functional import scaled_dot_product_attention
 
 from leansplit.allocation import allocated_as
 from leansplit.costs import (
@@ -10,6 +13,8 @@ from leansplit.costs import (
     peak_tensor_bytes,
 )
 from leansplit.costs.allocator import allocator_peak
+from leansplit.costs.flop_formulas import FLOP_FORMULAS
+from leansplit.models import build_model, split_at
 from leansplit.noise import perturbation_seeds
 from leansplit.parameters import ParameterSpec, trainable_parameters
 from leansplit.telling import leave_out, repeated_pass
@@ -20,6 +25,7 @@ from leansplit.zeroth_order import (
     probe,
     unshared_directions,
 )
+from tests.language import config_json
 
 
 def linear(inputs, outputs, *, bias=True):
@@ -55,6 +61,55 @@ def test_flops_of_a_convolution():
     forward = 2 * 2 * (5 * 4 * 4) * (3 * 3 * 3)  # 2 B (outputs of one sample) (inputs of each)
     assert count_flops(lambda: layer(x)) == forward
     assert count_flops(lambda: layer(x).sum().backward()) == 2 * forward
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"is_causal": True}, {"attn_mask": torch.ones(2, 1, 6, 6) > 0}],
+    ids=str,
+)
+def test_flops_of_attention(options):
+    q, k, v = (torch.ones(2, 4, 6, 8, requires_grad=True) for _ in range(3))
+    product = 2 * 2 * 4 * (6 * 6 * 8)  # 2 B heads S S width
+    attend = functools.partial(scaled_dot_product_attention, q, k, v, **options)
+    with torch.no_grad():
+        assert count_flops(attend) == 2 * product
+    assert count_flops(lambda: attend().sum().backward()) == (2 + 5) * product
+
+
+def test_flops_of_a_transformer_by_hand():
+    batch, length, width, blocks = 2, 6, 16, 2
+    model = build_model(
+        "language",
+        input_shape=(2, length),
+        num_classes=3,
+        seed=0,
+        options={"source": config_json("gpt2"), "train": "all"},
+    )
+    client = split_at(model, str(blocks)).client_model.eval()
+    tokens = torch.ones(batch, 2, length, dtype=torch.int64)
+    weights = 2 * length * 12 * width**2  # queries, keys, values and outputs 4, both layers above 8
+    attention = 4 * length**2 * width
+    with torch.no_grad():
+        assert count_flops(lambda: client(tokens)) == batch * blocks * (weights + attention)
+
+
+def test_every_attention_kernel_of_the_cpu_has_a_formula():
+    kernels = [
+        name
+        for name in dir(torch.ops.aten)
+        if "dot_product" in name
+        and torch._C._dispatch_has_kernel_for_dispatch_key(f"aten::{name}", "CPU")
+    ]
+    assert len(kernels) > 1
+    assert not [n for n in kernels if getattr(torch.ops.aten, n) not in FLOP_FORMULAS]
+
+
+def test_operations_without_a_formula_are_named(caplog):
+    layer = nn.LSTM(3, 4)
+    with torch.no_grad():
+        count_flops(lambda: layer(torch.ones(2, 1, 3)))
+    assert "mkldnn_rnn_layer" in caplog.text
 
 
 def test_elementwise_operations_are_not_counted():

@@ -66,7 +66,7 @@ def test_a_run_by_hand(fleet):
     assert told.rounds["client_s"].tolist() == [3.0, 15.0, 20.5]
     assert (told.result.simulated_s, told.result.client_s) == (15.0, 22.0)
     assert told.result.simulated_on == str(fleet)
-    assert told.result.num_unfit_clients == 1  # 1,500 B in 1 kB
+    assert len(told.result.unfit_clients) == 1  # 1,500 B in 1 kB
     assert run.result.simulated_s is None
 
 

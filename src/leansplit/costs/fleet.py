@@ -164,9 +164,15 @@ def _content(path: str) -> str:
 
 def _listed(path: str, num_clients: int) -> list[Device]:
     """Read a table of devices."""
-    reader = csv.DictReader(_content(path).splitlines(), skipinitialspace=True)
-    columns = [name.strip() for name in reader.fieldnames or ()]
-    reader.fieldnames = columns
+    try:
+        reader = csv.DictReader(_content(path).splitlines(), skipinitialspace=True)
+        columns = [name.strip() for name in reader.fieldnames or ()]
+        reader.fieldnames = columns
+        rows = list(reader)
+    except csv.Error as error:
+        raise UserError(f"{path} cannot be read as a CSV file: {error}") from error
+    if twice := sorted({name for name in columns if columns.count(name) > 1}):
+        raise UserError(f"{path} has the column {' and '.join(twice)} more than once")
     for name in columns:
         if name not in _COLUMNS:
             hint = did_you_mean(name, _COLUMNS)
@@ -176,7 +182,6 @@ def _listed(path: str, num_clients: int) -> list[Device]:
             f"{path} has no column {' and no '.join(missing)}; it needs {', '.join(_NEEDED)}, and "
             "may have memory and availability"
         )
-    rows = list(reader)
     if len(rows) != num_clients:
         raise UserError(
             f"{path} has {len(rows)} rows for {num_clients} clients; write one for each"

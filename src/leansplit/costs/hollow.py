@@ -74,9 +74,10 @@ class HollowTensors:
                             new = nn.Parameter(like(parameter), parameter.requires_grad)
                             made[id(parameter)] = new
                         module._parameters[name] = new  # type: ignore[assignment]
-                for name, buffer in module._buffers.items():
-                    if buffer is not None and not isinstance(buffer, FakeTensor):
-                        module._buffers[name] = like(buffer)
+                for held in (module._buffers, vars(module)):  # some keep tensors as attributes
+                    for name, value in [*held.items()]:
+                        if isinstance(value, Tensor) and not isinstance(value, FakeTensor):
+                            held[name] = like(value)
         return model
 
 

@@ -6,6 +6,7 @@ what a measurement counts.
 
 from __future__ import annotations
 
+import logging
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,9 +21,9 @@ from torch.optim.optimizer import (
     register_optimizer_step_pre_hook,
 )
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils.flop_counter import flop_registry
 
 from leansplit.allocation import MemoryKind, allocated_for
+from leansplit.costs.flop_formulas import FLOP_FORMULAS, UNCOUNTED
 from leansplit.telling import moments_of, watching
 
 
@@ -54,7 +55,8 @@ class StepCosts:
     """What one step costs.
 
     Attributes:
-        flops: by torch's counter: a multiply-accumulate counts 2, elementwise operations nothing.
+        flops: a multiply-accumulate counts 2, elementwise operations nothing
+            (:mod:`.flop_formulas`).
         rule_flops: by the rule that a backward pass costs twice its forward pass, which is wrong
             where weights are frozen or inputs need no gradient.
         peak_memory_bytes: live tensor storage at its peak.
@@ -90,10 +92,10 @@ def measure_step(step: ClientStep) -> StepCosts:
 
 
 def count_flops(step: Callable[[], object]) -> int:
-    """Run ``step`` and return its FLOPs, exactly as torch's own counter counts them.
+    """Run ``step`` and return its FLOPs by torch's formulas, the CPU's attention included.
 
-    A multiply-accumulate counts as 2; matrix products and convolutions count, elementwise
-    operations do not.
+    A multiply-accumulate counts as 2; matrix products, convolutions and attention count,
+    elementwise operations do not.
     """
     with _Watch() as watch:
         step()
@@ -136,6 +138,7 @@ def _is_trained(parameter: Tensor) -> bool:
     return parameter.requires_grad or not isinstance(parameter, nn.Parameter)
 
 
+_logger = logging.getLogger("leansplit")
 _aten = torch.ops.aten
 # What torch's counter leaves alone: questions about a tensor, not computation.
 _QUESTIONS = frozenset(
@@ -192,6 +195,7 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._held: dict[int, _Held] = {}
         self._logits: set[tuple[int, int]] = set()
         self._elementary: set[Any] = set()
+        self._named: set[Any] = set()
         self._is_stepping = False
 
     def __enter__(self) -> _Watch:
@@ -292,8 +296,12 @@ class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
         return result
 
     def _count(self, func: Any, args: Any, kwargs: Any, result: Any) -> None:
-        count = flop_registry.get(getattr(func, "_overloadpacket", None))
+        operation = getattr(func, "_overloadpacket", None)
+        count = FLOP_FORMULAS.get(operation)
         if count is None:
+            if operation in UNCOUNTED and operation not in self._named:
+                self._named.add(operation)
+                _logger.warning("the FLOPs of %s are not counted: it has no formula", operation)
             return
         flops = count(*args, **kwargs, out_val=result)
         if self.is_repeating:

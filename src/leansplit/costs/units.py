@@ -70,6 +70,26 @@ def in_words(seconds: float) -> str:
     return f"{seconds:.3g} s" if seconds >= 1 else f"{seconds * 1e3:.3g} ms"
 
 
+def with_prefix(value: float) -> str:
+    """Return a number with a decimal prefix, as in ``39.56 G``."""
+    for prefix, factor in reversed(_DECIMAL.items()):
+        if prefix and prefix != "P" and abs(value) >= factor:
+            return f"{value / factor:,.2f} {prefix}"
+    return f"{value:,.0f} "
+
+
+def in_bytes(num_bytes: float) -> str:
+    """Return bytes of traffic, with decimal prefixes."""
+    return f"{with_prefix(num_bytes)}B"
+
+
+def in_memory(num_bytes: float) -> str:
+    """Return bytes of memory in MiB, of little memory in KiB."""
+    if num_bytes < MIB / 10:
+        return f"{num_bytes / 1024:,.2f} KiB"
+    return f"{num_bytes / MIB:,.2f} MiB"
+
+
 def _parse(
     what: str, text: str, units: dict[str, float], examples: str, *, allow_zero: bool = False
 ) -> float:
@@ -84,5 +104,5 @@ def _parse(
         raise UserError(f"{what} {problem}: {hint}write it as {examples}, got {text!r}")
     value = float(number) * units[unit]
     if not (math.isfinite(value) and (value > 0 or (allow_zero and value == 0))):
-        raise UserError(f"{what} must be above 0, got {text!r}")
+        raise UserError(f"{what} must be finite and above 0, got {text!r}")
     return value

@@ -39,7 +39,7 @@ def load_config(source: str) -> PretrainedConfig:
             values = json.loads(text)
             model_type = values.pop("model_type")
             return AutoConfig.for_model(model_type, **values)
-        except (ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # the library checks sizes with exceptions of many types
             raise UserError(
                 f"the model configuration {_shortened(text)} cannot be read "
                 f"({_first_line(error)}); give the content of a config.json, with a model_type"
@@ -124,7 +124,12 @@ def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precis
     dtype = getattr(torch, precision)
     with _quiet():
         if not is_pretrained(source):
-            return of_head.from_config(config).to(dtype)
+            try:
+                return of_head.from_config(config).to(dtype)
+            except (ValueError, TypeError, RuntimeError, AssertionError) as error:
+                raise UserError(
+                    f"no model can be built from this configuration: {_first_line(error)}"
+                ) from error
         try:
             model = of_head.from_pretrained(resolved(source), config=config, dtype=dtype)
         except (OSError, ValueError, RuntimeError) as error:
