@@ -52,9 +52,11 @@ def test_authenticated_nodes_with_data_of_their_own_equal_the_simulation(tmp_pat
 
 
 def test_a_restarted_node_recovers(tmp_path):
-    show(Trial(tmp_path / "here", tls=True, restart="term", rounds=4, timeout_s=800))
+    show(Trial(tmp_path / "here", tls=True, restart="term", rounds=5, timeout_s=800))
     events = read_run(tmp_path / "here" / "run").result.events
-    assert events == {"dropped_clients": 1, "dropped_node": 1, "resyncs": 1}
+    assert events["resyncs"] == 1
+    assert events["dropped_node"] >= 1
+    assert "unsynchronised_clients" not in events
     assert not processes_of(tmp_path)
 
 
