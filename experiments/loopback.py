@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import argparse
 import io
+import json
+import re
 import signal
 import sys
 import time
@@ -24,11 +26,11 @@ import pandas as pd
 from leansplit.clients.app import OWN_DATA, task_client_app
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.launch import quiet
-from leansplit.experiments.loopback_processes import CONNECTION, Loopback
+from leansplit.experiments.loopback_processes import CONNECTION, SUPERLINK, Loopback
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import execute
 from leansplit.server_app.outputs import MODEL_FILE
-from leansplit.server_app.results import LEDGER_FILE, RESULT_FILE, ROUNDS_FILE, read_run
+from leansplit.server_app.results import LEDGER_FILE, RESULT_FILE, ROUNDS_FILE, RunResult, read_run
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.tasks import Examples
 
@@ -111,32 +113,34 @@ def show(trial: Trial) -> None:
         if trial.tls:
             stranger = {"partition-id": trial.nodes, "num-partitions": trial.nodes + 1}
             loopback.add_node(_STRANGER, stranger, registered=False)
-        app = trial.folder / "app"
-        app.mkdir()
-        (app / _APP.name).write_bytes(_APP.read_bytes())
         out = trial.folder / "run"
-        overrides = trial.folder / "run.toml"
-        overrides.write_text(_toml({**trial.settings(), "out": str(out)}))
-        arguments = ("run", str(app), CONNECTION, "--run-config", str(overrides))
-        run_id = str(loopback.flwr(*arguments)["run-id"])
+        run_id = _submit(trial, loopback, out)
         say(f"run {run_id} is accepted")
         simulated = _simulate(trial)
         say(f"simulated: the final model is {simulated}")
         if trial.restart:
             _restart_last(trial, loopback, deadline)
             say(f"the last SuperNode was ended by SIG{trial.restart.upper()} and started again")
-        _wait_for_results(trial, loopback, out, deadline)
-        status = _final_status(loopback, run_id, deadline)
-        if status["status"] != "finished:completed":
-            raise RunFailedError(f"the run is {status['status']}: {status['status-details']}")
-        _require_results(trial, out, simulated)
-        result = read_run(out).result
-        say(f"deployed: the final model is {result.final_model_checksum}; {result.events or ''}")
+        _wait_for_the_end(loopback, run_id, out, deadline)
+        result = _checked_result(trial, out, simulated)
+        events = f", events: {result.events}" if result.events else ""
+        say(f"deployed: the final model is {result.final_model_checksum}{events}")
         if trial.tls:
             if not loopback.is_refused(_STRANGER):
                 raise RunFailedError("an unregistered SuperNode was not refused")
             say("an unregistered SuperNode was refused")
     say("all processes are stopped")
+
+
+def _submit(trial: Trial, loopback: Loopback, out: Path) -> str:
+    """Start the run as users do, with results in ``out``; return its id."""
+    app = trial.folder / "app"
+    app.mkdir()
+    (app / _APP.name).write_bytes(_APP.read_bytes())
+    values = {**trial.settings(), "out": str(out)}
+    keys = trial.folder / "run.toml"
+    keys.write_text("".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items()))
+    return str(loopback.flwr("run", str(app), CONNECTION, "--run-config", str(keys))["run-id"])
 
 
 def _simulate(trial: Trial) -> str:
@@ -164,23 +168,26 @@ def _restart_last(trial: Trial, loopback: Loopback, deadline: float) -> None:
         _pause(loopback, deadline)
 
 
-def _wait_for_results(trial: Trial, loopback: Loopback, out: Path, deadline: float) -> None:
-    """Wait for the run's results or for its log's end: each `flwr ls` takes seconds of a core."""
-    failed = "ServerApp raised an exception"
-    while not (out / RESULT_FILE).exists() and failed not in loopback.log_of("superlink"):
+def _wait_for_the_end(loopback: Loopback, run_id: str, out: Path, deadline: float) -> None:
+    """Wait until Flower calls the run finished.
+
+    It is asked once there are results, or the SuperLink logs the end: each `flwr ls` takes seconds
+    of a core.
+    """
+    end = re.compile(rf"Finished task \d+ of run {run_id}")
+    while not (out / RESULT_FILE).exists() and not end.search(loopback.log_of(SUPERLINK)):
         _pause(loopback, deadline)
-
-
-def _final_status(loopback: Loopback, run_id: str, deadline: float) -> dict[str, str]:
     while True:
         [run] = loopback.flwr("ls", CONNECTION, "--run-id", run_id)["runs"]
+        if run["status"] == "finished:completed":
+            return
         if run["status"].startswith("finished"):
-            return dict(run)
+            raise RunFailedError(f"the run is {run['status']}: {run['status-details']}")
         _pause(loopback, deadline)
 
 
-def _require_results(trial: Trial, out: Path, simulated: str) -> None:
-    """Hold the results to what was promised."""
+def _checked_result(trial: Trial, out: Path, simulated: str) -> RunResult:
+    """Return the results, held to what was promised."""
     if missing := [
         name
         for name in (RESULT_FILE, ROUNDS_FILE, LEDGER_FILE, MODEL_FILE)
@@ -196,6 +203,7 @@ def _require_results(trial: Trial, out: Path, simulated: str) -> None:
             f"the deployed run ends with the model {result.final_model_checksum}, the simulated "
             f"one with {simulated}"
         )
+    return result
 
 
 def _pause(loopback: Loopback, deadline: float) -> None:
@@ -207,11 +215,6 @@ def _pause(loopback: Loopback, deadline: float) -> None:
 
 def _node(node: int) -> str:
     return f"node-{node}"
-
-
-def _toml(settings: dict[str, int | float | str]) -> str:
-    lines = [f'{k} = "{v}"' if isinstance(v, str) else f"{k} = {v}" for k, v in settings.items()]
-    return "\n".join([*lines, ""])
 
 
 def _write_data(trial: Trial) -> None:

@@ -11,15 +11,21 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any
+from typing import Any
+from uuid import uuid4
+
+import psutil
 
 from leansplit.errors import RunFailedError, UserError
-from leansplit.experiments.credentials import LOOPBACK, Authority, TLSFiles, make_node_key
+from leansplit.experiments.credentials import LOOPBACK, Authority, make_node_key
 
 SUPERLINK, CONNECTION = "superlink", "loopback"
 _HOST = "127.0.0.1"
+_INSECURE = ["--insecure"]
+_MARK = "LEANSPLIT_LOOPBACK"
 _START_S, _STOP_S, _RESTART_S = 120.0, 10.0, 3.0
 _COMMANDS = ("flwr", "flower-superlink", "flower-supernode", "flower-superexec")
 _REFUSED = "Failed to activate SuperNode"
@@ -28,8 +34,8 @@ _REFUSED = "Failed to activate SuperNode"
 class Loopback:
     """Start a SuperLink with its block, SuperNodes when asked; stop every process at its end.
 
-    Each process leads a group of its own, so that whatever it starts is stopped with it, and its
-    output is in ``<folder>/logs``.
+    Each process passes a mark on in its environment, so that whatever it starts is stopped with
+    it; its output is in ``<folder>/logs``.
 
     Args:
         folder: absolute; created, and must be empty.
@@ -47,6 +53,7 @@ class Loopback:
         self._authority = Authority(folder / "keys") if tls else None
         self._tls = self._authority.certify(SUPERLINK, LOOPBACK) if self._authority else None
         self._port = free_port()
+        self._id = uuid4().hex
         self._environment = self._write_environment()
         self._processes: dict[str, subprocess.Popen[bytes]] = {}
         self._nodes: dict[str, list[str]] = {}
@@ -160,7 +167,8 @@ class Loopback:
         home = self.folder / "flwr"
         home.mkdir()
         lines = [f"[superlink.{CONNECTION}]", f'address = "{_HOST}:{self._port}"']
-        lines += [f"root-certificates = {_toml(self._tls)}" if self._tls else "insecure = true"]
+        ca = json.dumps(str(self._tls.ca)) if self._tls else ""
+        lines += [f"root-certificates = {ca}" if ca else "insecure = true"]
         (home / "config.toml").write_text("\n".join([*lines, ""]))
         (self.folder / "logs").mkdir()
         beside = str(Path(self._commands["flwr"]).parent)  # SuperNodes look their helpers up there
@@ -180,7 +188,14 @@ class Loopback:
 
     def _start(self, name: str, *command: str) -> None:
         with self._log_path(name).open("ab") as log:
-            self._processes[name] = _start_group(command, log, self._environment, self.folder)
+            self._processes[name] = subprocess.Popen(
+                command,
+                stdout=log,
+                stderr=log,
+                env={**self._environment, _MARK: self._mark(name)},
+                cwd=self.folder,
+                start_new_session=True,  # a terminal's Ctrl-C is for us: we stop them
+            )
 
     def _wait_for_superlink(self) -> None:
         deadline = time.monotonic() + _START_S
@@ -195,24 +210,39 @@ class Loopback:
                 time.sleep(0.2)
 
     def _stop_all(self) -> None:
-        names = sorted(self._processes, key=lambda name: name == SUPERLINK)  # the SuperLink last
-        self._stop(names, signal.SIGTERM)
+        self._stop(list(self._processes), signal.SIGTERM)
 
     def _stop(self, names: list[str], how: signal.Signals) -> None:
-        """Send a signal to process groups; whatever is left of one after a while is killed."""
-        groups = [self._processes[name] for name in names]
-        for process in groups:
-            _signal_group(process, how)
-        deadline = time.monotonic() + _STOP_S
-        for process in groups:
-            while _signal_group(process, None) and time.monotonic() < deadline:
-                process.poll()
-                time.sleep(0.1)
-            _signal_group(process, signal.SIGKILL)
-            process.wait()
+        """Send a signal to all that was started under these names; after a while, kill the rest."""
+        found = self._started_under(names)
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
+        psutil.wait_procs(found, timeout=_STOP_S)
+        while left := self._started_under(names):  # one may have started another just now
+            for process in left:
+                with suppress(psutil.NoSuchProcess):
+                    process.kill()
+            psutil.wait_procs(left, timeout=_STOP_S)
+        for name in names:
+            self._processes[name].wait()
 
+    def _started_under(self, names: list[str]) -> list[psutil.Process]:
+        """Return the processes that carry the mark of one of these names.
 
-_INSECURE = ["--insecure"]
+        Neither descent nor process groups would find all: the SuperLink starts its helper in a
+        session of its own, and helpers outlive their parents.
+        """
+        marks = {self._mark(name) for name in names}
+        found = []
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                if process.environ().get(_MARK) in marks:
+                    found.append(process)
+        return found
+
+    def _mark(self, name: str) -> str:
+        return f"{self._id}/{name}"
 
 
 def free_port() -> int:
@@ -237,24 +267,3 @@ def _new_folder(folder: Path) -> Path:
         raise UserError(f"{folder} is there already and is not overwritten; name a new folder")
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-def _toml(tls: TLSFiles) -> str:
-    return json.dumps(str(tls.ca))
-
-
-def _start_group(
-    command: tuple[str, ...], log: IO[bytes], environment: dict[str, str], folder: Path
-) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        command, stdout=log, stderr=log, env=environment, cwd=folder, start_new_session=True
-    )
-
-
-def _signal_group(process: subprocess.Popen[bytes], how: signal.Signals | None) -> bool:
-    """Send a signal, or none, to a process's group; return whether any of it is still there."""
-    try:
-        os.killpg(process.pid, how or 0)
-    except ProcessLookupError:
-        return False
-    return True

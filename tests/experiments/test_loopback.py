@@ -52,7 +52,7 @@ def test_authenticated_nodes_with_data_of_their_own_equal_the_simulation(tmp_pat
 
 
 def test_a_restarted_node_recovers(tmp_path):
-    show(Trial(tmp_path / "here", tls=True, restart="term", rounds=5, timeout_s=800))
+    show(Trial(tmp_path / "here", tls=True, own_data=True, restart="term", rounds=5, timeout_s=800))
     events = read_run(tmp_path / "here" / "run").result.events
     assert events["resyncs"] == 1
     assert events["dropped_node"] >= 1
