@@ -21,6 +21,7 @@ import psutil
 
 from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.credentials import LOOPBACK, Authority, make_node_key
+from leansplit.server_app.interruption import finish_first
 
 SUPERLINK, CONNECTION = "superlink", "loopback"
 _HOST = "127.0.0.1"
@@ -112,12 +113,12 @@ class Loopback:
         One that ends by itself leaves a helper process, which is stopped first.
         """
         if name in self._processes:
-            self._stop([name], signal.SIGTERM)
+            self.end_node(name, signal.SIGTERM)
         self._start(name, *self._nodes[name], "--port", str(free_port()))
 
     def end_node(self, name: str, how: signal.Signals) -> None:
         """Send a signal to a SuperNode and all that it started, and wait for their end."""
-        self._stop([name], how)
+        self._stop(self._mark(name), how)
 
     def keep_node(self, name: str) -> None:
         """Start a SuperNode again if it has ended, as a service manager does."""
@@ -210,39 +211,40 @@ class Loopback:
                 time.sleep(0.2)
 
     def _stop_all(self) -> None:
-        self._stop(list(self._processes), signal.SIGTERM)
+        with finish_first():  # a second Ctrl-C must not leave half of them behind
+            self._stop(self._id, signal.SIGTERM)
 
-    def _stop(self, names: list[str], how: signal.Signals) -> None:
-        """Send a signal to all that was started under these names; after a while, kill the rest."""
-        found = self._started_under(names)
+    def _stop(self, mark: str, how: signal.Signals) -> None:
+        """Send a signal to all that was started under a mark; after a while, kill the rest."""
+        found = _marked(mark)
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(how)
         psutil.wait_procs(found, timeout=_STOP_S)
-        while left := self._started_under(names):  # one may have started another just now
+        while left := _marked(mark):  # one may have started another just now
             for process in left:
                 with suppress(psutil.NoSuchProcess):
                     process.kill()
             psutil.wait_procs(left, timeout=_STOP_S)
-        for name in names:
-            self._processes[name].wait()
-
-    def _started_under(self, names: list[str]) -> list[psutil.Process]:
-        """Return the processes that carry the mark of one of these names.
-
-        Neither descent nor process groups would find all: the SuperLink starts its helper in a
-        session of its own, and helpers outlive their parents.
-        """
-        marks = {self._mark(name) for name in names}
-        found = []
-        for process in psutil.process_iter():
-            with suppress(psutil.Error):
-                if process.environ().get(_MARK) in marks:
-                    found.append(process)
-        return found
+        for started in self._processes.values():
+            started.poll()  # whoever has ended is no zombie any more
 
     def _mark(self, name: str) -> str:
-        return f"{self._id}/{name}"
+        return f"{self._id}/{name}/"
+
+
+def _marked(mark: str) -> list[psutil.Process]:
+    """Return the processes whose mark begins so.
+
+    Neither descent nor process groups would find all: the SuperLink starts its helper in a session
+    of its own, and helpers outlive their parents.
+    """
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):
+            if process.environ().get(_MARK, "").startswith(mark):
+                found.append(process)
+    return found
 
 
 def free_port() -> int:
