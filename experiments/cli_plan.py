@@ -190,8 +190,8 @@ def _configs(
             raise UserError("name a model with --model, or a task with --task")
         if model.endswith(".json"):
             settings["model"] = model = _configuration(Path(model))
-        is_name = model not in MODELS and "/" not in model and not Path(model).exists()
-        if is_name and (near := difflib.get_close_matches(model, MODELS, n=1, cutoff=0.7)):
+        is_known = model in MODELS or any(c in model for c in "/{") or Path(model).exists()
+        if not is_known and (near := difflib.get_close_matches(model, MODELS, n=1, cutoff=0.7)):
             raise UserError(f"unknown model {model!r}; did you mean {near[0]!r}?")
         takes = MODELS[model].takes if model in MODELS else "tokens"
         of_texts = "generation" if outputs == "tokens" else "text"

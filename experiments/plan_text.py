@@ -44,6 +44,8 @@ def plan_table(plans: Sequence[Plan], profile: DeviceProfile, title: str) -> Tab
     row("round trips of a round", lambda p: f"{p.client_round_trips:,}")
     table.add_section()
     row("rounds of the run", lambda p: f"{p.rounds:,}")
+    if any(plan.num_left_out for plan in plans):
+        row("clients left out: memory", lambda p: f"{p.num_left_out:,}")
     row("traffic of the run, all clients", lambda p: in_bytes(sum(p.traffic.values())))
     _add_kinds(table, plans, [plan.traffic for plan in plans])
     row("round trips of the run", lambda p: f"{p.round_trips:,}")
@@ -128,6 +130,7 @@ def plan_values(plan: Plan, profile: DeviceProfile) -> dict[str, Any]:
         "peak_memory": {f"{kind}_bytes": n for kind, n in plan.step.peak_memory.items()},
         "local_steps": plan.steps_per_round,
         "rounds": plan.rounds,
+        "clients_left_out": plan.num_left_out,
         "round_trips": plan.round_trips,
         "round_trips_of_a_round": plan.client_round_trips,
         "traffic": _by_kind(plan.traffic),

@@ -110,6 +110,7 @@ class Plan:
         shape: sizes that traffic depends on.
         steps_per_round: local steps of a participation.
         rounds: of the run.
+        num_left_out: clients whose memory is too small for a step, if the run has devices.
         participations: of all clients in all rounds.
         computed_steps: local steps of all clients in all rounds; where features are uploaded once,
             the batches that they are made of.
@@ -127,6 +128,7 @@ class Plan:
     shape: SplitShape
     steps_per_round: int
     rounds: int
+    num_left_out: int
     participations: int
     computed_steps: float
     is_sequential: bool
@@ -256,6 +258,7 @@ class Planner:
             shape=shape,
             steps_per_round=steps,
             rounds=len(attendance),
+            num_left_out=len(settings.presence.excluded),
             participations=sum(map(len, attendance)),
             computed_steps=computed,
             is_sequential=method.is_sequential(settings),

@@ -43,6 +43,8 @@ class AdapterConfig:
     def __post_init__(self) -> None:
         """Refuse adapters that cannot be built."""
         require_choice("train", self.train, TRAINED)
+        if isinstance(self.targets, str):
+            raise UserError(f'lora_targets is a list such as ["q_proj"], got {self.targets!r}')
         if self.full_blocks < 0:
             raise UserError(f"full_blocks must be at least 0, got {self.full_blocks}")
         if self.rank < 1:
