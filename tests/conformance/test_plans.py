@@ -177,7 +177,8 @@ def test_every_model_at_every_cut(method, model, cut, configure, tmp_path, run_i
         }
         config = configure(method, **{k: v for k, v in keys.items() if is_used(method, k)})
     outcome, plan = run_in_process(config), planned(config)
-    assert outcome.status == "completed" and outcome.events == {}
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events == {}
     assert plan.traffic == booked(outcome)
     assert plan.round_trips == outcome.num_exchanges
     predicted, measured = outcome.predicted, outcome.measured

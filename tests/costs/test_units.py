@@ -2,6 +2,8 @@ import pytest
 
 from leansplit.costs.device import DeviceProfile
 from leansplit.costs.units import (
+    in_bytes,
+    in_memory,
     in_words,
     parse_bit_rate,
     parse_bytes,
@@ -40,7 +42,7 @@ def test_quantities(parse, text, value):
         (parse_bytes, "2", "--option needs a unit: write it as 2GiB"),
         (parse_bytes, "2gib", "no unit 'gib': did you mean 2GiB?"),
         (parse_bytes, "-1GiB", "--option cannot be '-1GiB'"),
-        (parse_bytes, "0GiB", "must be above 0"),
+        (parse_bytes, "0GiB", "must be finite and above 0"),
         (parse_bytes, "much", "cannot be 'much'"),
         (parse_bit_rate, "10", "needs a unit"),
         (parse_bit_rate, "10MB", "no unit 'MB'"),
@@ -80,3 +82,10 @@ def test_times_in_words():
     assert [in_words(s) for s in (0.0123, 5.0, 150.0, 7300.0, 200_000.0)] == [
         "12.3 ms", "5 s", "2.5 min", "2.0 h", "2.3 d",
     ]  # fmt: skip
+
+
+def test_quantities_are_written_with_the_unit_that_suits_them():
+    assert [in_memory(n) for n in (0, 512, 2**20, 3 * 2**30)] == [
+        *("0 B", "0.50 KiB", "1.00 MiB", "3,072.00 MiB")
+    ]
+    assert [in_bytes(n) for n in (0, 999, 1000, 2.5e12)] == ["0 B", "999 B", "1.00 kB", "2.50 TB"]

@@ -85,6 +85,8 @@ def in_bytes(num_bytes: float) -> str:
 
 def in_memory(num_bytes: float) -> str:
     """Return bytes of memory in MiB, of little memory in KiB."""
+    if not num_bytes:
+        return "0 B"
     if num_bytes < MIB / 10:
         return f"{num_bytes / 1024:,.2f} KiB"
     return f"{num_bytes / MIB:,.2f} MiB"
