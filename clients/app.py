@@ -214,10 +214,13 @@ def _partition_id(context: Context) -> int:
 
 
 def _own_plan(plan: ClientPlan, context: Context) -> ClientPlan:
-    """Return the plan as this node keeps it: with its own data, if it was started with any."""
-    if OWN_DATA not in context.node_config:
+    """Return the plan as this node keeps it: with its own data, if it was started with any.
+
+    Which folder that is the node alone says, and never the server.
+    """
+    own = str(context.node_config.get(OWN_DATA, ""))
+    if not own and not plan.workload.get("own_data"):
         return plan
-    own = str(context.node_config[OWN_DATA])
     return dataclasses.replace(plan, workload={**plan.workload, "own_data": own})
 
 

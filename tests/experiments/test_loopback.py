@@ -1,4 +1,4 @@
-"""SuperLink and SuperNodes as real processes on this machine; a minute or two on two free cores."""
+"""SuperLink and SuperNodes as real processes on this machine; the long ones on request."""
 
 import shutil
 import signal
@@ -15,6 +15,7 @@ from leansplit.errors import UserError
 from leansplit.experiments.loopback import Trial, show
 from leansplit.experiments.loopback_processes import Loopback
 from leansplit.server_app.results import read_run
+from tests.whole_grid import WHOLE_GRID
 
 
 def can_listen():
@@ -32,6 +33,8 @@ pytestmark = [
     pytest.mark.skipif(not can_listen(), reason="no port of this machine can be listened on"),
     pytest.mark.timeout(900),
 ]
+# An exchange takes seconds there, so these need minutes even on an idle machine.
+takes_minutes = pytest.mark.skipif(not WHOLE_GRID, reason="LEANSPLIT_WHOLE_GRID=1 runs them")
 
 
 def processes_of(folder):
@@ -40,6 +43,7 @@ def processes_of(folder):
     return [name for name, place in working if place.startswith(str(folder))]
 
 
+@takes_minutes
 def test_authenticated_nodes_with_data_of_their_own_equal_the_simulation(tmp_path, capsys):
     """A node that is not registered is refused."""
     show(Trial(tmp_path / "here", tls=True, own_data=True, rounds=2, timeout_s=800))
@@ -51,6 +55,7 @@ def test_authenticated_nodes_with_data_of_their_own_equal_the_simulation(tmp_pat
     assert not processes_of(tmp_path)
 
 
+@takes_minutes
 def test_a_restarted_node_recovers(tmp_path):
     show(Trial(tmp_path / "here", tls=True, own_data=True, restart="term", rounds=5, timeout_s=800))
     events = read_run(tmp_path / "here" / "run").result.events
