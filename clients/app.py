@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
@@ -34,6 +36,7 @@ from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.clients.watched import watched
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
+from leansplit.errors import UserError
 from leansplit.federated import ClientData, Fault
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
@@ -58,6 +61,10 @@ from leansplit.wire import (
     encode,
 )
 
+OWN_DATA = "data"
+"""Key of the configuration of nodes that bring data of their own: an absolute folder or file."""
+
+log = logging.getLogger("leansplit")
 A = TypeVar("A")
 Q = TypeVar("Q")
 
@@ -90,15 +97,24 @@ def client_app(provider: Provider) -> ClientApp:
     @app.query("leansplit_setup")
     def set_up(message: Message, context: Context) -> Message:
         request = decode_as(unpack(message.content)[NODE], SetupRequest)
-        save_plan(context, request.plan)
-        plan = ClientPlan.from_json(request.plan)
-        worker = worker_for(plan, provider)
+        plan = _own_plan(ClientPlan.from_json(request.plan), context)
+        save_plan(context, plan.to_json())
+        hosted = plan.hosted_clients(_partition_id(context))
+        try:
+            if OWN_DATA in context.node_config and len(hosted) > 1:
+                raise UserError("a node with data of its own hosts one client: clients_per_node=1")
+            worker = worker_for(plan, provider)
+        except UserError as error:
+            log.error("this node cannot take part: %s", error)
+            is_private = OWN_DATA in context.node_config
+            told = "its data cannot be used; its own log says why" if is_private else str(error)
+            return Message(pack({}, dict.fromkeys(hosted, told)), reply_to=message)
         model = worker.workload.model
         trained = model.full_model if plan.is_whole_model else model.client_model
         fixed = checksum(fixed_state(trained))
         replies = {
             client_id: encode(_report(plan, worker, client_id, fixed), has_mask=plan.has_mask)
-            for client_id in plan.hosted_clients(_partition_id(context))
+            for client_id in hosted
         }
         return Message(pack(replies), reply_to=message)
 
@@ -196,6 +212,17 @@ def _partition_id(context: Context) -> int:
     if "partition-id" not in context.node_config:
         raise ValueError("this SuperNode has no partition-id; start it with --node-config")
     return int(str(context.node_config["partition-id"]))
+
+
+def _own_plan(plan: ClientPlan, context: Context) -> ClientPlan:
+    """Return the plan as this node keeps it: with its own data, if it was started with any.
+
+    Which folder that is the node alone says, and never the server.
+    """
+    own = str(context.node_config.get(OWN_DATA, ""))
+    if not own and not plan.workload.get("own_data"):
+        return plan
+    return dataclasses.replace(plan, workload={**plan.workload, "own_data": own})
 
 
 def _report(plan: ClientPlan, worker: Worker, client_id: int, fixed_checksum: str) -> SetupReply:

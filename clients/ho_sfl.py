@@ -6,12 +6,15 @@ Nothing here differentiates: every pass runs under inference mode.
 from __future__ import annotations
 
 from leansplit.clients.handlers import HandlerTable
+from leansplit.clients.hosl import probed_forward
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
 from leansplit.federated import HOSFLConfig
 from leansplit.wire import (
     BehindReply,
     ForwardRequest,
+    ProbedForwardRequest,
+    ProbedSmashedDataReply,
     ProbeReply,
     ProbeRequest,
     SmashedDataReply,
@@ -73,7 +76,16 @@ def answer_probe(session: Session, request: ProbeRequest) -> ProbeReply | Behind
     return ProbeReply(scalars=differences.float())
 
 
+def probe_ahead(
+    session: Session, request: ProbedForwardRequest
+) -> ProbedSmashedDataReply | BehindReply:
+    """Steps 2, 3 and 5 in one: z and every perturbed z go up; the server compares them."""
+    config = session.config(HOSFLConfig)
+    return probed_forward(session, request, config.zeroth_order, config.micro_batch)
+
+
 HANDLERS: HandlerTable = {
     "ho_sfl_forward": (ForwardRequest, forward),
     "ho_sfl_probe": (ProbeRequest, answer_probe),
+    "ho_sfl_probe_ahead": (ProbedForwardRequest, probe_ahead),
 }

@@ -10,12 +10,24 @@ from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
 from leansplit.federated import HOSLConfig
-from leansplit.wire import BehindReply, HOSLRequest, ProbedSmashedDataReply
-from leansplit.zeroth_order import probe_smashed_data
+from leansplit.wire import BehindReply, ProbedForwardRequest, ProbedSmashedDataReply
+from leansplit.zeroth_order import ZerothOrderConfig, probe_smashed_data
 
 
-def forward(session: Session, request: HOSLRequest) -> ProbedSmashedDataReply | BehindReply:
+def forward(
+    session: Session, request: ProbedForwardRequest
+) -> ProbedSmashedDataReply | BehindReply:
     """Catch up, then run one batch forward at theta and at every perturbed theta."""
+    return probed_forward(session, request, session.config(HOSLConfig).zeroth_order)
+
+
+def probed_forward(
+    session: Session,
+    request: ProbedForwardRequest,
+    zeroth_order: ZerothOrderConfig,
+    micro_batch: int = 0,
+) -> ProbedSmashedDataReply | BehindReply:
+    """Answer for HOSL, and for HO-SFL that probes ahead; ``micro_batch`` samples at once."""
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
@@ -26,8 +38,9 @@ def forward(session: Session, request: HOSLRequest) -> ProbedSmashedDataReply | 
         replica.vector,
         inputs,
         request.seeds.tolist(),
-        session.config(HOSLConfig).zeroth_order,
+        zeroth_order,
         with_anchor=True,  # the server trains on it
+        micro_batch=micro_batch,
     )
     remember_seeds(session, request.round, request.seeds)
     return ProbedSmashedDataReply(
@@ -39,4 +52,4 @@ def forward(session: Session, request: HOSLRequest) -> ProbedSmashedDataReply | 
     )
 
 
-HANDLERS: HandlerTable = {"hosl_forward": (HOSLRequest, forward)}
+HANDLERS: HandlerTable = {"hosl_forward": (ProbedForwardRequest, forward)}

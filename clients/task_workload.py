@@ -39,9 +39,13 @@ def _extra_blocks(plan: ClientPlan) -> int | None:
 def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples]:
     """Return client id -> that client's samples; every process draws the same partition.
 
+    The client of a node with data of its own holds all of them.
+
     Raises:
         UserError: as :func:`task_shares`.
     """
+    if config.own_data:
+        return lambda client_id: task.train
     shares = task_shares(config, task)
     return lambda client_id: task.train.select(shares[client_id])
 

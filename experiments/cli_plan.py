@@ -76,6 +76,7 @@ def plan(
         plan_values,
         sweep_table,
     )
+    from leansplit.server_app.plan_ahead import advise_probe_ahead
     from leansplit.server_app.plan_sweep import sweep_cuts as plan_every_cut
     from leansplit.server_app.plan_time import advise
     from leansplit.server_app.planning import Planner
@@ -132,10 +133,12 @@ def plan(
             published = {p.method: asdict(by) for p, by in zip(plans, found, strict=True)}
             tables.append(convention_table(plans, found))
     advice = advise(plans, profile)
+    ahead = advise_probe_ahead(planner, configs, plans, profile)
     published_values = {"conventions": {conventions: published}} if published else {}
     values = {
         "plans": [plan_values(found, profile) for found in plans],
         "recommendation": advice_values(advice),
+        **({"exchanges": asdict(ahead)} if ahead else {}),
         "notes": notes,
         **published_values,
     }
@@ -149,6 +152,8 @@ def plan(
         console.print(table)
     if sweep_cuts or len(plans) > 1 or profile != DeviceProfile():
         console.print(f"recommendation: {advice.reason}", markup=False, soft_wrap=True)
+    if ahead is not None:
+        console.print(f"exchanges: {ahead.reason}", markup=False, soft_wrap=True)
     for note in [*notes, _ENVELOPES]:
         console.print(f"note: {note}", markup=False, soft_wrap=True)
     for file in files:

@@ -9,11 +9,11 @@ from pathlib import Path
 from leansplit.experiments.controls import find_controls
 from leansplit.experiments.experiment import Experiment
 from leansplit.experiments.experiment_file import copy_with_overrides
-from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report, write_tables
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import accuracy_text, check_all, run_all
 from leansplit.experiments.summary import Summary, completed_runs
+from leansplit.server_app.interruption import stop_on_interrupt
 from leansplit.server_app.results import Run, results_folder
 
 

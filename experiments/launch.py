@@ -12,10 +12,10 @@ from contextlib import contextmanager
 from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
-from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import execute
+from leansplit.server_app.interruption import stop_on_interrupt
 from leansplit.server_app.recording import Outcome, Progress
 
 IN_PROCESS = -1

@@ -18,11 +18,11 @@ from multiprocessing import active_children, get_context, parent_process
 from pathlib import Path
 
 from leansplit.errors import RunFailedError, UserError
-from leansplit.experiments.interruption import hold_interrupts, stop_on_interrupt
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.running import run_and_write
 from leansplit.server_app.checkpoint_files import read_checkpoint
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.interruption import hold_interrupts, stop_on_interrupt
 from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import RunResult
 

@@ -6,10 +6,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.launch import launch
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.interruption import stop_on_interrupt
 from leansplit.server_app.plain_execution import execute_plain, usable_device
 from leansplit.server_app.recording import Outcome, Progress
 from leansplit.server_app.results import Engine, RunResult

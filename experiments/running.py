@@ -7,12 +7,12 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from leansplit.experiments.interruption import finish_first, stop_on_interrupt
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.server_app.checkpoint_files import CHECKPOINTS, Checkpoint, remove_checkpoints
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
+from leansplit.server_app.interruption import finish_first, stop_on_interrupt
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import RunResult, results_folder, utc_now

@@ -15,7 +15,6 @@ from leansplit.errors import UserError
 from leansplit.experiments.experiment import PlannedRun
 from leansplit.experiments.figure_style import render
 from leansplit.experiments.inline_svg import LINE_THEME
-from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.provenance import value_text
 from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
@@ -25,6 +24,7 @@ from leansplit.experiments.summary_text import plus_minus
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
+from leansplit.server_app.interruption import stop_on_interrupt
 from leansplit.server_app.results import Run, results_folder, write_files
 
 EVERY_VALUE = "any"

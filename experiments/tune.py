@@ -21,7 +21,6 @@ from typing import Any
 from leansplit.errors import UserError
 from leansplit.experiments.experiment import Experiment, PlannedRun, Row
 from leansplit.experiments.inert_moments import ADVICE, has_inert_moments
-from leansplit.experiments.interruption import stop_on_interrupt
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.resume import (
     Attempt,
@@ -33,6 +32,7 @@ from leansplit.experiments.resume import (
 from leansplit.experiments.tuning_config import ClientChoice, Tuning, has_zeroth_client
 from leansplit.experiments.tuning_grid import Grid, Point, method_grid
 from leansplit.server_app.config import flatten
+from leansplit.server_app.interruption import stop_on_interrupt
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.server_app.results import RunResult, results_folder

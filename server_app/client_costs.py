@@ -98,8 +98,13 @@ def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) ->
     return _step_of(replica, client_model, inputs, step)
 
 
-def probed_forward_step(model: SplitModel, inputs: Tensor, config: HOSLConfig) -> ClientStep:
-    """HOSL: the last round's update; smashed data of all probes, held until they are uploaded."""
+def probed_forward_step(
+    model: SplitModel, inputs: Tensor, config: HOSFLConfig | HOSLConfig, micro_batch: int = 0
+) -> ClientStep:
+    """HOSL, and HO-SFL that probes ahead: the last round's update, then z and all perturbed z.
+
+    They are held until they are uploaded, in one message.
+    """
     client_model = model.client_model.eval()
     replica = _replica(model, config)
     zo = config.zeroth_order
@@ -108,7 +113,14 @@ def probed_forward_step(model: SplitModel, inputs: Tensor, config: HOSLConfig) -
     def step() -> None:
         _bring_up_to_date(replica, seeds)
         probe_smashed_data(
-            client_model, replica.spec, replica.vector, inputs, seeds, zo, with_anchor=True
+            client_model,
+            replica.spec,
+            replica.vector,
+            inputs,
+            seeds,
+            zo,
+            with_anchor=True,
+            micro_batch=micro_batch,
         )
 
     return _step_of(replica, client_model, inputs, step)

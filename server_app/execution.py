@@ -93,7 +93,7 @@ def execute(
             quorum_rounds=config.quorum_rounds,
             faults=config.faults,
             attack=config.attack,
-            workload=workload.to_dict(),
+            workload=workload.describing(task).to_dict(),
         ),
         evaluate_every=config.evaluation_period,
     )

@@ -50,14 +50,8 @@ def timing(plan: Plan, profile: DeviceProfile) -> Timing:
     time, or one after the other where the method says so. Set-up and final update wait, too. What
     crosses once, such as initial weights, is shared out over the clients of a round.
     """
-    flops = plan.step.flops * plan.steps_per_round
-    again = profile.seconds(
-        flops=flops,
-        uplink_bytes=direction_bytes(plan.client_traffic, "uplink"),
-        downlink_bytes=direction_bytes(plan.client_traffic, "downlink"),
-        round_trips=plan.client_round_trips,
-    )
-    return Timing(again / plan.steps_per_round, sum(_parts(plan, profile).values()))
+    step_s = sum(seconds_by_part(plan, profile).values()) / plan.steps_per_round
+    return Timing(step_s, sum(_run_by_part(plan, profile).values()))
 
 
 def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
@@ -83,7 +77,7 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
     if profile.is_timed:
         times = {id(plan): timing(plan, profile) for plan in fitting}
         best = min(fitting, key=lambda plan: times[id(plan)].run_s)
-        parts = _parts(best, profile)
+        parts = _run_by_part(best, profile)
         largest = max(parts, key=lambda part: parts[part])
         return Advice(
             best,
@@ -102,18 +96,28 @@ def advise(plans: Sequence[Plan], profile: DeviceProfile) -> Advice:
 _ACCURACY = "How well it learns is not in these figures; compare runs, the frozen client among them"
 
 
-def _parts(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
+def seconds_by_part(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
+    """Return the seconds of one more participation by what they are spent on."""
+    flops = float(plan.step.flops * plan.steps_per_round)
+    return _by_part(profile, flops, plan.client_traffic, plan.client_round_trips)
+
+
+def _run_by_part(plan: Plan, profile: DeviceProfile) -> dict[str, float]:
     """Return the seconds of the run by what they are spent on."""
-    at_once = _clients_at_once(plan)
+    at_once = 1 if plan.is_sequential else plan.participations / plan.rounds
+    flops = plan.step.flops * plan.computed_steps / at_once
+    return _by_part(profile, flops, plan.traffic, plan.round_trips, at_once)
+
+
+def _by_part(
+    profile: DeviceProfile, flops: float, traffic: Traffic, round_trips: int, sharing: float = 1
+) -> dict[str, float]:
+    """Return seconds by what they are spent on; so many clients share the traffic at once."""
     spent = {
-        "computing": {"flops": plan.step.flops * plan.computed_steps / at_once},
-        "sending": {"uplink_bytes": direction_bytes(plan.traffic, "uplink") / at_once},
-        "receiving": {"downlink_bytes": direction_bytes(plan.traffic, "downlink") / at_once},
-        "waiting for the network": {"round_trips": float(plan.round_trips)},
+        "computing": {"flops": flops},
+        "sending": {"uplink_bytes": direction_bytes(traffic, "uplink") / sharing},
+        "receiving": {"downlink_bytes": direction_bytes(traffic, "downlink") / sharing},
+        "waiting for the network": {"round_trips": float(round_trips)},
     }
     nothing = {"flops": 0.0, "uplink_bytes": 0.0, "downlink_bytes": 0.0, "round_trips": 0.0}
     return {name: profile.seconds(**(nothing | part)) for name, part in spent.items()}
-
-
-def _clients_at_once(plan: Plan) -> float:
-    return 1 if plan.is_sequential else plan.participations / plan.rounds

@@ -37,7 +37,7 @@ class DeComFL(ReplicatedStrategy[DeComFLConfig]):
     forward_action = "decomfl_probe"
     is_whole_model = True
 
-    def round_seeds(self, round: int) -> list[tuple[int, ...]]:
+    def seeds_of_steps(self, round: int) -> list[tuple[int, ...]]:
         """Return the seeds of the round: P for each local step."""
         return [
             perturbation_seeds(
@@ -51,7 +51,7 @@ class DeComFL(ReplicatedStrategy[DeComFLConfig]):
 
     def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> DeComFLRequest:
         """Steps 1 and 2: the round's seeds, and the updates that the client missed."""
-        seeds = torch.tensor(self.round_seeds(round), dtype=torch.uint32)
+        seeds = torch.tensor(self.seeds_of_steps(round), dtype=torch.uint32)
         return DeComFLRequest(round=round, seeds=seeds, **catch_up)
 
     def reply_form(self, client_id: int) -> Form:
@@ -72,7 +72,7 @@ class DeComFL(ReplicatedStrategy[DeComFLConfig]):
         if answered.records:
             self.share_update(
                 server_round,
-                [seed for step in self.round_seeds(server_round) for seed in step],
+                [seed for step in self.seeds_of_steps(server_round) for seed in step],
                 {m: reply.scalars.reshape(-1) for m, reply in answered.records.items()},
                 num_samples,
                 loss_objective(self.model.full_model, self.loss),

@@ -25,11 +25,11 @@ from torch import Tensor
 
 from leansplit.federated import HOSLConfig, sample_weights
 from leansplit.first_order import server_step
-from leansplit.noise import perturbation_seeds, server_dropout_seed
+from leansplit.noise import server_dropout_seed
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.split import mean_loss, probed_form, require_finite, split_replies
 from leansplit.strategies.wanted import Wanted
-from leansplit.wire import Form, HOSLRequest, ProbedSmashedDataReply
+from leansplit.wire import Form, ProbedForwardRequest, ProbedSmashedDataReply
 from leansplit.zeroth_order import cut_objective
 
 
@@ -39,15 +39,11 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
     method = "hosl"
     forward_action = "hosl_forward"
 
-    def round_seeds(self, round: int) -> tuple[int, ...]:
-        """Return the seeds of the round's Q shared directions."""
-        count = self.config.zeroth_order.num_perturbations
-        return perturbation_seeds(self.config.root_seed, count, round=round)
-
-    def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> HOSLRequest:
+    def open_round(
+        self, client_id: int, round: int, catch_up: dict[str, Any]
+    ) -> ProbedForwardRequest:
         """Ask for the smashed data of every probe and of the model itself."""
-        seeds = torch.tensor(self.round_seeds(round), dtype=torch.uint32)
-        return HOSLRequest(round=round, seeds=seeds, **catch_up)
+        return self.probed_forward_request(round, catch_up)
 
     def upload_form(self, client_id: int) -> Form:
         """Return what a client's clean and probed smashed data must look like."""

@@ -6,7 +6,8 @@ messages, the same results. Every node has a context of its own, as in a simulat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
 from uuid import uuid4
 
 from flwr.app import Context, Error, Message, RecordDict
@@ -29,10 +30,16 @@ class InProcessGrid(Grid):
         client_app: the app of every node.
         num_nodes: SuperNodes; partition ids are 0 to ``num_nodes - 1``.
         fault: decides for each message whether its client fails; default: none does.
+        node_configs: partition id -> what else stands in that node's configuration.
     """
 
     def __init__(
-        self, client_app: ClientApp, num_nodes: int, *, fault: Fault | None = None
+        self,
+        client_app: ClientApp,
+        num_nodes: int,
+        *,
+        fault: Fault | None = None,
+        node_configs: Mapping[int, Mapping[str, int | str]] = MappingProxyType({}),
     ) -> None:
         self._app = client_app
         self._fault = fault
@@ -48,6 +55,7 @@ class InProcessGrid(Grid):
                     "partition-id": partition_id,
                     "num-partitions": num_nodes,
                     IN_PROCESS: True,
+                    **node_configs.get(partition_id, {}),
                 },
                 state=RecordDict(),
                 run_config={},

@@ -24,8 +24,8 @@ from leansplit.federated import MUSplitFedConfig, aggregate
 from leansplit.noise import server_dropout_seed, server_perturbation_seeds
 from leansplit.parameters import ParameterDict
 from leansplit.strategies.alternating import Served
-from leansplit.strategies.split import require_finite
-from leansplit.strategies.zo_split import ZOSplitStrategy, probed
+from leansplit.strategies.split import probed, require_finite
+from leansplit.strategies.zo_split import ZOSplitStrategy
 from leansplit.wire import ProbedSmashedDataReply
 from leansplit.zeroth_order import SumObjective, estimate, probe
 

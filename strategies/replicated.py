@@ -7,9 +7,11 @@ has reached, and mends replicas that are behind or differ.
 from __future__ import annotations
 
 import logging
+from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+import torch
 from flwr.app import ArrayRecord, ConfigRecord, Message
 from flwr.serverapp import Grid
 from torch import Tensor
@@ -25,13 +27,21 @@ from leansplit.federated import (
     aggregate_scalars,
     sample_weights,
 )
+from leansplit.noise import perturbation_seeds
 from leansplit.parameters import load_parameters_
 from leansplit.state import State
 from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
-from leansplit.wire import BehindReply, ForwardRequest, Record, SyncReply, SyncRequest
+from leansplit.wire import (
+    BehindReply,
+    ForwardRequest,
+    ProbedForwardRequest,
+    Record,
+    SyncReply,
+    SyncRequest,
+)
 from leansplit.zeroth_order import (
     DifferentiableObjective,
     EstimateReport,
@@ -56,8 +66,11 @@ class ReplicatedStrategy(SplitStrategy[C]):
     """
 
     not_state = ("_cohort",)
-    forward_action: str
-    """Action of the request that opens a round."""
+
+    @property
+    @abstractmethod
+    def forward_action(self) -> str:
+        """Action of the request that opens a round."""
 
     def new_mirror(self) -> Replica:
         """Return the replica that the server keeps in step with the clients'."""
@@ -126,6 +139,17 @@ class ReplicatedStrategy(SplitStrategy[C]):
     def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> Record:
         """Return the request that opens a client's round."""
         return ForwardRequest(round=round, **catch_up)
+
+    def round_seeds(self, round: int) -> tuple[int, ...]:
+        """Return the seeds of the P directions that all clients share in a round."""
+        _, zeroth_order = self._replica_configs()
+        count = zeroth_order.num_perturbations
+        return perturbation_seeds(self.config.root_seed, count, round=round)
+
+    def probed_forward_request(self, round: int, catch_up: dict[str, Any]) -> ProbedForwardRequest:
+        """Return the request for smashed data of every probe and of the model itself."""
+        seeds = torch.tensor(self.round_seeds(round), dtype=torch.uint32)
+        return ProbedForwardRequest(round=round, seeds=seeds, **catch_up)
 
     def opened(self, replies: Iterable[Message], round: int, wanted: Wanted[R]) -> Replies[R]:
         """Return the settled answers to :meth:`open_round`; who answered is up to date.

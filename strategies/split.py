@@ -24,8 +24,8 @@ from leansplit.models import SplitModel
 from leansplit.models.batch_statistics import refuse_mixing
 from leansplit.state import State
 from leansplit.strategies.running import RunningStrategy, log
-from leansplit.wire import ABSENT, Form, SmashedDataReply, TensorForm
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.wire import ABSENT, Form, ProbedSmashedDataReply, SmashedDataReply, TensorForm
+from leansplit.zeroth_order import ProbedSmashedData, ZerothOrderConfig
 
 C = TypeVar("C", bound=MethodConfig)
 
@@ -128,6 +128,11 @@ def probed_form(upload: Form, config: ZerothOrderConfig, *, with_anchor: bool) -
         "plus": probes,
         "minus": probes if config.estimator == "central" else ABSENT,
     }
+
+
+def probed(upload: ProbedSmashedDataReply) -> ProbedSmashedData:
+    """Return what a client probed."""
+    return ProbedSmashedData(upload.smashed_data, upload.plus, upload.minus)
 
 
 def require_finite(what: str, round: int, values: Mapping[int, float]) -> None:

@@ -24,7 +24,8 @@ from torch import Tensor
 from leansplit.federated import TrainedVector, ZOSFLConfig
 from leansplit.noise import server_dropout_seed, server_perturbation_seeds
 from leansplit.strategies.alternating import Served
-from leansplit.strategies.zo_split import ZOSplitStrategy, probed
+from leansplit.strategies.split import probed
+from leansplit.strategies.zo_split import ZOSplitStrategy
 from leansplit.wire import ProbedSmashedDataReply
 from leansplit.zeroth_order import ServerObjective, estimate, perturbed
 

@@ -25,7 +25,6 @@ from leansplit.wire import DifferencesRequest, Form, ProbedSmashedDataReply
 from leansplit.zeroth_order import (
     EstimateReport,
     Half,
-    ProbedSmashedData,
     ServerObjective,
     cut_objective,
 )
@@ -147,8 +146,3 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
 
         if local_step == 0:
             self.report_estimate(round, build)
-
-
-def probed(upload: ProbedSmashedDataReply) -> ProbedSmashedData:
-    """Return what a client probed."""
-    return ProbedSmashedData(upload.smashed_data, upload.plus, upload.minus)

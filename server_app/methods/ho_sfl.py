@@ -2,18 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence, Set
+
+from torch import Tensor
+
 from leansplit import reference
-from leansplit.costs import ho_sfl_traffic
-from leansplit.federated import HOSFLConfig
-from leansplit.server_app.client_costs import zeroth_order_step
+from leansplit.costs import ClientStep, SplitShape, Traffic, ho_sfl_traffic, hosl_traffic
+from leansplit.federated import HOSFLConfig, HOSLConfig
+from leansplit.models import SplitModel
+from leansplit.server_app.client_costs import probed_forward_step, zeroth_order_step
 from leansplit.server_app.methods.spec import MethodSpec
 from leansplit.strategies import HOSFL
 
 
-def client_passes(config: HOSFLConfig) -> tuple[float, float]:
+def client_passes(config: HOSFLConfig | HOSLConfig) -> tuple[float, float]:
     """The anchor z is a forward pass of its own; the forward estimator reuses it."""
     is_forward = config.zeroth_order.estimator == "forward"
     return config.zeroth_order.num_forwards + (0 if is_forward else 1), 0
+
+
+def probed_traffic(
+    config: HOSFLConfig | HOSLConfig,
+    shape: SplitShape,
+    attendance: Sequence[Set[int]],
+    num_samples: int,
+) -> Traffic:
+    """Return the traffic of clients that upload the smashed data of all their probes."""
+    zo = config.zeroth_order
+    per_direction = 1 if zo.estimator == "forward" else 2
+    return hosl_traffic(shape, attendance, num_samples, zo.num_perturbations, per_direction)
+
+
+def _traffic(
+    config: HOSFLConfig, shape: SplitShape, attendance: Sequence[Set[int]], num_samples: int
+) -> Traffic:
+    if config.probe_ahead:
+        return probed_traffic(config, shape, attendance, num_samples)
+    return ho_sfl_traffic(shape, attendance, num_samples, config.zeroth_order.num_perturbations)
+
+
+def _client_step(config: HOSFLConfig, model: SplitModel, inputs: Tensor) -> ClientStep:
+    if config.probe_ahead:
+        return probed_forward_step(model, inputs, config, config.micro_batch)
+    return zeroth_order_step(model, inputs, config)
+
+
+def _round_trips(config: HOSFLConfig, attendance: Sequence[Set[int]]) -> int:
+    return (1 if config.probe_ahead else 2) * len(attendance) + 1  # and the final update
 
 
 HO_SFL = MethodSpec(
@@ -28,9 +63,7 @@ HO_SFL = MethodSpec(
     strategy=HOSFL,
     reference=reference.ho_sfl,
     client_passes=client_passes,
-    traffic=lambda config, shape, attendance, samples: ho_sfl_traffic(
-        shape, attendance, samples, config.zeroth_order.num_perturbations
-    ),
-    round_trips=lambda config, attendance: 2 * len(attendance) + 1,  # and the final update
-    client_step=lambda config, model, loss, x, y: zeroth_order_step(model, x, config),
+    traffic=_traffic,
+    round_trips=_round_trips,
+    client_step=lambda config, model, loss, x, y: _client_step(config, model, x),
 )

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from leansplit import reference, strategies
-from leansplit.costs import hosl_traffic
 from leansplit.federated import HOSLConfig
 from leansplit.server_app.client_costs import probed_forward_step
-from leansplit.server_app.methods.ho_sfl import client_passes
+from leansplit.server_app.methods.ho_sfl import client_passes, probed_traffic
 from leansplit.server_app.methods.spec import MethodSpec
 
 HOSL = MethodSpec(
@@ -21,13 +20,7 @@ HOSL = MethodSpec(
     strategy=strategies.HOSL,
     reference=reference.hosl,
     client_passes=client_passes,
-    traffic=lambda config, shape, attendance, samples: hosl_traffic(
-        shape,
-        attendance,
-        samples,
-        config.zeroth_order.num_perturbations,
-        1 if config.zeroth_order.estimator == "forward" else 2,
-    ),
+    traffic=probed_traffic,
     round_trips=lambda config, attendance: len(attendance) + 1,  # and the final update
     client_step=lambda config, model, loss, x, y: probed_forward_step(model, x, config),
 )

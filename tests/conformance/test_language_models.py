@@ -116,6 +116,18 @@ def test_a_base_in_half_precision(method, texts, run_in_process, reference_check
     assert 2 * smashed[0] == smashed[1]
 
 
+@pytest.mark.parametrize("estimator", ["forward", "central"])
+def test_ho_sfl_that_probes_ahead(estimator, texts, run_in_process, reference_checksum, expected):
+    """Masks, padding, half precision and parts of a batch: the bits of the loop, all the same."""
+    options = {"probe.estimator": estimator, "probe_ahead": True, "micro_batch": 3}
+    options |= {"model_options.precision": "bfloat16"}
+    config = configure("ho-sfl", "llama", texts, **options)
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error, outcome.events) == ("completed", None, {})
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+
+
 @pytest.mark.parametrize("method", ALL)
 def test_texts_to_continue(method, pairs, run_in_process, reference_checksum, expected):
     heads = {"auxiliary.kind": "blocks", "auxiliary.initialise": "server"}

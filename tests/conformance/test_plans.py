@@ -78,6 +78,7 @@ def test_nobody_counts_where_nobody_takes_part_twice(configure, run_in_process):
         ("frozen", {"features_once": True}),
         ("cse-fsl", {"frozen_client": True}),
         ("ho-sfl", {"samples": 20}),
+        ("ho-sfl", {"probe_ahead": True, "probe.estimator": "central"}),
     ],
     ids=str,
 )
@@ -168,13 +169,8 @@ def test_every_model_at_every_cut(method, model, cut, configure, tmp_path, run_i
     else:
         keys = {"model": model, "cut_layer": cut, "batch_size": 4, "rounds": 3, "partition": "iid"}
         keys |= {"model_options.width": 8} if model == "resnet18" else {}
-        keys |= {
-            "client.lr": 1e-3,
-            "boundaries": ["cut"],
-            "task_options.max_train": 96,
-            "clients": 4,
-            "cohort": 4,
-        }
+        keys |= {"boundaries": ["cut"], "task_options.max_train": 96, "clients": 4, "cohort": 4}
+        keys |= {"client.lr": 1e-4, "server.lr": 1e-4}  # nothing diverges
         config = configure(method, **{k: v for k, v in keys.items() if is_used(method, k)})
     outcome, plan = run_in_process(config), planned(config)
     assert outcome.status == "completed", outcome.error

@@ -64,6 +64,7 @@ def test_unset_it_leaves_hashes_as_they_were():
         ("ho-sfl", {"privacy.clip": -1}, "privacy.clip must be a finite number from 0, got -1"),
         ("ho-sfl", {"privacy.clip": 1, "privacy.delta": 1}, "privacy.delta must be above 0"),
         ("ho-sfl", {"privacy.clip": 1, "checkpoint_every": 5}, "privacy.reproducible"),
+        ("ho-sfl", {"privacy.clip": 1, "probe_ahead": True}, "probe_ahead uploads perturbed"),
         ("sflv1", {"privacy.scalar_clip": 1}, "upload no scalars"),
         ("fedavg", {"privacy.clip": 1}, "no noise is built for fedavg"),
         ("mu-splitfed", {"privacy.clip": 1}, "no noise is built for mu-splitfed"),

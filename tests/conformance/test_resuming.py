@@ -86,6 +86,16 @@ def test_a_killed_simulation_goes_on_as_if_nothing_had_happened(method, optimize
         assert getattr(resumed, name) == getattr(whole, name), name
 
 
+def test_a_killed_run_that_probes_ahead_ends_with_the_bits_of_two_exchanges(configure, run):
+    whole = run(configure("ho-sfl", "adamw", **options("ho-sfl")))
+    config = configure("ho-sfl", "adamw", **options("ho-sfl", probe_ahead=True))
+    assert run(config, killed_in=STOP + 1) is None
+    resumed = run(config, resume=True)
+    assert resumed.status == "completed", resumed.error
+    assert resumed.events == {"resumes": 1}
+    assert resumed.final_model_checksum == whole.final_model_checksum
+
+
 @pytest.mark.parametrize(("method", "optimizer"), OTHER_PAIRS)
 def test_clients_that_lost_their_memory_are_sent_what_they_need(method, optimizer, configure, run):
     """The same bits of model; what is sent again is booked."""

@@ -123,6 +123,7 @@ OPTIONS = [
     ("sflv2", {"client_backward": "recompute", "micro_batch": 1}),
     ("sflv2", {"client.name": "sgd", "client.momentum": 0.9, "client.lifetime": "batch"}),
     ("ho-sfl", {"probe.direction": "sphere", "probe.estimator": "central"}),
+    ("ho-sfl", {"probe_ahead": True, "micro_batch": 1}),
     ("heron-sfl", {"frozen_client": True}),
     ("heron-sfl", {"auxiliary.kind": "copy"}),
     ("cse-fsl", {"auxiliary.kind": "blocks", "local_steps": 2}),

@@ -47,6 +47,7 @@ def test_tables_for_people(plan):
     ):
         assert text in out
     assert "recommendation: 2 of 2 plans fit in 1.00 MiB" in out
+    assert "exchanges: leave probe_ahead=false for HO-SFL at cut relu2: one exchange a round" in out
 
 
 def test_values_for_programs(plan):
@@ -58,6 +59,7 @@ def test_values_for_programs(plan):
     around = 2 * 0.04  # set-up and last update
     assert found["run_s"] - around == pytest.approx(3 * found["step_s"], rel=0.2)
     assert json.loads(out)["recommendation"]["method"] == "ho-sfl"
+    assert json.loads(out)["exchanges"]["latency_saved_s"] == pytest.approx(0.04)
 
 
 def test_sweep_of_a_configuration_file(plan, tmp_path):

@@ -9,8 +9,8 @@ import pytest
 from leansplit.clients import app as client_app
 from leansplit.experiments import compare, resume, run_all, running
 from leansplit.experiments.command_line import EXIT_INTERRUPTED
-from leansplit.experiments.interruption import finish_first
 from leansplit.server_app import execution, recording
+from leansplit.server_app.interruption import finish_first
 from leansplit.server_app.results import read_run
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.ho_sfl import HOSFL

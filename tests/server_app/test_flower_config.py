@@ -63,4 +63,4 @@ def test_mistakes_in_set_are_named(text, message):
 
 def test_the_table_lists_only_keys_that_exist():
     options = {key for method in METHODS for key in option_keys(method)}
-    assert DEFAULTS.keys() - {"method", "set"} <= KEYS.keys() | options
+    assert DEFAULTS.keys() - {"method", "set", "resume", "resume_previous"} <= KEYS.keys() | options

@@ -10,6 +10,7 @@ from leansplit.experiments.running import run_and_write
 from leansplit.models import split_at
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.plan_ahead import advise_probe_ahead
 from leansplit.server_app.plan_sweep import filled_in, sweep_cuts
 from leansplit.server_app.plan_time import advise, timing
 from leansplit.server_app.planning import Planner, Problem
@@ -213,6 +214,35 @@ def test_advice(resnet):
     assert advise([frozen], DeviceProfile()).plan is frozen
     slow = DeviceProfile(uplink_bits=1e12, downlink_bits=1e12, latency_s=9.0, flops=1e15)
     assert "waiting for the network" in advise(plans, slow).reason
+
+
+@pytest.mark.parametrize("asked_ahead", [False, True])
+@pytest.mark.parametrize(("latency_s", "is_better"), [(9.0, True), (1.0, False)])
+def test_one_exchange_or_two_by_hand(latency_s, is_better, asked_ahead, resnet):
+    """z of 2 samples takes 4 MiB / 8 = 0.524288 s up and half of that down; P = 5 of them more."""
+    configs = {
+        "ho-sfl": vision("ho-sfl", batch_size=2, rounds=2, cohort=2, probe_ahead=asked_ahead)
+    }
+    plans = [resnet.plan(configs["ho-sfl"])]
+    link = {"uplink_bits": 8e6, "downlink_bits": 16e6, "flops": 1e12}
+    profile = DeviceProfile(latency_s=latency_s, **link)
+    advice = advise_probe_ahead(resnet, configs, plans, profile)
+    assert advice.probe_ahead == is_better
+    assert advice.latency_saved_s == latency_s
+    assert advice.download_saved_s == pytest.approx(0.524288 / 2)
+    assert advice.upload_added_s == pytest.approx(5 * 0.524288 - 5 * 4 / 1e6)
+    assert f"probe_ahead={str(is_better).lower()} for HO-SFL at cut layer1.0" in advice.reason
+    two, one = (
+        resnet.plan(vision("ho-sfl", batch_size=2, rounds=2, cohort=2, probe_ahead=it))
+        for it in (False, True)
+    )
+    assert timing(two, profile).step_s - timing(one, profile).step_s == pytest.approx(
+        advice.latency_saved_s + advice.download_saved_s - advice.upload_added_s
+    )
+    tight = DeviceProfile(latency_s=9.0, memory_bytes=two.step.peak_memory_bytes, **link)
+    assert one.step.peak_memory_bytes > two.step.peak_memory_bytes
+    assert not advise_probe_ahead(resnet, configs, plans, tight).probe_ahead
+    assert advise_probe_ahead(resnet, configs, plans, DeviceProfile()) is None
 
 
 # --- problems -----------------------------------------------------------------------------------

@@ -78,6 +78,20 @@ def test_clients_in_turn_add_up(fleet, order, seconds):
     assert (told.result.simulated_s, told.result.client_s) == (seconds, 12.0)
 
 
+@pytest.mark.parametrize(
+    ("ahead", "sent", "seconds", "client_s"),
+    [
+        (False, [(0, 1, 1), (1, 1, 1)], 6.0, 10.0),  # 1 + 1 + 1 + 1 and 2 + 2 + 1 + 1 s
+        (True, [(0, 3, 0), (1, 3, 0)], 8.5, 13.0),  # 1 + 3 + 0.5 and 2 + 6 + 0.5 s
+    ],
+)
+def test_probing_ahead_waits_once_and_sends_more(fleet, ahead, sent, seconds, client_s):
+    settings = {"probe_ahead": ahead, "batch_size": 2}
+    rows = [(1, *each) for each in sent]
+    told = timed(run_of("ho-sfl", rows, rounds=1, settings=settings), fleet)
+    assert (told.result.simulated_s, told.result.client_s) == (seconds, client_s)
+
+
 def test_features_that_cross_once_are_computed_for_all_samples(fleet):
     """Two batches and half a batch: 2 + 1 + 1 + 0.5 and 1 + 2 + 1 + 0.5 s."""
     rows = [(1, 0, 1, 1), (1, 1, 1, 1)]

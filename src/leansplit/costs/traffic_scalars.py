@@ -20,7 +20,9 @@ def hosl_traffic(
     num_perturbations: int,
     probes_per_direction: int,
 ) -> Traffic:
-    """HOSL (arXiv 2601.10940), with initial weights and a final synchronisation.
+    """HOSL (arXiv 2601.10940), and HO-SFL that probes ahead: the same messages.
+
+    Initial weights and the final synchronisation are included.
 
     For each participation: B (1 + c P) D_z floats and B labels up, P seeds down; nothing comes
     back but P mean scalars with the next request. Catch-up and weights as in HO-SFL.

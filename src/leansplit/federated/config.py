@@ -207,11 +207,19 @@ class HOSFLConfig(ReplicatedConfig, NoisedConfig):
     micro_batch: int = 0
     """Samples that a client runs forward at once, to make z and to probe; 0 = the whole batch. In
     parts it holds the activations of few, beside z and the smashed gradient."""
+    probe_ahead: bool = False
+    """Upload the smashed data of all probes with z, so that a round takes one exchange and not two:
+    the server compares them with lambda. The same model; no gradient down, more smashed data up."""
 
     def __post_init__(self) -> None:
         """Refuse values that no round can be run with."""
         super().__post_init__()
         _require_micro_batch(self.micro_batch)
+        if self.probe_ahead and self.privacy.is_on:
+            raise UserError(
+                "probe_ahead uploads perturbed smashed data, which no noise is built for; leave "
+                "out probe_ahead or privacy.…"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

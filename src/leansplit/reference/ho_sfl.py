@@ -1,7 +1,8 @@
 """HO-SFL as one plain loop (arXiv 2603.14773, ICML 2026): documentation and oracle.
 
 The client model is trained by zeroth-order steps on the surrogate <lambda, f_c(x; theta)>, the
-server model by backpropagation. No client ever differentiates; all clients hold one theta.
+server model by backpropagation. No client ever differentiates; all clients hold one theta. Who
+takes the inner products of step 5 (``probe_ahead``) changes no number.
 """
 
 from __future__ import annotations

@@ -21,6 +21,7 @@ from leansplit.models import (
     split_at,
 )
 from leansplit.noise import derive_seed, numpy_generator
+from leansplit.tasks.own_data import matched, own_options, takes_own_data
 from leansplit.tasks.registry import TASKS, load_task
 from leansplit.tasks.task import Task
 
@@ -54,6 +55,13 @@ class WorkloadConfig:
     evaluate_on: EvaluateOn = "test"
     """``validation``: a fifth of the training data is held out and evaluated in place of the test
     set, for choosing hyper-parameters."""
+    class_names: list[str] = field(default_factory=list)
+    """Of the server's data, in the order of their labels, where nodes may bring data of their own;
+    a node's classes are matched by name."""
+    input_shape: list[int] = field(default_factory=list)
+    """Of the server's data; likewise."""
+    own_data: str = ""
+    """A node's own folder or file, which it sets itself: its client holds all that is there."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return the fields as plain values."""
@@ -65,9 +73,20 @@ class WorkloadConfig:
         return cls(**values)
 
     def load_task(self) -> Task:
-        """Load the data; the last task loaded is kept in memory."""
-        text = json.dumps([self.task, self.task_options, self.evaluate_on], sort_keys=True)
-        return _load_task(text)
+        """Load the data, a node's own where it has some; the last task loaded is kept in memory."""
+        options = self.task_options
+        if self.own_data:
+            options = own_options(self.task, options, self.own_data)
+        text = json.dumps([self.task, options, self.evaluate_on], sort_keys=True)
+        task = _load_task(text)
+        return matched(task, self.class_names, self.input_shape) if self.own_data else task
+
+    def describing(self, task: Task) -> WorkloadConfig:
+        """Return what a node must hold data of its own to; itself where there can be none."""
+        if not takes_own_data(self.task):
+            return self
+        names, shape = list(task.class_names), list(task.input_shape)
+        return dataclasses.replace(self, class_names=names, input_shape=shape)
 
     def build_client_model(self, task: Task, *, extra_blocks: int | None) -> SplitModel:
         """Build what a client needs of the model: all of it, or its own layers where that saves.

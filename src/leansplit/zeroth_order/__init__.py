@@ -42,6 +42,7 @@ from leansplit.zeroth_order.split_probes import (
     ProbedSmashedData,
     ServerObjective,
     probe_smashed_data,
+    surrogate_differences,
 )
 
 __all__ = [
@@ -78,6 +79,7 @@ __all__ = [
     "probe",
     "probe_smashed_data",
     "quality_of",
+    "surrogate_differences",
     "surrogate_objective",
     "unshared_directions",
 ]

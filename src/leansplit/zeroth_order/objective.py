@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -58,13 +58,11 @@ class SurrogateObjective:
 
     def evaluate(self, parameters: ParameterDict) -> float:
         """Return <lambda, f_c(x; parameters)>."""
-        total, size = 0.0, self.micro_batch or len(self.inputs)
-        for first in range(0, len(self.inputs), size):
-            part = slice(first, first + size)
-            smashed = forward_only(self.client_model, parameters, self.inputs[part])
-            total += float64_inner_product(self.smashed_gradient[part], smashed)
-            del smashed  # before the next part is run
-        return total
+        batches = torch.split(self.inputs, self.micro_batch or len(self.inputs))
+        return inner_product_in_parts(
+            self.smashed_gradient,
+            (forward_only(self.client_model, parameters, x) for x in batches),
+        )
 
     def value_of(self, smashed: Tensor) -> float:
         """Return <lambda, smashed>: F, of smashed data that are there already."""
@@ -115,6 +113,17 @@ def float64_inner_product(a: Tensor, b: Tensor) -> float:
         for left, right in zip(*chunks, strict=True):
             total += (left.double() * right).sum()
         return float(total)
+
+
+def inner_product_in_parts(a: Tensor, parts: Iterable[Tensor]) -> float:
+    """Return <a, b> for b that comes in parts of its first axis, summed part after part."""
+    total, first = 0.0, 0
+    for part in parts:
+        last = first + len(part)
+        total += float64_inner_product(a[first:last], part)
+        first = last
+        del part  # before the next one is made
+    return total
 
 
 def forward_only(

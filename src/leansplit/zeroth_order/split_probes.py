@@ -17,7 +17,11 @@ from torch import Tensor, nn
 from leansplit.noise import torch_seeded
 from leansplit.parameters import ParameterDict, ParameterSpec
 from leansplit.zeroth_order.estimators import ZerothOrderConfig, perturbed
-from leansplit.zeroth_order.objective import forward_only
+from leansplit.zeroth_order.objective import (
+    float64_inner_product,
+    forward_only,
+    inner_product_in_parts,
+)
 
 
 @dataclass(frozen=True)
@@ -50,6 +54,7 @@ def probe_smashed_data(
     config: ZerothOrderConfig,
     *,
     with_anchor: bool,
+    micro_batch: int = 0,
 ) -> ProbedSmashedData:
     """Run one batch through the client model at theta_c + mu u_p, - mu u_p and theta_c.
 
@@ -61,10 +66,11 @@ def probe_smashed_data(
         seeds: one perturbation seed for each direction.
         config: estimator, mu and distribution.
         with_anchor: whether f_c(x; theta_c) is wanted with the central difference too.
+        micro_batch: samples that are run forward at once; 0 = all.
     """
 
     def smashed_data(at: Tensor) -> Tensor:
-        return forward_only(client_model, spec.views(at), inputs)
+        return forward_only(client_model, spec.views(at), inputs, micro_batch)
 
     def probes(scale: float) -> Tensor:
         stacked = torch.empty(0)
@@ -82,6 +88,31 @@ def probe_smashed_data(
         plus=probes(mu),
         minus=probes(-mu) if is_central else torch.empty(0),
     )
+
+
+def surrogate_differences(
+    smashed_gradient: Tensor, probed: ProbedSmashedData, micro_batch: int = 0
+) -> Tensor:
+    """Return v_p = <lambda, plus_p> - <lambda, minus_p or the anchor>, float64 of shape [P].
+
+    The bits are those of :func:`.probe` with a :class:`.SurrogateObjective` on the same kind of
+    device: what is perturbed is summed in the parts that the client runs, the anchor at once.
+
+    Args:
+        smashed_gradient: lambda = dl/dz, shape [B, ...].
+        probed: smashed data at and around theta_c.
+        micro_batch: samples that the client runs forward at once; 0 = all.
+    """
+
+    def value(z: Tensor) -> float:
+        return inner_product_in_parts(smashed_gradient, torch.split(z, micro_batch or len(z)))
+
+    if len(probed.minus):
+        below = [value(z) for z in probed.minus]
+    else:
+        below = [float64_inner_product(smashed_gradient, probed.anchor)] * len(probed.plus)
+    differences = [value(z) - other for z, other in zip(probed.plus, below, strict=True)]
+    return torch.tensor(differences, dtype=torch.float64)
 
 
 @dataclass(frozen=True)

@@ -16,12 +16,12 @@ from leansplit.wire.records.deposits import (
     RestoreReply,
     RestoreRequest,
 )
-from leansplit.wire.records.hosl import HOSLRequest
 from leansplit.wire.records.hybrid_order import HybridTrainReply, HybridTrainRequest
 from leansplit.wire.records.replicated import (
     BehindReply,
     CatchUpRequest,
     ForwardRequest,
+    ProbedForwardRequest,
     ProbeReply,
     ProbeRequest,
     SyncReply,
@@ -57,7 +57,6 @@ __all__ = [
     "FedZOReply",
     "FedZORequest",
     "ForwardRequest",
-    "HOSLRequest",
     "HybridTrainReply",
     "HybridTrainRequest",
     "LocalTrainReply",
@@ -65,6 +64,7 @@ __all__ = [
     "Payloads",
     "ProbeReply",
     "ProbeRequest",
+    "ProbedForwardRequest",
     "ProbedSmashedDataReply",
     "Record",
     "RestoreReply",

@@ -70,6 +70,16 @@ class ForwardRequest(CatchUpRequest):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProbedForwardRequest(CatchUpRequest):
+    """HOSL, and HO-SFL that probes ahead, server to client: run your next batch forward, at your
+    model and at the perturbed ones; the answer is a :class:`ProbedSmashedDataReply`.
+    """
+
+    seeds: Tensor = payload("seeds")
+    """Perturbation seeds [P], uint32."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class SyncRequest(CatchUpRequest):
     """HO-SFL, server to client: nothing but the catch-up."""
 

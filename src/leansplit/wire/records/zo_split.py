@@ -14,7 +14,9 @@ from leansplit.wire.records.splitfed import SmashedDataReply
 
 @dataclass(frozen=True, kw_only=True)
 class ProbedSmashedDataReply(SmashedDataReply):
-    """MU-SplitFed, ZO-SFL and HOSL, client to server: smashed data at and around theta_c."""
+    """MU-SplitFed, ZO-SFL, HOSL and HO-SFL that probes ahead, client to server: smashed data at
+    and around theta_c.
+    """
 
     smashed_data: Tensor = payload("smashed_data", default_factory=lambda: torch.empty(0))
     """z, shape [B, ...]; empty where the server does not need it."""

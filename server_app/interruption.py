@@ -10,11 +10,11 @@ from types import FrameType
 
 
 @contextmanager
-def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
+def stop_on_interrupt(stop: threading.Event, *, takes_over: bool = False) -> Iterator[None]:
     """Turn the first Ctrl-C into a request to stop; the second aborts. Only the main thread can.
 
     SIGTERM, by which systems end what runs on them, is taken alike, unless this process has a way
-    of its own to take it: those of a comparison end at once.
+    of its own to take it (those of a comparison end at once) and the caller does not take over.
 
     May be entered again inside the block, with the same event. A Ctrl-C that came while the signal
     was held back (:func:`hold_interrupts`) counts.
@@ -29,7 +29,7 @@ def stop_on_interrupt(stop: threading.Event) -> Iterator[None]:
         stop.set()
 
     ends = [signal.SIGINT]
-    if signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
+    if takes_over or signal.getsignal(signal.SIGTERM) is signal.SIG_DFL:
         ends.append(signal.SIGTERM)
     before = {end: signal.signal(end, ask_to_stop) for end in ends}
     try:
