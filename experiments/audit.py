@@ -25,6 +25,7 @@ from leansplit.inversion import (
     similarity,
     train_decoder,
 )
+from leansplit.micro_batches import run_in_parts
 from leansplit.models import MODELS
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.server_app.config import RunConfig, run_config
@@ -217,8 +218,8 @@ def _attacked(
 def _accuracy(server_model: torch.nn.Module, smashed: Tensor, task: Task) -> float:
     labels = task.test.labels[: len(smashed)]
     with torch.no_grad():
-        outputs = [server_model.eval()(part) for part in torch.split(smashed, 250)]
-    return task.metric(torch.cat(outputs), labels)
+        outputs = run_in_parts(server_model.eval(), smashed, 250)
+    return task.metric(outputs, labels)
 
 
 def audit_values(audit: Audit) -> dict[str, Any]:

@@ -13,7 +13,6 @@ import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from leansplit.costs import StepCosts
 from leansplit.errors import UserError
@@ -134,10 +133,9 @@ def has_equal_blocks(planner: Planner) -> bool:
     whole = planner.whole
     if not isinstance(whole, WholeLanguageModel):
         return False
-    blocks: Any = whole.inner.get_submodule(f"{whole.family.stack}.{whole.family.blocks}")
     forms = {
         tuple((name, tuple(p.shape), p.requires_grad) for name, p in block.named_parameters())
-        for block in blocks
+        for block in whole.family.blocks_of(whole.inner)
     }
     return len(forms) == 1 and len(set(getattr(whole.inner.config, "layer_types", None) or ())) < 2
 

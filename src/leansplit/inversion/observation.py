@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from leansplit.federated import clipped
 from leansplit.inversion.pixels import PixelRange
+from leansplit.micro_batches import run_in_parts
 
 
 @dataclass(frozen=True)
@@ -38,8 +39,9 @@ class Observer:
     def smashed_data(self, images: Tensor, batch_size: int = 250) -> Tensor:
         """Return z before anything is done to it."""
         with torch.no_grad():
-            parts = torch.split(images, batch_size)
-            return torch.cat([self.client_model(self.pixels.inputs(part)) for part in parts])
+            return run_in_parts(
+                lambda part: self.client_model(self.pixels.inputs(part)), images, batch_size
+            )
 
     def noised(self, smashed_data: Tensor, seed: int) -> Tensor:
         """Return what is uploaded in place of z."""

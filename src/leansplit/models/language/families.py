@@ -61,6 +61,15 @@ class Family:
     lora_targets: tuple[str, ...]
     """Names of the query and value projections, which LoRA adapts unless told otherwise."""
 
+    @property
+    def path_to_blocks(self) -> str:
+        """Path from a model with a head to the list of its blocks."""
+        return f"{self.stack}.{self.blocks}"
+
+    def blocks_of(self, inner: nn.Module) -> list[nn.Module]:
+        """Return the blocks of a model with a head, the first one first."""
+        return list(inner.get_submodule(self.path_to_blocks).children())
+
 
 _families: dict[str, Family] = {}
 

@@ -63,7 +63,7 @@ class WholeLanguageModel(Facade):
     @property
     def num_blocks(self) -> int:
         """How many blocks it has."""
-        return len(_blocks_of(self._inner, self.family))
+        return len(self.family.blocks_of(self._inner))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, 2, S] (ids, attention mask) to outputs."""
@@ -102,7 +102,7 @@ class LanguageClientModel(Facade):
 
     def segments(self) -> list[nn.Module]:
         """Return the half as a chain of its blocks, the first with the embeddings."""
-        num_blocks = len(_blocks_of(self._inner, self.family))
+        num_blocks = len(self.family.blocks_of(self._inner))
         if num_blocks == 1:
             return [self]
         first = client_half(self._inner, self.family, 1)
@@ -249,7 +249,7 @@ def server_half(
     root, stack = _opened(inner, family, kept)
     for name, stand_in in family.below.items():
         stack._modules[name] = stand_in()
-    blocks = range(*kept.indices(len(_blocks_of(inner, family))))
+    blocks = range(*kept.indices(len(family.blocks_of(inner))))
     return LanguageServerModel(root, family, outputs, blocks, inner)
 
 
@@ -271,18 +271,14 @@ class _Blocks(nn.ModuleList):
             self.add_module(str(index), block)
 
 
-def _blocks_of(inner: nn.Module, family: Family) -> list[nn.Module]:
-    return list(inner.get_submodule(f"{family.stack}.{family.blocks}").children())
-
-
 def _opened(inner: nn.Module, family: Family, kept: slice) -> tuple[nn.Module, nn.Module]:
     """Return copies of ``inner`` and its stack that hold some blocks only, nothing else copied."""
     root = _shell(inner)
     root.config = config = shortened(inner.config, kept)
-    blocks = _blocks_of(inner, family)[kept]
+    blocks = family.blocks_of(inner)[kept]
     at = root
     stack = root
-    for depth, name in enumerate(path := [*family.stack.split("."), *family.blocks.split(".")]):
+    for depth, name in enumerate(path := family.path_to_blocks.split(".")):
         if depth == len(path) - 1:
             at._modules[name] = _Blocks(blocks, kept.start)
             break

@@ -48,11 +48,10 @@ def adapted_modules(inner: nn.Module, family: Family, config: AdapterConfig) -> 
     Raises:
         UserError: if a target matches no linear layer of a block, naming those that exist.
     """
-    path = f"{family.stack}.{family.blocks}"
-    blocks = list(inner.get_submodule(path).named_children())
+    path = family.path_to_blocks
     linear = [
-        (at, f"{path}.{index}.{name}")
-        for at, (index, block) in enumerate(blocks)
+        (at, f"{path}.{at}.{name}")
+        for at, block in enumerate(family.blocks_of(inner))
         for name, module in block.named_modules()
         if _is_linear(module)
     ]
@@ -101,7 +100,7 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
         inject_adapter_in_model(peft_config, inner, adapter_name=ADAPTER)
     inner.requires_grad_(False)
     stack = inner.get_submodule(family.stack)
-    whole = list(stack.get_submodule(family.blocks).children())[: config.full_blocks]
+    whole = family.blocks_of(inner)[: config.full_blocks]
     if config.full_embeddings:
         whole += [part for name in family.below if (part := getattr(stack, name)) is not None]
     for part in whole:
