@@ -66,7 +66,7 @@ def _changed(text: str, settings: Mapping[str, Mapping[str, Any]], learning_rate
     from tomlkit.items import Table
 
     document: Any = tomlkit.parse(text)
-    document["learning_rates"] = learning_rates
+    document["learning_rates"] = tomlkit.string(learning_rates, multiline="\n" in learning_rates)
     for table in document["methods"]:
         for key, value in settings.get(_label(table), {}).items():
             section, name = key.split(".")

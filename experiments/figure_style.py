@@ -38,6 +38,8 @@ MARKER: Mapping[str, Any] = {
 
 COLUMN_INCHES = 3.5
 PAGE_INCHES = 7.16
+LONG_LABEL = 22
+"""Characters beside which one column of a page has no room for anything else."""
 RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -92,7 +94,7 @@ _LEGEND: Mapping[str, Any] = {
 
 def legend_columns(labels: Sequence[str]) -> int:
     """Return how many columns a legend of these labels has within one column of a page."""
-    return 2 if max(map(len, labels)) <= 22 else 1
+    return 2 if max(map(len, labels)) <= LONG_LABEL else 1
 
 
 def legend_rows(labels: Sequence[str]) -> int:

@@ -10,6 +10,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from html import escape
+from itertools import groupby
 
 _CELL_BREAK = re.compile(r"(?<!\\)\|")
 _CODE = re.compile(r"`([^`]+)`")
@@ -94,9 +95,22 @@ def _block(lines: list[str], heading: str) -> str:
     if len(lines) > 1 and _RULE.fullmatch(lines[1].strip()):
         header, _, *rows = [_cells(line) for line in lines]
         return table(heading, header, [[inline(c) for c in row] for row in rows], is_headed=True)
-    if all(line.startswith("- ") for line in lines):
-        return bullets([line.removeprefix("- ") for line in lines])
+    if all(line.lstrip().startswith("- ") for line in lines):
+        return _list(lines)
     return f"<p>{inline(' '.join(lines))}</p>"
+
+
+def _list(lines: Sequence[str]) -> str:
+    """Return a list whose indented items are lists below the item before them."""
+    parts = ["<ul>"]
+    for is_deeper, run in groupby(lines, key=lambda line: line.startswith(" ")):
+        items = bullets([line.lstrip().removeprefix("- ") for line in run]).splitlines()
+        if is_deeper and len(parts) > 1:
+            parts[-1] = parts[-1].removesuffix("</li>")
+            parts += [*items, "</li>"]
+        else:
+            parts += items[1:-1]
+    return "\n".join([*parts, "</ul>"])
 
 
 def _cells(line: str) -> list[str]:

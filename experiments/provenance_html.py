@@ -11,6 +11,7 @@ from leansplit.experiments.markdown_html import bullets, table
 from leansplit.experiments.provenance import (
     ABSENT,
     Difference,
+    Settings,
     compare_settings,
     environment_of,
     settings_of,
@@ -54,13 +55,24 @@ def _settings(runs: Sequence[Run], order: Sequence[str]) -> list[str]:
         )
         parts.append(table(caption, header, rows, is_numeric=False))
     shared = [
-        [_key(key), escape(value), escape(", ".join(settings.users.get(key, ("all",))))]
+        [_key(key), escape(value), escape(_users(settings, key))]
         for key, value in settings.shared.items()
     ]
     if shared:
         caption = "Settings that are the same in all rows that use them"
         parts.append(table(caption, ["Key", "Value", "Used by"], shared, is_numeric=False))
     return parts or ["<p>No settings are recorded.</p>"]
+
+
+def _users(settings: Settings, key: str) -> str:
+    """Return the rows that use a key, or those that do not where they are fewer."""
+    users = settings.users.get(key, settings.labels)
+    others = [label for label in settings.labels if label not in users]
+    if not others:
+        return "all"
+    if len(others) < len(users):
+        return f"all but {', '.join(others)}"
+    return ", ".join(users)
 
 
 def _key(key: str) -> str:

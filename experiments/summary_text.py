@@ -88,10 +88,19 @@ def summary_markdown(
     parts += [f"- {line}" for line in (compared_at, *_HOW_TO_READ, *explained)]
     sfl = _controls_sentence(summary)
     ended_by = f"Runs were ended by: {', '.join(sorted(ends))}." if ends else ""
-    note = f"Learning rates: {rates}" if rates else ""
-    parts += [f"- {line}" for line in (sfl, ended_by, _target_sentence(summary), note) if line]
+    parts += [f"- {line}" for line in (sfl, ended_by, _target_sentence(summary)) if line]
+    parts += learning_rate_items(rates)
     parts += ["", "## Provenance", "", *provenance(results)]
     return "\n".join(parts) + "\n"
+
+
+def learning_rate_items(rates: str | None) -> list[str]:
+    """Return list items on how rates were chosen; lines that start with a dash are one deeper."""
+    lines = [line for line in (rates or "").splitlines() if line.strip()]
+    return [
+        f"  {line}" if line.startswith("- ") else f"- {'' if at else 'Learning rates: '}{line}"
+        for at, line in enumerate(lines)
+    ]
 
 
 def default_title(runs: Sequence[Run]) -> str:

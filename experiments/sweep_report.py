@@ -20,7 +20,7 @@ from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import check_all, run_all
-from leansplit.experiments.summary_text import plus_minus
+from leansplit.experiments.summary_text import learning_rate_items, plus_minus
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
@@ -168,8 +168,7 @@ def sweep_markdown(measured: Measured) -> str:
         parts.append("- No target accuracy: none was given and no first-order SFL run completed.")
     else:
         parts.append(f"- Target accuracy: {100 * measured.target_accuracy:.1f} %, at every value.")
-    if sweep.learning_rates:
-        parts.append(f"- Learning rates: {sweep.learning_rates}")
+    parts += learning_rate_items(sweep.learning_rates)
     return "\n".join(parts) + "\n"
 
 

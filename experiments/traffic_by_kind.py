@@ -14,6 +14,8 @@ from leansplit.experiments.figure_style import (
     COLORS,
     COLUMN_INCHES,
     GRID_COLOR,
+    LONG_LABEL,
+    PAGE_INCHES,
     RC,
     TITLE_COLOR,
     legend_below,
@@ -80,7 +82,9 @@ def traffic_figure(rows: Sequence[MethodTraffic]) -> Figure:
     """Return MB by kind, both ways, stacked; kinds differ in colour and in hatching."""
     with mpl.rc_context(RC):
         kinds = kinds_of(rows)
-        figure = new_figure(COLUMN_INCHES, 1.0 + 0.22 * len(rows) + 0.15 * -(-len(kinds) // 2))
+        longest = max(len(row.label) for row in rows)
+        width = COLUMN_INCHES if longest <= LONG_LABEL else PAGE_INCHES
+        figure = new_figure(width, 1.0 + 0.22 * len(rows) + 0.15 * -(-len(kinds) // 2))
         axes = figure.add_subplot()
         left = [0.0] * len(rows)
         for position, kind in enumerate(kinds):

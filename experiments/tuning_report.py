@@ -110,7 +110,9 @@ def tuning_summary(result: TuningResult, title: str) -> Table:
 def learning_rate_note(
     result: TuningResult, date: str, *, before: str | None, overrides: dict[str, Any]
 ) -> str:
-    """Return the sentence that an experiment file keeps on how its rates were chosen.
+    """Return what an experiment file keeps on how its rates were chosen: sentences and a list.
+
+    A line for each method that was tuned starts with a dash.
 
     Args:
         result: what was tuned.
@@ -120,7 +122,7 @@ def learning_rate_note(
     """
     tuned = [row for row in result.rows if row.best is not None]
     most = max(len(row.trials) for row in tuned)
-    grids = "; ".join(f"{row.row.label}: {describe(row.grid)}" for row in tuned)
+    grids = "".join(f"\n- {row.row.label}: {describe(row.grid)}" for row in tuned)
     changes = {**result.tuning.run, **overrides}
     seeds = [result.tuning.seed]
     if _has_finals(result):
@@ -129,11 +131,11 @@ def learning_rate_note(
     note = (
         f"the best of {result.tuning.max_settings} settings (up to {most} where the best lay at "
         f"the edge) on held-out training data and {named}, not compared, "
-        f"on {date}{f', with {setting_text(changes)}' if changes else ''}. {grids}."
+        f"on {date}{f', with {setting_text(changes)}' if changes else ''}:{grids}"
     )
     if before is None:
         return f"For every method {note}"
-    return f"For {', '.join(row.row.label for row in tuned)} {note} For the others: {before}"
+    return f"For {', '.join(row.row.label for row in tuned)} {note}\nFor the others: {before}"
 
 
 def _has_finals(result: TuningResult) -> bool:

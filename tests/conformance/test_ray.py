@@ -10,9 +10,9 @@ from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.methods import METHODS
 from tests.whole_grid import WHOLE_GRID
 
-# In one process every method equals its plain loop, and the main job runs four of them on this engine.
-# A simulation costs half a minute of a core: here are those that differ most in what they hold
-# between messages, and in the whole grid one of each set of handlers and records.
+# In one process every method equals its plain loop, and the main job runs four of them on this
+# engine. A simulation costs half a minute of a core: here are those that differ most in what they
+# hold between messages, and in the whole grid one of each set of handlers and records.
 ONE, TWO = (1, "momentum"), (2, "adamw")
 FIRST = [("ho-sfl", *TWO), ("ho-sfl", *ONE), ("sflv2", *TWO), ("fedavg", *ONE)]
 OF_OTHER_FAMILIES = ["mu-splitfed"]

@@ -110,6 +110,15 @@ def test_a_note_that_is_there_is_replaced(tmp_path):
     assert rest == BEFORE
 
 
+def test_a_note_of_several_lines_stays_so(tmp_path):
+    file = tmp_path / "e.toml"
+    file.write_text(BEFORE)
+    note = 'Chosen:\n- SFLV1: "a" \\ b\n- FedAvg: c\nThe rest: no.'
+    write_settings(file, {}, note)
+    assert tomllib.loads(file.read_text())["learning_rates"] == note
+    assert "\n- FedAvg: c\n" in file.read_text()
+
+
 def test_a_file_is_left_alone_rather_than_damaged(tmp_path, monkeypatch):
     file = tmp_path / "e.toml"
     file.write_text(BEFORE)

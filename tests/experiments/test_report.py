@@ -14,6 +14,7 @@ from leansplit.errors import UserError
 from leansplit.experiments.markdown_html import sections
 from leansplit.experiments.provenance import ABSENT, compare_settings
 from leansplit.experiments.report import Reading, reading_of, rebuild_report, write_report
+from leansplit.experiments.summary_text import learning_rate_items
 from leansplit.experiments.traffic_by_kind import kinds_of, traffic_by_kind, traffic_figure
 from leansplit.server_app.results import Run
 from leansplit.wire import LedgerEntry
@@ -229,6 +230,30 @@ def test_traffic_is_the_mean_over_completed_runs(make_run: MakeRun) -> None:
     bars = figure.axes[0].patches
     assert [bar.get_width() for bar in bars] == [6, 2, 1]  # type: ignore[attr-defined]
     assert len({bar.get_hatch() for bar in bars}) == 3  # they stay apart without colour
+
+
+def test_traffic_leaves_room_for_long_labels(make_run: MakeRun) -> None:
+    for label in ("HO-SFL", "SFLV1 (recomputing, micro-batches of 4)"):
+        figure = traffic_figure(traffic_by_kind([make_run("ho-sfl", label=label)]))
+        figure.draw_without_rendering()
+        below = figure.axes[0].xaxis.label.get_window_extent()
+        assert figure.bbox.x0 <= below.x0 and below.x1 <= figure.bbox.x1
+
+
+def test_lists_below_items_stay_below_them() -> None:
+    rates = learning_rate_items("Best:\n- SFLV1: `a`\n- FedAvg: b\nThe rest: no.")
+    assert rates == [
+        "- Learning rates: Best:",
+        "  - SFLV1: `a`",
+        "  - FedAvg: b",
+        "- The rest: no.",
+    ]
+    assert learning_rate_items(None) == []
+    [section] = sections("# S\n\n" + "\n".join(rates))
+    assert section.html().replace("\n", "") == (
+        "<ul><li>Learning rates: Best:<ul><li>SFLV1: <code>a</code></li><li>FedAvg: b</li></ul>"
+        "</li><li>The rest: no.</li></ul>"
+    )
 
 
 def test_markdown_of_ours_becomes_html() -> None:
