@@ -13,6 +13,7 @@ from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
 from leansplit.models import LocalModel, SplitModel
 from leansplit.wire import ClientPlan
+from leansplit.zeroth_order import JointPasses
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Worker:
     shared_replica: Replica | None = None
     data: dict[int, ClientData] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)
+    passes: JointPasses = field(default_factory=JointPasses)
+    """Runs the batches of several clients at once, where a node hosts several."""
     local_model: LocalModel | None = None
     """Client model and auxiliary head, for the methods that have one; built at the first need."""
     no_smashed_data: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
