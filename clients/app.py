@@ -53,6 +53,7 @@ from leansplit.strategies.flower_records import (
     pack,
     take_watch,
     unpack,
+    with_choices,
     with_costs,
 )
 from leansplit.wire import (
@@ -158,7 +159,9 @@ def client_app(provider: Provider) -> ClientApp:
                     failures[client_id] = str(fault)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
-            return Message(with_costs(pack(replies, failures), costs), reply_to=message)
+            content = with_costs(pack(replies, failures), costs)
+            told, worker.passes.unreported = worker.passes.unreported, []
+            return Message(with_choices(content, told), reply_to=message)
 
     for action, (request_type, handler) in registered_handlers().items():
         register(action, request_type, handler)

@@ -6,22 +6,25 @@ outputs. Alone or together the same passes are run, and the same answers come of
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 from torch import Tensor, nn
 
 from leansplit.federated import Replica
+from leansplit.parameters import ParameterDict
 from leansplit.wire import Record
 from leansplit.zeroth_order import (
     JointPasses,
+    ProbedSmashedData,
     SurrogateObjective,
     ZerothOrderConfig,
     evaluate_jointly,
     forward_only,
     probe,
     probe_each,
+    probe_smashed_data_each,
 )
 
 
@@ -63,7 +66,7 @@ class DeferredForward:
     @property
     def company(self) -> Hashable:
         """Whoever runs a batch of this shape on the same parameters."""
-        return None if self.micro_batch else ("forward", *_where(self.replica, self.inputs))
+        return None if self.micro_batch else _where(self.replica, self.inputs)
 
     def alone(self) -> Record:
         """Return the answer."""
@@ -71,7 +74,7 @@ class DeferredForward:
 
     def together(self, others: Sequence[DeferredForward], passes: JointPasses) -> Iterator[Record]:
         """Yield the answers of all of ``others``."""
-        outputs = passes.run("forward", self._pass, [other.inputs for other in others])
+        outputs = passes.run(self._pass, [other.inputs for other in others])
         for other, smashed in zip(others, outputs, strict=True):
             yield other.finish(smashed)
 
@@ -104,7 +107,7 @@ class DeferredProbe:
         """Whoever probes the same directions around the same parameters on such a batch."""
         if self.objective.micro_batch:
             return None
-        return ("probe", self.seeds, *_where(self.replica, self.objective.inputs))
+        return (self.seeds, *_where(self.replica, self.objective.inputs))
 
     def alone(self) -> Record:
         """Return the answer."""
@@ -117,16 +120,75 @@ class DeferredProbe:
     def together(self, others: Sequence[DeferredProbe], passes: JointPasses) -> Iterator[Record]:
         """Yield the answers of all of ``others``."""
         objectives = [other.objective for other in others]
+        at = self.replica
         differences = probe_each(
-            evaluate_jointly(passes, "probe", self.objective.client_model, objectives),
-            self.replica.spec,
-            self.replica.vector,
+            evaluate_jointly(passes, self.objective.client_model, objectives),
+            at.spec,
+            at.vector,
             self.seeds,
             self.config,
             anchors=[other.anchor for other in others],
         )
         for other, v in zip(others, differences, strict=True):
             yield other.finish(v)
+
+
+@dataclass(frozen=True)
+class DeferredProbedForward:
+    """z at theta and around it, then what is done with them.
+
+    Attributes:
+        model: f_c, in the mode it is to be run in.
+        replica: theta.
+        inputs: x, shape [B, ...].
+        seeds: P perturbation seeds.
+        config: estimator, mu and distribution.
+        finish: smashed data at theta and around it -> the answer.
+        micro_batch: samples that are run at once; 0 = all.
+    """
+
+    model: nn.Module
+    replica: Replica
+    inputs: Tensor
+    seeds: tuple[int, ...]
+    config: ZerothOrderConfig
+    finish: Callable[[ProbedSmashedData], Record]
+    micro_batch: int = 0
+
+    @property
+    def company(self) -> Hashable:
+        """Whoever probes the same directions around the same parameters on such a batch."""
+        return None if self.micro_batch else (self.seeds, *_where(self.replica, self.inputs))
+
+    def alone(self) -> Record:
+        """Return the answer."""
+
+        def run(parameters: ParameterDict) -> Iterator[Tensor]:
+            yield forward_only(self.model, parameters, self.inputs, self.micro_batch)
+
+        return self.finish(self._probed(run)[0])
+
+    def together(
+        self, others: Sequence[DeferredProbedForward], passes: JointPasses
+    ) -> Iterator[Record]:
+        """Yield the answers of all of ``others``."""
+        batches = [other.inputs for other in others]
+
+        def run(parameters: ParameterDict) -> Iterator[Tensor]:
+            return passes.run(lambda x: forward_only(self.model, parameters, x), batches)
+
+        for other, probed in zip(others, self._probed(run), strict=True):
+            yield other.finish(probed)
+
+    def _probed(self, run: Callable[[ParameterDict], Iterable[Tensor]]) -> list[ProbedSmashedData]:
+        return probe_smashed_data_each(
+            run,
+            self.replica.spec,
+            self.replica.vector,
+            self.seeds,
+            self.config,
+            with_anchor=True,  # the server trains on it
+        )
 
 
 def _where(replica: Replica, inputs: Tensor) -> tuple[Hashable, ...]:

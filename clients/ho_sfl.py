@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from leansplit.clients.deferred import DeferredForward, DeferredProbe
+from leansplit.clients.deferred import DeferredForward, DeferredProbe, DeferredProbedForward
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.hosl import probed_forward
 from leansplit.clients.replicas import remember_seeds, up_to_date
@@ -17,7 +17,6 @@ from leansplit.wire import (
     BehindReply,
     ForwardRequest,
     ProbedForwardRequest,
-    ProbedSmashedDataReply,
     ProbeReply,
     ProbeRequest,
     SmashedDataReply,
@@ -78,7 +77,7 @@ def answer_probe(session: Session, request: ProbeRequest) -> DeferredProbe | Beh
 
 def probe_ahead(
     session: Session, request: ProbedForwardRequest
-) -> ProbedSmashedDataReply | BehindReply:
+) -> DeferredProbedForward | BehindReply:
     """Steps 2, 3 and 5 in one: z and every perturbed z go up; the server compares them."""
     config = session.config(HOSFLConfig)
     return probed_forward(session, request, config.zeroth_order, config.micro_batch)

@@ -91,7 +91,7 @@ def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
     if plan.digest not in _workers:
         if plan.num_threads:
             torch.set_num_threads(plan.num_threads)
-        worker = Worker(provider(plan))
+        worker = Worker(provider(plan), passes=JointPasses(plan.joint_passes))
         _workers.clear()  # an earlier run's data and model are not needed any more
         _workers[plan.digest] = worker
     return _workers[plan.digest]

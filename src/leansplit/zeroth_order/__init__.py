@@ -51,6 +51,7 @@ from leansplit.zeroth_order.split_probes import (
     ProbedSmashedData,
     ServerObjective,
     probe_smashed_data,
+    probe_smashed_data_each,
     surrogate_differences,
 )
 
@@ -94,6 +95,7 @@ __all__ = [
     "probe",
     "probe_each",
     "probe_smashed_data",
+    "probe_smashed_data_each",
     "quality_of",
     "surrogate_differences",
     "surrogate_objective",

@@ -38,117 +38,110 @@ JOINT_PASSES_MODES: Final[tuple[str, ...]] = get_args(JointPassesMode)
 
 MAX_SAMPLES: Final = 1024
 """Of one joined pass; more held no gain in any measurement and take memory."""
-_SHRINK: Final = 4
-
 Pass = Callable[[Tensor], Tensor]
 """A batch [B, ...] -> its outputs [B, ...], each row a function of its own input alone."""
 
-_Key = tuple[str, tuple[int, ...], torch.dtype, int]
+_Key = tuple[tuple[int, ...], torch.dtype]
 
 
 @dataclass(frozen=True)
 class JointPassChoice:
-    """What was found for one kind of pass.
+    """A size of joined passes that is used, since it is equal and faster.
 
     Attributes:
-        kind: what the pass is of.
         shape: of one client's batch, [B, ...].
-        num_batches: how many batches were there to join.
-        joined: how many are run at once; 1 = each by itself.
-        speedup: time of single passes / time of joined ones; 1 where nothing is joined.
+        joined: how many batches are run at once.
+        speedup: time of single passes / time of the joined one.
     """
 
-    kind: str
     shape: tuple[int, ...]
-    num_batches: int
     joined: int
     speedup: float
 
 
 @dataclass
 class JointPasses:
-    """Runs batches of several clients through a model, several at once where that is equal.
+    """Runs batches of several clients through one model, several at once where that is equal.
+
+    Sizes are powers of two. Each is tried once for every shape of a batch, when there are first
+    that many batches, and from then on what is fastest is taken of those that fit.
 
     Attributes:
-        mode: ``auto``: as measured at the first pass of a kind; ``on``: as many at once as
-            :data:`MAX_SAMPLES` allows, with the bits that come of it; ``off``: never.
-        choices: what was found, by kind, shape and number of batches.
+        mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, with
+            the bits that come of it; ``off``: never.
+        speedups: by shape and type, then by size: what was measured; 0 = not equal.
+        unreported: sizes in use that nobody was told of yet.
     """
 
     mode: JointPassesMode = "auto"
-    choices: dict[_Key, JointPassChoice] = field(default_factory=dict)
+    speedups: dict[_Key, dict[int, float]] = field(default_factory=dict)
+    unreported: list[JointPassChoice] = field(default_factory=list)
 
-    def run(self, kind: str, forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    def run(self, forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield ``forward(batch)`` for every batch, in order.
 
         Args:
-            kind: name of what is run; passes of one kind on one shape share a choice.
             forward: the pass, under parameters that are the same for all batches.
             batches: all of one shape and type.
         """
-        first = batches[0]
-        key = (kind, tuple(first.shape), first.dtype, len(batches))
-        if key not in self.choices:
-            self.choices[key] = self._choose(key, forward, batches)
-        yield from _in_chunks(forward, batches, self.choices[key].joined)
+        start = 0
+        while start < len(batches):
+            size = self._size(forward, batches[start:])
+            yield from _together(forward, batches[start : start + size])
+            start += size
 
-    def _choose(self, key: _Key, forward: Pass, batches: Sequence[Tensor]) -> JointPassChoice:
-        kind, shape, _, num_batches = key
-        most = min(num_batches, MAX_SAMPLES // max(shape[0], 1))
-        joined, speedup = 1, 1.0
-        if self.mode == "on":
-            joined = max(most, 1)
-        elif self.mode == "auto" and most > 1:
-            single = min(_timed(forward, batches, 1) for _ in range(2))  # the first one warms up
-            while most > 1:
-                taken = _timed(forward, batches, most)
-                if single / taken > speedup and _is_equal(forward, batches, most):
-                    joined, speedup = most, single / taken
-                most //= _SHRINK
-        return JointPassChoice(kind, shape, num_batches, joined, speedup)
+    def _size(self, forward: Pass, batches: Sequence[Tensor]) -> int:
+        """Return how many of the batches are to be run at once."""
+        first = batches[0]
+        most = min(len(batches), max(MAX_SAMPLES // max(len(first), 1), 1))
+        if self.mode != "auto":
+            return most if self.mode == "on" else 1
+        speedups = self.speedups.setdefault((tuple(first.shape), first.dtype), {1: 1.0})
+        size = 2
+        while size <= most:
+            if size not in speedups:
+                speedups[size] = speedup = _measured_speedup(forward, batches[:size])
+                if speedup > 1:
+                    self.unreported.append(JointPassChoice(tuple(first.shape), size, speedup))
+            size *= 2
+        return max((size for size in speedups if size <= most), key=lambda size: speedups[size])
 
 
 def evaluate_jointly(
-    passes: JointPasses, kind: str, model: nn.Module, objectives: Sequence[BatchObjective]
+    passes: JointPasses, model: nn.Module, objectives: Sequence[BatchObjective]
 ) -> Callable[[ParameterDict], list[float]]:
     """Return parameters -> the objectives' values, for :func:`.probe_each`."""
     batches = [objective.inputs for objective in objectives]
 
     def evaluate(parameters: ParameterDict) -> list[float]:
-        outputs = passes.run(kind, lambda x: forward_only(model, parameters, x), batches)
+        outputs = passes.run(lambda x: forward_only(model, parameters, x), batches)
         return [o.value_of(z) for o, z in zip(objectives, outputs, strict=True)]
 
     return evaluate
 
 
-def _in_chunks(forward: Pass, batches: Sequence[Tensor], size: int) -> Iterator[Tensor]:
-    for start in range(0, len(batches), size):
-        chunk = batches[start : start + size]
-        if len(chunk) == 1:
-            yield forward(chunk[0])
-            continue
-        outputs, size_of_one = forward(torch.cat(list(chunk))), len(chunk[0])
-        for first in range(0, len(outputs), size_of_one):
-            yield outputs[first : first + size_of_one]
+def _together(forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    if len(batches) == 1:
+        yield forward(batches[0])
+        return
+    outputs, size_of_one = forward(torch.cat(list(batches))), len(batches[0])
+    for first in range(0, len(outputs), size_of_one):
+        yield outputs[first : first + size_of_one]
 
 
-def _timed(forward: Pass, batches: Sequence[Tensor], size: int) -> float:
-    """Return the seconds that all batches take, ``size`` at a time."""
-    _finish(batches[0])
+def _measured_speedup(forward: Pass, batches: Sequence[Tensor]) -> float:
+    """Return time of single passes / time of a joined one; 0 if their bits differ."""
+    pairs = zip(_together(forward, batches), batches, strict=True)
+    if not all(torch.equal(outputs, forward(batch)) for outputs, batch in pairs):
+        return 0.0
+    single = min(_seconds(lambda: [forward(batch) for batch in batches]) for _ in range(2))
+    joined = min(_seconds(lambda: [*_together(forward, batches)]) for _ in range(2))
+    return single / joined
+
+
+def _seconds(work: Callable[[], list[Tensor]]) -> float:
     started = time.perf_counter()
-    for outputs in _in_chunks(forward, batches, size):
-        del outputs
-    _finish(batches[0])
+    outputs = work()
+    if outputs[0].is_cuda:  # where the work may only have been launched
+        torch.cuda.synchronize(outputs[0].device)
     return time.perf_counter() - started
-
-
-def _finish(on_device: Tensor) -> None:
-    """Wait for what was launched on an accelerator."""
-    if on_device.is_cuda:
-        torch.cuda.synchronize(on_device.device)
-
-
-def _is_equal(forward: Pass, batches: Sequence[Tensor], size: int) -> bool:
-    """Say whether joined passes give every batch the bits of a pass of its own."""
-    pairs = zip(_in_chunks(forward, batches, size), batches, strict=True)
-    return all(torch.equal(outputs, forward(batch)) for outputs, batch in pairs)
