@@ -17,6 +17,15 @@ from leansplit.zeroth_order.estimators import (
     estimate,
     perturbed,
     probe,
+    probe_each,
+)
+from leansplit.zeroth_order.joint_passes import (
+    JOINT_PASSES_MODES,
+    BatchObjective,
+    JointPassChoice,
+    JointPasses,
+    JointPassesMode,
+    evaluate_jointly,
 )
 from leansplit.zeroth_order.local_objective import LocalLossObjective
 from leansplit.zeroth_order.objective import (
@@ -42,11 +51,14 @@ from leansplit.zeroth_order.split_probes import (
     ProbedSmashedData,
     ServerObjective,
     probe_smashed_data,
+    probe_smashed_data_each,
     surrogate_differences,
 )
 
 __all__ = [
     "ESTIMATORS",
+    "JOINT_PASSES_MODES",
+    "BatchObjective",
     "Batches",
     "DifferentiableObjective",
     "EstimateQuality",
@@ -54,6 +66,9 @@ __all__ = [
     "EstimateSum",
     "Estimator",
     "Half",
+    "JointPassChoice",
+    "JointPasses",
+    "JointPassesMode",
     "LocalLossObjective",
     "LossObjective",
     "Objective",
@@ -65,6 +80,7 @@ __all__ = [
     "ZerothOrderConfig",
     "cut_objective",
     "estimate",
+    "evaluate_jointly",
     "evaluation_mode",
     "expected_cosine",
     "expected_norm_ratio",
@@ -77,7 +93,9 @@ __all__ = [
     "loss_objective",
     "perturbed",
     "probe",
+    "probe_each",
     "probe_smashed_data",
+    "probe_smashed_data_each",
     "quality_of",
     "surrogate_differences",
     "surrogate_objective",
