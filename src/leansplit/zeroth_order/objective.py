@@ -111,10 +111,12 @@ def float64_inner_product(a: Tensor, b: Tensor) -> float:
     digit that the difference of the tensors has. No float64 copy of all of them is made.
     """
     with torch.inference_mode():
+        left, right = a.reshape(-1), b.reshape(-1)
+        if len(left) <= _CHUNK:
+            return float((left.double() * right).sum())
         total = torch.zeros((), dtype=torch.float64, device=b.device)
-        chunks = (torch.split(tensor.reshape(-1), _CHUNK) for tensor in (a, b))
-        for left, right in zip(*chunks, strict=True):
-            total += (left.double() * right).sum()
+        for x, y in zip(torch.split(left, _CHUNK), torch.split(right, _CHUNK), strict=True):
+            total += (x.double() * y).sum()
         return float(total)
 
 
