@@ -9,8 +9,11 @@ from leansplit.server_app.closed_form import uploaded_positions
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
 from tests.language import config_json, write_pairs, write_texts
+from tests.whole_grid import WHOLE_GRID
 
 ALL = list(METHODS)
+OTHERS = ["sflv1", "zo-sfl", "hosl"]
+OF_EACH_FAMILY = ["ho-sfl", "heron-sfl", "sflv2", "mu-splitfed", "decomfl", "fedavg"]
 TINY = {  # of each family as much as is needed to be one
     "gpt2": {"n_layer": 3},
     "opt": {"num_hidden_layers": 3},
@@ -103,7 +106,7 @@ def test_heads_of_the_servers_blocks(
     require_formula(config, outcome, expected)
 
 
-@pytest.mark.parametrize("method", ["ho-sfl", "heron-sfl", "sflv1", "zo-sfl", "hosl"])
+@pytest.mark.parametrize("method", ["ho-sfl", "heron-sfl", *(OTHERS if WHOLE_GRID else ())])
 def test_a_base_in_half_precision(method, texts, run_in_process, reference_checksum, expected):
     config = configure(method, "llama", texts, **{"model_options.precision": "bfloat16"})
     outcome = run_in_process(config)
@@ -128,7 +131,7 @@ def test_ho_sfl_that_probes_ahead(estimator, texts, run_in_process, reference_ch
     require_formula(config, outcome, expected)
 
 
-@pytest.mark.parametrize("method", ALL)
+@pytest.mark.parametrize("method", ALL if WHOLE_GRID else OF_EACH_FAMILY)
 def test_texts_to_continue(method, pairs, run_in_process, reference_checksum, expected):
     heads = {"auxiliary.kind": "blocks", "auxiliary.initialise": "server"}
     used = {key: value for key, value in heads.items() if is_used(method, key)}
