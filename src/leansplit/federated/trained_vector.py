@@ -59,6 +59,11 @@ class TrainedVector:
         """The optimizer's state as named tensors (copies); empty if it has none."""
         return optimizer_state(self._optimizer)
 
+    def forget_(self) -> None:
+        """Drop all moments, so that the next step is a first one."""
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+
     def step_(self, gradient: Tensor) -> None:
         """Take one optimizer step along ``gradient``, shape [d]."""
         if self._optimizer is None:

@@ -9,11 +9,12 @@ from leansplit.zeroth_order.differentiable import (
     loss_objective,
     surrogate_objective,
 )
-from leansplit.zeroth_order.directions import unshared_directions
+from leansplit.zeroth_order.directions import parts_of_all, unshared_directions
 from leansplit.zeroth_order.estimators import (
     ESTIMATORS,
     Estimator,
     ZerothOrderConfig,
+    coefficients,
     estimate,
     perturbed,
     probe,
@@ -63,6 +64,7 @@ __all__ = [
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
+    "coefficients",
     "cut_objective",
     "estimate",
     "evaluation_mode",
@@ -75,6 +77,7 @@ __all__ = [
     "forward_only",
     "local_loss_objective",
     "loss_objective",
+    "parts_of_all",
     "perturbed",
     "probe",
     "probe_smashed_data",

@@ -7,17 +7,19 @@ them again. A worker that stands in for many clients would draw each of them ove
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from leansplit.noise import Direction, draw_perturbation
+from leansplit.allocation import allocated_as
+from leansplit.noise import Direction, draw_perturbation, draw_perturbations
 
 _MAX_BYTES = 64 * 1024 * 1024
 _PART_ELEMENTS = 131_072
+_SHORTEST_PART = 8_192
 _SPHERES: Final = ("sphere", "unit_sphere")
 
 _Key = tuple[int, int, str, str]
@@ -95,6 +97,39 @@ def direction_parts(
             if whole is None
             else whole[start:stop],
         )
+
+
+def parts_of_all(
+    seeds: Sequence[int], num_elements: int, direction: Direction, device: torch.device | str
+) -> Iterator[tuple[slice, Mapping[int, Tensor]]] | None:
+    """Yield perturbations together, part by part: (which elements, seed -> their values).
+
+    Each perturbation is drawn once, however often it is used. Of all together one part is held, up
+    to 256 MiB. None where that would take more: more than 8,192 seeds of many elements, spheres
+    that do not fit as a whole, and a device that serves one client.
+    """
+    size = 4 * _caches[-1].max_bytes // (4 * max(1, len(seeds)))
+    if size < num_elements:
+        size -= size % _SHORTEST_PART
+        if not size or direction in _SPHERES:
+            return None
+    return _parts_of_all(seeds, num_elements, direction, device, size)
+
+
+def _parts_of_all(
+    seeds: Sequence[int],
+    num_elements: int,
+    direction: Direction,
+    device: torch.device | str,
+    size: int,
+) -> Iterator[tuple[slice, Mapping[int, Tensor]]]:
+    for start in range(0, num_elements, size):
+        stop = min(start + size, num_elements)
+        with allocated_as("perturbation"):
+            rows = draw_perturbations(
+                seeds, num_elements, direction=direction, start=start, stop=stop, device=device
+            )
+        yield slice(start, stop), dict(zip(seeds, rows, strict=True))
 
 
 @contextmanager
