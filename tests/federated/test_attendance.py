@@ -1,5 +1,6 @@
 """Replicas equal the mirror after any pattern of participation, through the encoded bytes."""
 
+import dataclasses
 from collections import Counter
 
 import pytest
@@ -212,6 +213,43 @@ def test_a_client_absent_for_300_rounds_catches_up_to_identical_bits(optimizer, 
     sums = {client.replica.checksum for client in federation.clients}
     assert sums == {federation.mirror.checksum}
     assert federation.mirror.version == 302
+
+
+@settings(max_examples=40)
+@given(
+    st.lists(st.sets(st.integers(0, 3)), min_size=1, max_size=12),
+    st.sampled_from(["sgd", "adamw"]),
+    st.sampled_from([ZO, POOLED]),
+)
+def test_the_log_never_outgrows_a_snapshot(attendance, optimizer, zeroth_order):
+    federation = Federation(OPTIMIZERS[optimizer], 5, "auto", zeroth_order)
+    seed_bytes = 1 if zeroth_order is POOLED else 4
+    for t, cohort in enumerate(attendance, start=1):
+        federation.round(t, cohort)
+        log_bytes = len(federation.attendance.log) * P * (seed_bytes + 4)
+        assert log_bytes <= federation.mirror.snapshot_bytes + P * seed_bytes
+
+
+@pytest.mark.parametrize(("catch_up", "kept"), [("log", 30), ("snapshot", 1)])
+def test_how_much_of_the_log_is_kept(catch_up, kept):
+    federation = Federation(OPTIMIZERS["sgd"], 2, catch_up)
+    for t in range(1, 31):
+        federation.round(t, {0})
+    assert len(federation.attendance.log) == kept  # client 1 may still join
+    federation.round(31, {0, 1})
+    for t in range(32, 62):
+        federation.round(t, {0, 1})
+    assert len(federation.attendance.log) == 1  # everyone is past the others
+    federation.synchronise(62)
+
+
+def test_places_that_are_not_in_the_pool_are_refused():
+    federation = Federation(OPTIMIZERS["sgd"], 2, "log", POOLED)
+    federation.round(1, {0})
+    request = ForwardRequest(round=2, **federation.attendance.catch_up(1, federation.mirror))
+    assert len(request.updates((), POOLED.pool(ROOT_SEED))) == 1
+    with pytest.raises(ValueError, match="is not in a seed pool of 1"):
+        dataclasses.replace(request, missed_places=torch.tensor([[0, 4]])).updates((), (7,))
 
 
 def test_what_each_kind_of_client_is_sent():

@@ -41,6 +41,8 @@ class TrainedVector:
         self._optimizer = build_optimizer(
             optimizer, [self.vector] if self.spec.num_elements else []
         )
+        is_plain = optimizer.name == "sgd" and not (optimizer.momentum or optimizer.weight_decay)
+        self._plain_rate = optimizer.lr if is_plain else None
         if moments:
             load_optimizer_state_(self._optimizer, moments)
 
@@ -67,6 +69,9 @@ class TrainedVector:
     def step_(self, gradient: Tensor) -> None:
         """Take one optimizer step along ``gradient``, shape [d]."""
         if self._optimizer is None:
+            return
+        if self._plain_rate is not None:  # what torch's SGD does, without what it does around it
+            self.vector.add_(gradient, alpha=-self._plain_rate)
             return
         self.vector.grad = gradient
         self._optimizer.step()

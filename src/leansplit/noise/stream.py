@@ -123,29 +123,31 @@ def draw_perturbations(
     start: int = 0,
     stop: int | None = None,
     device: torch.device | str = "cpu",
+    memory: Tensor | None = None,
 ) -> Tensor:
     """Draw the same elements of many perturbations: row s is :func:`draw_perturbation` of seed s.
 
-    Short slices of many seeds cost little more than a long one of one. Arguments as there.
+    Short slices of many seeds cost little more than a long one of one. Arguments as there; and
+    ``memory``, float32 [len(seeds) * (stop - start + 1)] or longer on ``device``, to draw into:
+    memory that is fresh each time costs a good part of drawing into it.
 
     Returns:
         float32 tensor of shape [len(seeds), stop - start].
     """
     stop = num_elements if stop is None else stop
+    width = stop - start + (stop - start) % 2
+    if memory is None:
+        memory = torch.empty(len(seeds) * width, device=device)
+    rows = memory[: len(seeds) * width].view(len(seeds), width)
     is_gaussian_on_cpu = direction == "gaussian" and torch.device(device).type == "cpu"
-    num_words = (stop - start + 1) // 2
-    if is_gaussian_on_cpu and start % 2 == 0 and num_words <= _CHUNK_WORDS and not _is_blank:
-        rows = np.empty((len(seeds), 2 * num_words), _F)
-        _fill_gaussian_rows(seeds, start, rows)
-        return torch.from_numpy(rows)[:, : stop - start]
-    drawn = torch.empty(len(seeds), stop - start, device=device)
-    for row, seed in zip(drawn, seeds, strict=True):
-        row.copy_(
-            draw_perturbation(
-                seed, num_elements, direction=direction, start=start, stop=stop, device=device
-            )
+    if is_gaussian_on_cpu and start % 2 == 0 and width <= 2 * _CHUNK_WORDS and not _is_blank:
+        _fill_gaussian_rows(seeds, start, rows.numpy())
+        return rows[:, : stop - start]
+    for row, seed in zip(rows, seeds, strict=True):
+        row[: stop - start] = draw_perturbation(
+            seed, num_elements, direction=direction, start=start, stop=stop, device=device
         )
-    return drawn
+    return rows[:, : stop - start]
 
 
 @contextmanager

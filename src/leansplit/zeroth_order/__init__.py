@@ -9,7 +9,11 @@ from leansplit.zeroth_order.differentiable import (
     loss_objective,
     surrogate_objective,
 )
-from leansplit.zeroth_order.directions import parts_of_all, unshared_directions
+from leansplit.zeroth_order.directions import (
+    fresh_directions,
+    parts_of_all,
+    unshared_directions,
+)
 from leansplit.zeroth_order.estimators import (
     ESTIMATORS,
     Estimator,
@@ -75,6 +79,7 @@ __all__ = [
     "float64_inner_product",
     "float64_sum",
     "forward_only",
+    "fresh_directions",
     "local_loss_objective",
     "loss_objective",
     "parts_of_all",

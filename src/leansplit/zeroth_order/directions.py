@@ -20,6 +20,7 @@ from leansplit.noise import Direction, draw_perturbation, draw_perturbations
 _MAX_BYTES = 64 * 1024 * 1024
 _PART_ELEMENTS = 131_072
 _SHORTEST_PART = 8_192
+_TOGETHER = 4  # times what is kept for good may be held of directions drawn together
 _SPHERES: Final = ("sphere", "unit_sphere")
 
 _Key = tuple[int, int, str, str]
@@ -105,14 +106,21 @@ def parts_of_all(
     """Yield perturbations together, part by part: (which elements, seed -> their values).
 
     Each perturbation is drawn once, however often it is used. Of all together one part is held, up
-    to 256 MiB. None where that would take more: more than 8,192 seeds of many elements, spheres
-    that do not fit as a whole, and a device that serves one client.
+    to 256 MiB.
+
+    Returns:
+        None where that is of no use, since the process keeps so few and small ones anyway, or would
+        take more memory: more than 8,192 seeds of many elements, spheres that do not fit as a
+        whole, a device that serves one client.
     """
-    size = 4 * _caches[-1].max_bytes // (4 * max(1, len(seeds)))
-    if size < num_elements:
-        size -= size % _SHORTEST_PART
-        if not size or direction in _SPHERES:
-            return None
+    cache = _caches[-1]
+    if cache.keeps(num_elements) and 4 * num_elements * len(seeds) <= cache.max_bytes:
+        return None
+    size = _TOGETHER * cache.max_bytes // (4 * max(1, len(seeds)))
+    if size < num_elements and (direction in _SPHERES or size < _SHORTEST_PART):
+        return None
+    if direction not in _SPHERES:
+        size = min(size - size % _SHORTEST_PART, _PART_ELEMENTS) or num_elements
     return _parts_of_all(seeds, num_elements, direction, device, size)
 
 
@@ -123,19 +131,39 @@ def _parts_of_all(
     device: torch.device | str,
     size: int,
 ) -> Iterator[tuple[slice, Mapping[int, Tensor]]]:
+    with allocated_as("perturbation"):
+        memory = torch.empty(len(seeds) * (min(size, num_elements) + 1), device=device)
     for start in range(0, num_elements, size):
         stop = min(start + size, num_elements)
-        with allocated_as("perturbation"):
-            rows = draw_perturbations(
-                seeds, num_elements, direction=direction, start=start, stop=stop, device=device
-            )
+        rows = draw_perturbations(
+            seeds,
+            num_elements,
+            direction=direction,
+            start=start,
+            stop=stop,
+            device=device,
+            memory=memory,
+        )
         yield slice(start, stop), dict(zip(seeds, rows, strict=True))
 
 
 @contextmanager
 def unshared_directions() -> Iterator[None]:
     """Draw every direction anew inside the block, as a device that serves one client does."""
-    _caches.append(DirectionCache(0))
+    with _keeping(0):
+        yield
+
+
+@contextmanager
+def fresh_directions() -> Iterator[None]:
+    """Know no direction that was drawn outside the block."""
+    with _keeping(_MAX_BYTES):
+        yield
+
+
+@contextmanager
+def _keeping(max_bytes: int) -> Iterator[None]:
+    _caches.append(DirectionCache(max_bytes))
     try:
         yield
     finally:
