@@ -14,7 +14,7 @@ import typer
 from leansplit.errors import RunFailedError
 from leansplit.experiments.noise_benchmark import interleaved_ratios, spread
 from leansplit.federated import OptimizerConfig, Replica, Update
-from leansplit.noise import derive_seed, draw_perturbation, numpy_generator
+from leansplit.noise import draw_perturbation, numpy_generator
 from leansplit.zeroth_order import ZerothOrderConfig, fresh_directions
 
 _ROOT_SEED = 0
@@ -28,7 +28,7 @@ class Absence:
     """
 
     def __init__(self, parameters: int, rounds: int, config: ZerothOrderConfig) -> None:
-        draw = numpy_generator(derive_seed(_ROOT_SEED, "benchmark"))
+        draw = numpy_generator(_ROOT_SEED)
         scalars = draw.standard_normal((rounds, config.num_perturbations), np.float32) * 1e-3
         self._weights = {"weights": torch.from_numpy(draw.standard_normal(parameters, np.float32))}
         self._config = config
