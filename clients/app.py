@@ -6,7 +6,6 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
-from typing import TypeVar
 
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
@@ -27,14 +26,20 @@ from leansplit.clients import (
     splitfed,
     zo_split,
 )
+from leansplit.clients.answering import answer_all, answer_of, answer_one
 from leansplit.clients.attacks import corrupted
-from leansplit.clients.faults import InjectedFault, die_if_struck, disturbed, strikes
+from leansplit.clients.faults import (
+    InjectedFault,
+    die_if_struck,
+    disturbed,
+    strikes,
+    takes_its_step,
+)
 from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.privacy import released
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
-from leansplit.clients.watched import watched
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
 from leansplit.errors import UserError
 from leansplit.federated import ClientData, Fault
@@ -45,10 +50,10 @@ from leansplit.plugins import load_plugins
 from leansplit.strategies.flower_records import (
     NO_PLAN,
     NODE,
-    CostReport,
     pack,
     take_watch,
     unpack,
+    with_choices,
     with_costs,
 )
 from leansplit.wire import (
@@ -65,8 +70,6 @@ OWN_DATA = "data"
 """Key of the configuration of nodes that bring data of their own: an absolute folder or file."""
 
 log = logging.getLogger("leansplit")
-A = TypeVar("A")
-Q = TypeVar("Q")
 
 for _module in (
     cse_fsl,
@@ -128,7 +131,6 @@ def client_app(provider: Provider) -> ClientApp:
             worker = worker_for(plan, provider)
             replies: dict[int, bytes] = {}
             failures: dict[int, str] = {}
-            costs: CostReport | None = None
             faults: dict[int, Fault | None] = {}
             requests: dict[int, Record] = {}
             for client_id, blob in payloads.items():
@@ -138,20 +140,28 @@ def client_app(provider: Provider) -> ClientApp:
                 except DecodeError as error:
                     failures[client_id] = f"DecodeError: {error}"
             die_if_struck(faults.values(), context)
-            for client_id, request in requests.items():
+            asked = {
+                client_id: (
+                    Session(client_id, plan, worker, ClientMemory(context, client_id)),
+                    request,
+                )
+                for client_id, request in requests.items()
+            }
+            working = {m: asked[m] for m, fault in faults.items() if takes_its_step(fault)}
+            settled, costs = answer_all(handler, working, worker.passes, watching)
+            for client_id, (session, request) in asked.items():
                 # One client's failure must not take down the others that share its node.
                 try:
-                    session = Session(client_id, plan, worker, ClientMemory(context, client_id))
-                    step = partial(_step, session, handler, request, client_id == watching)
-                    reply, told = disturbed(faults[client_id], step)
-                    costs = told or costs
+                    reply = disturbed(faults[client_id], partial(answer_of, settled, client_id))
                     reply = corrupted(session, request, released(session, request, reply))
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except InjectedFault as fault:
                     failures[client_id] = str(fault)
                 except Exception as error:
                     failures[client_id] = f"{type(error).__name__}: {error}"
-            return Message(with_costs(pack(replies, failures), costs), reply_to=message)
+            content = with_costs(pack(replies, failures), costs)
+            told, worker.passes.unreported = worker.passes.unreported, []
+            return Message(with_choices(content, told), reply_to=message)
 
     for action, (request_type, handler) in registered_handlers().items():
         register(action, request_type, handler)
@@ -169,7 +179,7 @@ def client_app(provider: Provider) -> ClientApp:
         )
         die_if_struck([fault], context)
         is_watched = take_watch(message.content) is not None
-        step = partial(_step, session, fedavg.answer, message.content, is_watched)
+        step = partial(answer_one, session, fedavg.answer, message.content, is_watched)
         content, costs = disturbed(fault, step)
         return Message(with_costs(content, costs), reply_to=message)
 
@@ -197,15 +207,6 @@ def split_client_app(
         return Workload(model=build_model(), client_data=load_client_data, loss=loss)
 
     return client_app(provider)
-
-
-def _step(
-    session: Session, work: Callable[[Session, Q], A], request: Q, is_watched: bool
-) -> tuple[A, CostReport | None]:
-    """Return a client's answer, and what it cost if the client was asked to count that."""
-    if is_watched:
-        return watched(session, work, request)
-    return work(session, request), None
 
 
 def _partition_id(context: Context) -> int:

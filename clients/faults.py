@@ -54,15 +54,20 @@ def die_if_struck(faults: Iterable[Fault | None], context: Context) -> None:
     raise WorkerDied("the worker process died (injected)")
 
 
+def takes_its_step(fault: Fault | None) -> bool:
+    """Say whether a client computes its answer before a fault strikes, if one does."""
+    return fault in (None, "late")
+
+
 def disturbed(fault: Fault | None, step: Callable[[], T]) -> T:
     """Return the answer of a client's step, unless a fault strikes.
 
     Raises:
         InjectedFault: if one does.
     """
-    if fault in ("drop", "vanish"):
-        raise InjectedFault(f"{SILENT} (injected: {fault})")
-    if fault == "error":
+    if not takes_its_step(fault):
+        if fault in ("drop", "vanish"):
+            raise InjectedFault(f"{SILENT} (injected: {fault})")
         raise InjectedFault("the step failed (injected)")
     answer = step()
     if fault == "late":

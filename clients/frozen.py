@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from leansplit.clients.deferred import DeferredForward
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import up_to_date
 from leansplit.clients.session import Session
@@ -15,19 +16,22 @@ from leansplit.wire import BehindReply, ForwardRequest, SmashedDataReply
 from leansplit.zeroth_order import forward_only
 
 
-def forward(session: Session, request: ForwardRequest) -> SmashedDataReply | BehindReply:
+def forward(
+    session: Session, request: ForwardRequest
+) -> DeferredForward | SmashedDataReply | BehindReply:
     """Run one batch forward, or once and for all the client's samples; upload z and y."""
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
-    model = session.client_model.eval()
-    if session.config(FrozenConfig).features_once:
-        labels = session.data.labels
-        smashed = _features(session, model, replica.parameters)
-    else:
-        inputs, labels = session.batch(request.round)
-        smashed = forward_only(model, replica.parameters, inputs)
-    return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
+    model, is_once = session.client_model.eval(), session.config(FrozenConfig).features_once
+    inputs, labels = (None, session.data.labels) if is_once else session.batch(request.round)
+
+    def upload(smashed: Tensor) -> SmashedDataReply:
+        return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
+
+    if inputs is None:
+        return upload(_features(session, model, replica.parameters))
+    return DeferredForward(model, replica, inputs, upload)
 
 
 def _features(session: Session, model: nn.Module, parameters: ParameterDict) -> Tensor:

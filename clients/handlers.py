@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from leansplit.clients.deferred import Deferred
 from leansplit.clients.session import Session
 from leansplit.errors import UserError
 from leansplit.wire import Record
 
-Handler = Callable[[Session, Any], Record]
-"""(one client's view of the message, the request) -> the reply."""
+Handler = Callable[[Session, Any], Record | Deferred]
+"""(one client's view of the message, the request) -> the reply, or what it is computed from."""
 
 HandlerTable = Mapping[str, tuple[type[Record], Handler]]
 """Action -> the record it takes and the function that answers it."""

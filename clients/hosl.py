@@ -6,17 +6,16 @@ seeds that it keeps and the mean differences that come with its next request.
 
 from __future__ import annotations
 
+from leansplit.clients.deferred import DeferredProbedForward
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import remember_seeds, up_to_date
 from leansplit.clients.session import Session
 from leansplit.federated import HOSLConfig
 from leansplit.wire import BehindReply, ProbedForwardRequest, ProbedSmashedDataReply
-from leansplit.zeroth_order import ZerothOrderConfig, probe_smashed_data
+from leansplit.zeroth_order import ProbedSmashedData, ZerothOrderConfig
 
 
-def forward(
-    session: Session, request: ProbedForwardRequest
-) -> ProbedSmashedDataReply | BehindReply:
+def forward(session: Session, request: ProbedForwardRequest) -> DeferredProbedForward | BehindReply:
     """Catch up, then run one batch forward at theta and at every perturbed theta."""
     return probed_forward(session, request, session.config(HOSLConfig).zeroth_order)
 
@@ -26,30 +25,25 @@ def probed_forward(
     request: ProbedForwardRequest,
     zeroth_order: ZerothOrderConfig,
     micro_batch: int = 0,
-) -> ProbedSmashedDataReply | BehindReply:
+) -> DeferredProbedForward | BehindReply:
     """Answer for HOSL, and for HO-SFL that probes ahead; ``micro_batch`` samples at once."""
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
     inputs, labels = session.batch(request.round)
-    probed = probe_smashed_data(
-        session.client_model.eval(),
-        replica.spec,
-        replica.vector,
-        inputs,
-        request.seeds.tolist(),
-        zeroth_order,
-        with_anchor=True,  # the server trains on it
-        micro_batch=micro_batch,
-    )
-    remember_seeds(session, request.round, request.seeds)
-    return ProbedSmashedDataReply(
-        smashed_data=probed.anchor,
-        plus=probed.plus,
-        minus=probed.minus,
-        labels=labels,
-        checksum=replica.checksum,
-    )
+
+    def upload(probed: ProbedSmashedData) -> ProbedSmashedDataReply:
+        remember_seeds(session, request.round, request.seeds)
+        return ProbedSmashedDataReply(
+            smashed_data=probed.anchor,
+            plus=probed.plus,
+            minus=probed.minus,
+            labels=labels,
+            checksum=replica.checksum,
+        )
+
+    model, seeds = session.client_model.eval(), tuple(request.seeds.tolist())
+    return DeferredProbedForward(model, replica, inputs, seeds, zeroth_order, upload, micro_batch)
 
 
 HANDLERS: HandlerTable = {"hosl_forward": (ProbedForwardRequest, forward)}

@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
 from torch import Tensor
 
 from leansplit.telling import leave_out
-from leansplit.wire import ClientPlan
+from leansplit.wire import ClientPlan, tensor_bytes
 
 R = TypeVar("R", ArrayRecord, ConfigRecord)
 
@@ -54,8 +54,7 @@ class ClientMemory:
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Store tensors under ``name``, replacing what was there."""
-        blob = safetensors.torch.save({k: v.contiguous() for k, v in tensors.items()})
-        self._keep(name, blob)
+        self._keep(name, tensor_bytes(tensors))
 
     def _keep(self, name: str, blob: bytes) -> None:
         array = Array(dtype="uint8", shape=(len(blob),), stype="safetensors", data=blob)

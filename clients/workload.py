@@ -13,6 +13,7 @@ from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
 from leansplit.models import LocalModel, SplitModel
 from leansplit.wire import ClientPlan
+from leansplit.zeroth_order import JointPasses
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Worker:
     shared_replica: Replica | None = None
     data: dict[int, ClientData] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)
+    passes: JointPasses = field(default_factory=JointPasses)
+    """Runs the batches of several clients at once, where a node hosts several."""
     local_model: LocalModel | None = None
     """Client model and auxiliary head, for the methods that have one; built at the first need."""
     no_smashed_data: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
@@ -88,7 +91,7 @@ def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
     if plan.digest not in _workers:
         if plan.num_threads:
             torch.set_num_threads(plan.num_threads)
-        worker = Worker(provider(plan))
+        worker = Worker(provider(plan), passes=JointPasses(plan.joint_passes))
         _workers.clear()  # an earlier run's data and model are not needed any more
         _workers[plan.digest] = worker
     return _workers[plan.digest]

@@ -38,7 +38,7 @@ from leansplit.strategies.failures import Quorum
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
 from leansplit.wire import ReplicaStorage
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.zeroth_order import JointPassesMode, ZerothOrderConfig
 
 _NUM_EVALUATIONS = 20
 
@@ -127,6 +127,9 @@ class RunConfig:
     replica_storage: ReplicaStorage = "context"
     """``context``: each client keeps its own replica; ``worker``: one for each worker process
     (simulations only; the leansplit command's default)."""
+    joint_passes: JointPassesMode = "auto"
+    """Batches of several clients in one forward pass: ``auto`` where the bits are the same and time
+    is saved, ``on`` wherever possible, to rounding, ``off`` nowhere (docs/performance.md)."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
     max_reply_mb: float = 1024.0
@@ -368,7 +371,7 @@ NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 
 ADDED = (
     *("fleet", "fleet_digest", "robust", "faults", "attack", "privacy"),
-    *("quorum", "quorum_rounds", "max_reply_mb"),
+    *("quorum", "quorum_rounds", "max_reply_mb", "joint_passes"),
 )
 """Fields that came after results were published: unset, they leave a run's hash as it was."""
 

@@ -86,6 +86,7 @@ def execute(
             num_clients=config.clients,
             clients_per_node=config.clients_per_node,
             replica_storage=config.replica_storage,
+            joint_passes=config.joint_passes,
             num_threads=config.num_threads,
             exchange_timeout_s=config.exchange_timeout_s,
             max_reply_mb=config.max_reply_mb,
@@ -122,6 +123,7 @@ def execute(
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
     outcome.num_exchanges = strategy.num_exchanges
+    outcome.joint_passes = strategy.joint_passes
     outcome.samples_forwarded = strategy.samples_forwarded
     try:
         add_cost_check(outcome, task, model, client_watch.found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from leansplit.server_app.results import (
 )
 from leansplit.server_app.simulated_time import timed
 from leansplit.server_app.telemetry import TELEMETRY_FILE, telemetry_summary, telemetry_table
+from leansplit.zeroth_order import JointPassChoice
 
 MODEL_FILE = "model.safetensors"
 ADAPTER_FOLDER = "adapter"
@@ -114,8 +116,30 @@ def run_result(
             outcome.rounds_completed + (outcome.status != "completed"),
             averages_weights=method.averages_weights,
         ),
-        notes=[note for note in (outcome.task_notes, _ENGINE_NOTES[outcome.engine]) if note],
+        notes=[
+            note
+            for note in (
+                outcome.task_notes,
+                _ENGINE_NOTES[outcome.engine],
+                _joint_passes_note(outcome.joint_passes),
+            )
+            if note
+        ],
     )
+
+
+def _joint_passes_note(choices: Sequence[JointPassChoice]) -> str:
+    """Return which clients' batches were run at once, if any were."""
+    largest: dict[tuple[int, ...], int] = {}
+    for choice in choices:
+        largest[choice.shape] = max(largest.get(choice.shape, 1), choice.joined)
+    if not largest:
+        return ""
+    listed = ", ".join(
+        f"{count} of shape {' x '.join(map(str, shape))}"
+        for shape, count in sorted(largest.items(), reverse=True)[:3]
+    )
+    return f"Clients' batches that were run forward at once: up to {listed}."
 
 
 def write_outcome(

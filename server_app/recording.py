@@ -28,6 +28,7 @@ from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import RoundReport, StopRunning
 from leansplit.tasks.task import Task
 from leansplit.wire import Ledger
+from leansplit.zeroth_order import JointPassChoice
 
 
 @dataclass(frozen=True)
@@ -109,6 +110,8 @@ class Outcome:
     """Training samples in all, held by a client or not."""
     telemetry: list[dict[str, Any]] = field(default_factory=list)
     """One row for each gradient estimate that was measured."""
+    joint_passes: list[JointPassChoice] = field(default_factory=list)
+    """Which batches of several clients were run at once."""
     task_notes: str = ""
     """Where the data come from, if that matters to a reader."""
 

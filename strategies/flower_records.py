@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
 
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from pydantic import Field, TypeAdapter, ValidationError
 
+from leansplit.zeroth_order import JointPassChoice
+
 _PAYLOADS = "leansplit"
 _FAILURES = "leansplit-failures"
 _WATCHED = "leansplit-watched"
 _COSTS = "leansplit-costs"
+_CHOICES = "leansplit-joint-passes"
 _STYPE = "leansplit.safetensors"
 _LONGEST_ID = 20
 
@@ -91,6 +94,7 @@ class CostReport:
 
 
 _REPORT: Final = TypeAdapter(CostReport)
+_FOUND: Final = TypeAdapter(list[JointPassChoice])
 
 
 def with_watch(content: RecordDict, client_id: int) -> RecordDict:
@@ -120,6 +124,24 @@ def take_costs(content: RecordDict) -> CostReport | None:
         return _REPORT.validate_json(str(report.get("json")))
     except ValidationError:
         return None
+
+
+def with_choices(content: RecordDict, choices: Sequence[JointPassChoice]) -> RecordDict:
+    """Add to an answer which batches its process found to be better run together."""
+    if choices:
+        content[_CHOICES] = ConfigRecord({"json": _FOUND.dump_json(list(choices)).decode()})
+    return content
+
+
+def take_choices(content: RecordDict) -> list[JointPassChoice]:
+    """Remove what :func:`with_choices` added; empty if there is nothing that can be read."""
+    found = content.pop(_CHOICES, None)
+    if not isinstance(found, ConfigRecord):
+        return []
+    try:
+        return _FOUND.validate_json(str(found.get("json")))
+    except ValidationError:
+        return []
 
 
 def _is_id(key: str) -> bool:

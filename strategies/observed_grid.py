@@ -17,8 +17,9 @@ from flwr.common.serde import recorddict_to_proto
 from flwr.serverapp import Grid
 from flwr.supercore.run import Run
 
-from leansplit.strategies.flower_records import NODE, take_costs, unpack, with_watch
+from leansplit.strategies.flower_records import NODE, take_choices, take_costs, unpack, with_watch
 from leansplit.wire import BehindReply, DecodeError, Direction, Kind, Ledger, decode, price
+from leansplit.zeroth_order import JointPassChoice
 
 if TYPE_CHECKING:
     from leansplit.strategies.client_watch import ClientWatch
@@ -43,6 +44,7 @@ class ObservedGrid(Grid):
         contacted: clients that were sent anything since this was last emptied.
         num_unasked: answers that nobody had asked for, such as the second to one message.
         watch: chooses the client that counts its own costs; None: nobody does.
+        joint_passes: which batches of several clients were run at once, as nodes told.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class ObservedGrid(Grid):
         self.num_exchanges = 0
         self.contacted: set[int] = set()
         self.watch: ClientWatch | None = None
+        self.joint_passes: list[JointPassChoice] = []
         self._client_of_node: dict[int, int] = {}
         self._node_of_message: dict[str, int] = {}
         self._is_priced = True
@@ -156,9 +159,12 @@ class ObservedGrid(Grid):
         replies = list(self._grid.pull_messages(message_ids))
         replies += self._inject_repeated(replies)
         for reply in replies:
-            report = None if reply.has_error() else take_costs(reply.content)
+            if reply.has_error():
+                continue
+            report = take_costs(reply.content)
             if report is not None and self.watch is not None:
                 self.watch.on_report(_round_of(reply), report)
+            self.joint_passes += take_choices(reply.content)
         self._book(replies, "uplink", [reply.metadata.src_node_id for reply in replies])
         return replies
 

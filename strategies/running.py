@@ -17,7 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from leansplit.errors import UserError, require_positive
+from leansplit.errors import UserError, require_choice, require_positive
 from leansplit.federated import AttackConfig, FaultsConfig, MethodConfig, require_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
@@ -28,6 +28,7 @@ from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.resuming import Continued, Resumable, RoundEndObserver, RunState
 from leansplit.strategies.roster import connected_nodes
 from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
+from leansplit.zeroth_order import JOINT_PASSES_MODES, JointPassChoice, JointPassesMode
 
 log = logging.getLogger("leansplit")
 
@@ -44,6 +45,8 @@ class Deployment:
     """Virtual clients that one SuperNode hosts."""
     replica_storage: ReplicaStorage = "context"
     """See :class:`leansplit.wire.ClientPlan`; ``worker`` saves memory in simulations."""
+    joint_passes: JointPassesMode = "auto"
+    """See :class:`leansplit.zeroth_order.JointPasses`."""
     num_threads: int = 0
     """Torch threads of a client's computation; 0 leaves them as they are."""
     exchange_timeout_s: float = 600.0
@@ -70,6 +73,7 @@ class Deployment:
         if not self.exchange_timeout_s > 0:
             raise UserError(f"exchange_timeout_s must be above 0, got {self.exchange_timeout_s}")
         require_positive("max_reply_mb", self.max_reply_mb)
+        require_choice("joint_passes", self.joint_passes, JOINT_PASSES_MODES)
         Quorum(self.quorum, self.quorum_rounds)
 
 
@@ -168,6 +172,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             num_clients=num_clients,
             clients_per_node=self.deployment.clients_per_node,
             replica_storage=self.deployment.replica_storage,
+            joint_passes=self.deployment.joint_passes,
             num_threads=self.deployment.num_threads,
             is_whole_model=self.is_whole_model,
             has_mask=self.model.has_mask,
@@ -230,6 +235,11 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
     def num_exchanges(self) -> int:
         """Times that the server has sent something and waited for the answers."""
         return self._grid.num_exchanges if self._grid else 0
+
+    @property
+    def joint_passes(self) -> list[JointPassChoice]:
+        """Which batches of several clients were run at once, as far as clients told."""
+        return self._grid.joint_passes if self._grid else []
 
     def start(
         self,

@@ -66,6 +66,7 @@ def test_every_field_changes_the_digest():
         "clients_per_node": 4,
         "config": HOSFLConfig(cohort_size=5),
         "replica_storage": "worker",
+        "joint_passes": "off",
         "num_threads": 1,
         "is_whole_model": True,
         "has_mask": True,

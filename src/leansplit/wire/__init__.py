@@ -47,6 +47,7 @@ from leansplit.wire.records import (
     WeightsReply,
     with_payloads,
 )
+from leansplit.wire.tensor_bytes import tensor_bytes
 
 __all__ = [
     "ABSENT",
@@ -101,5 +102,6 @@ __all__ = [
     "price",
     "require_form",
     "require_forms",
+    "tensor_bytes",
     "with_payloads",
 ]

@@ -26,6 +26,7 @@ from torch import Tensor
 from leansplit.sequences import pack, unpack
 from leansplit.wire.kinds import Kind
 from leansplit.wire.records import ALIKE_KEY, KIND_KEY, MANY_KEY, Record
+from leansplit.wire.tensor_bytes import tensor_bytes
 
 R = TypeVar("R", bound=Record)
 
@@ -72,7 +73,7 @@ def encode(record: Record, *, has_mask: bool = False) -> bytes:
         elif not _is_default(item, value):  # an absent tensor costs nothing
             tensors |= _apart(item.name, value, item.metadata, has_mask=has_mask)
     metadata = {type(record).__name__: json.dumps(header, separators=(",", ":"))}
-    return safetensors.torch.save(tensors, metadata)
+    return tensor_bytes(tensors, metadata)
 
 
 def _is_default(item: dataclasses.Field[Any], value: Tensor) -> bool:
@@ -88,7 +89,7 @@ def _apart(
 ) -> dict[str, Tensor]:
     """Return the tensors that cross for one, by name: its mask, if it may hold one, is another."""
     if not (has_mask and _may_hold_mask(metadata)):
-        return {name: value.contiguous()}
+        return {name: value}
     hidden, mask = unpack(value)
     if metadata[KIND_KEY] == "smashed_gradient":
         mask = mask.new_empty(0)

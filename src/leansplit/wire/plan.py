@@ -13,6 +13,7 @@ from leansplit.errors import UserError
 from leansplit.federated.attack import AttackConfig
 from leansplit.federated.config import MethodConfig
 from leansplit.federated.faults import FaultsConfig
+from leansplit.zeroth_order import JointPassesMode
 
 ReplicaStorage = Literal["context", "worker"]
 
@@ -32,6 +33,8 @@ class ClientPlan:
     replica_storage: ReplicaStorage = "context"
     """``context``: each client's replica lives in its Flower context, as on real SuperNodes.
     ``worker``: one replica per worker process serves all its clients (simulation only)."""
+    joint_passes: JointPassesMode = "auto"
+    """Whether a process runs the batches of several clients at once."""
     num_threads: int = 0
     """Torch threads of a client's computation; 0 leaves them as they are."""
     is_whole_model: bool = False

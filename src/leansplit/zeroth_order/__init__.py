@@ -22,6 +22,15 @@ from leansplit.zeroth_order.estimators import (
     estimate,
     perturbed,
     probe,
+    probe_each,
+)
+from leansplit.zeroth_order.joint_passes import (
+    JOINT_PASSES_MODES,
+    BatchObjective,
+    JointPassChoice,
+    JointPasses,
+    JointPassesMode,
+    evaluate_jointly,
 )
 from leansplit.zeroth_order.local_objective import LocalLossObjective
 from leansplit.zeroth_order.objective import (
@@ -47,11 +56,14 @@ from leansplit.zeroth_order.split_probes import (
     ProbedSmashedData,
     ServerObjective,
     probe_smashed_data,
+    probe_smashed_data_each,
     surrogate_differences,
 )
 
 __all__ = [
     "ESTIMATORS",
+    "JOINT_PASSES_MODES",
+    "BatchObjective",
     "Batches",
     "DifferentiableObjective",
     "EstimateQuality",
@@ -59,6 +71,9 @@ __all__ = [
     "EstimateSum",
     "Estimator",
     "Half",
+    "JointPassChoice",
+    "JointPasses",
+    "JointPassesMode",
     "LocalLossObjective",
     "LossObjective",
     "Objective",
@@ -71,6 +86,7 @@ __all__ = [
     "coefficients",
     "cut_objective",
     "estimate",
+    "evaluate_jointly",
     "evaluation_mode",
     "expected_cosine",
     "expected_norm_ratio",
@@ -85,7 +101,9 @@ __all__ = [
     "parts_of_all",
     "perturbed",
     "probe",
+    "probe_each",
     "probe_smashed_data",
+    "probe_smashed_data_each",
     "quality_of",
     "surrogate_differences",
     "surrogate_objective",

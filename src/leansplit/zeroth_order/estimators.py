@@ -11,7 +11,7 @@ so each probe works on its own perturbed copy.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, Literal, get_args
 
@@ -29,7 +29,7 @@ from leansplit.noise import (
     second_moment_inverse,
     seed_pool,
 )
-from leansplit.parameters import ParameterSpec
+from leansplit.parameters import ParameterDict, ParameterSpec
 from leansplit.telling import all_alike
 from leansplit.zeroth_order.directions import direction_parts
 from leansplit.zeroth_order.objective import Objective
@@ -127,19 +127,50 @@ def probe(
     Returns:
         float64 tensor of shape [P].
     """
+
+    def evaluate(parameters: ParameterDict) -> list[float]:
+        return [objective.evaluate(parameters)]
+
+    anchors = None if anchor is None else [anchor]
+    return probe_each(evaluate, spec, vector, seeds, config, anchors=anchors)[0]
+
+
+def probe_each(
+    evaluate: Callable[[ParameterDict], Sequence[float]],
+    spec: ParameterSpec,
+    vector: Tensor,
+    seeds: Sequence[int],
+    config: ZerothOrderConfig,
+    *,
+    anchors: Sequence[float] | None = None,
+) -> Tensor:
+    """Return the differences of several functions of the same parameters, float64 [n, P].
+
+    As :func:`probe` does for each of them, with every direction drawn once.
+
+    Args:
+        evaluate: parameters -> (F_1, ..., F_n) there.
+        spec: layout of the parameters.
+        vector: theta, shape [d]; not written.
+        seeds: one perturbation seed for each direction.
+        config: estimator, mu and distribution.
+        anchors: F_1 to F_n at ``vector`` if they are there already.
+    """
+
+    def around(scale: float, seed: int) -> Sequence[float]:
+        return evaluate(spec.views(perturbed(vector, scale, seed, config)))
+
     mu = config.perturbation_scale
-    differences = torch.empty(len(seeds), dtype=torch.float64)
-    if config.estimator == "forward" and anchor is None:
-        anchor = objective.evaluate(spec.views(vector))
-    for index, seed in all_alike([*enumerate(seeds)]):
-        plus = objective.evaluate(spec.views(perturbed(vector, mu, seed, config)))
-        if config.estimator == "forward":
-            assert anchor is not None
-            minus = anchor
-        else:
-            minus = objective.evaluate(spec.views(perturbed(vector, -mu, seed, config)))
-        differences[index] = plus - minus
-    return differences
+    if config.estimator == "forward" and anchors is None:
+        anchors = evaluate(spec.views(vector))
+    rows: list[list[float]] = []
+    for seed in all_alike(seeds):
+        plus = around(mu, seed)
+        minus = anchors if config.estimator == "forward" else around(-mu, seed)
+        assert minus is not None
+        rows.append([above - below for above, below in zip(plus, minus, strict=True)])
+    rows += rows[-1:] * (len(seeds) - len(rows))  # where `all_alike` goes through some only
+    return torch.tensor(rows, dtype=torch.float64).T.contiguous()
 
 
 def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:

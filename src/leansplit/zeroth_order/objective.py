@@ -87,7 +87,10 @@ class LossObjective:
 
     def evaluate(self, parameters: ParameterDict) -> float:
         """Return the mean loss at ``parameters``."""
-        outputs = forward_only(self.model, parameters, self.inputs)
+        return self.value_of(forward_only(self.model, parameters, self.inputs))
+
+    def value_of(self, outputs: Tensor) -> float:
+        """Return F, of outputs that are there already."""
         with torch.inference_mode():
             return float(self.loss(outputs, self.labels))
 
@@ -108,10 +111,12 @@ def float64_inner_product(a: Tensor, b: Tensor) -> float:
     digit that the difference of the tensors has. No float64 copy of all of them is made.
     """
     with torch.inference_mode():
+        left, right = a.reshape(-1), b.reshape(-1)
+        if len(left) <= _CHUNK:
+            return float((left.double() * right).sum())
         total = torch.zeros((), dtype=torch.float64, device=b.device)
-        chunks = (torch.split(tensor.reshape(-1), _CHUNK) for tensor in (a, b))
-        for left, right in zip(*chunks, strict=True):
-            total += (left.double() * right).sum()
+        for x, y in zip(torch.split(left, _CHUNK), torch.split(right, _CHUNK), strict=True):
+            total += (x.double() * y).sum()
         return float(total)
 
 

@@ -8,7 +8,7 @@ Nothing here differentiates, on either side of the cut.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -69,25 +69,49 @@ def probe_smashed_data(
         micro_batch: samples that are run forward at once; 0 = all.
     """
 
-    def smashed_data(at: Tensor) -> Tensor:
-        return forward_only(client_model, spec.views(at), inputs, micro_batch)
+    def run(parameters: ParameterDict) -> Iterator[Tensor]:
+        yield forward_only(client_model, parameters, inputs, micro_batch)
 
-    def probes(scale: float) -> Tensor:
-        stacked = torch.empty(0)
+    return probe_smashed_data_each(run, spec, vector, seeds, config, with_anchor=with_anchor)[0]
+
+
+def probe_smashed_data_each(
+    run: Callable[[ParameterDict], Iterable[Tensor]],
+    spec: ParameterSpec,
+    vector: Tensor,
+    seeds: Sequence[int],
+    config: ZerothOrderConfig,
+    *,
+    with_anchor: bool,
+) -> list[ProbedSmashedData]:
+    """Run several batches at theta_c + mu u_p, - mu u_p and theta_c, every direction drawn once.
+
+    Args:
+        run: parameters -> smashed data [B, ...] of every batch, in the same order each time.
+        spec: layout of the client model's trainable parameters.
+        vector: theta_c, shape [d_c]; not written.
+        seeds: one perturbation seed for each direction.
+        config: estimator, mu and distribution.
+        with_anchor: whether f_c(x; theta_c) is wanted with the central difference too.
+    """
+
+    def probes(scale: float) -> list[Tensor]:
+        stacks: list[Tensor] = []
         for p, seed in enumerate(seeds):
-            z = smashed_data(perturbed(vector, scale, seed, config))
-            if p == 0:
-                stacked = torch.empty(len(seeds), *z.shape, dtype=z.dtype, device=z.device)
-            stacked[p] = z  # so that no more than one of them is held twice
-        return stacked
+            for at, z in enumerate(run(spec.views(perturbed(vector, scale, seed, config)))):
+                if p == 0:
+                    stacks.append(z.new_empty((len(seeds), *z.shape)))
+                stacks[at][p] = z  # so that no more than one of them is held twice
+        return stacks
 
     mu = config.perturbation_scale
     is_central = config.estimator == "central"
-    return ProbedSmashedData(
-        anchor=smashed_data(vector) if with_anchor or not is_central else torch.empty(0),
-        plus=probes(mu),
-        minus=probes(-mu) if is_central else torch.empty(0),
-    )
+    needs_anchors = with_anchor or not is_central
+    anchors = list(run(spec.views(vector))) if needs_anchors else None
+    plus = probes(mu)
+    none = [torch.empty(0)] * len(plus)
+    minus = probes(-mu) if is_central else none
+    return [ProbedSmashedData(*of_one) for of_one in zip(anchors or none, plus, minus, strict=True)]
 
 
 def surrogate_differences(

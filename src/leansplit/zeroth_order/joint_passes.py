@@ -1,0 +1,147 @@
+"""Batches of several clients run through one model at once, where that changes no bit.
+
+In a simulation all clients of a process hold the same parameters and probe the same directions.
+One pass of many joined batches then does the work of many passes. Kernels may round differently
+for other batch sizes, so a joined pass is used only after one of exactly its shape has given every
+client its own bits, and has taken less time.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Final, Literal, Protocol, get_args
+
+import torch
+from torch import Tensor, nn
+
+from leansplit.parameters import ParameterDict
+from leansplit.zeroth_order.objective import forward_only
+
+
+class BatchObjective(Protocol):
+    """An objective of one batch under a model, whose value follows from the model's outputs."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """x, shape [B, ...]."""
+        ...
+
+    def value_of(self, outputs: Tensor) -> float:
+        """Return F, of the outputs for ``inputs``."""
+        ...
+
+
+JointPassesMode = Literal["auto", "on", "off"]
+JOINT_PASSES_MODES: Final[tuple[str, ...]] = get_args(JointPassesMode)
+
+MAX_SAMPLES: Final = 1024
+"""Of one joined pass; more held no gain in any measurement and take memory."""
+Pass = Callable[[Tensor], Tensor]
+"""A batch [B, ...] -> its outputs [B, ...], each row a function of its own input alone."""
+
+_Key = tuple[tuple[int, ...], torch.dtype]
+
+
+@dataclass(frozen=True)
+class JointPassChoice:
+    """A size of joined passes that is used, since it is equal and faster.
+
+    Attributes:
+        shape: of one client's batch, [B, ...].
+        joined: how many batches are run at once.
+        speedup: time of single passes / time of the joined one.
+    """
+
+    shape: tuple[int, ...]
+    joined: int
+    speedup: float
+
+
+@dataclass
+class JointPasses:
+    """Runs batches of several clients through one model, several at once where that is equal.
+
+    Sizes are powers of two. Each is tried once for every shape of a batch, when there are first
+    that many batches, and from then on what is fastest is taken of those that fit.
+
+    Attributes:
+        mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, with
+            the bits that come of it; ``off``: never.
+        speedups: by shape and type, then by size: what was measured; 0 = not equal.
+        unreported: sizes in use that nobody was told of yet.
+    """
+
+    mode: JointPassesMode = "auto"
+    speedups: dict[_Key, dict[int, float]] = field(default_factory=dict)
+    unreported: list[JointPassChoice] = field(default_factory=list)
+
+    def run(self, forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """Yield ``forward(batch)`` for every batch, in order.
+
+        Args:
+            forward: the pass, under parameters that are the same for all batches.
+            batches: all of one shape and type.
+        """
+        start = 0
+        while start < len(batches):
+            size = self._size(forward, batches[start:])
+            yield from _together(forward, batches[start : start + size])
+            start += size
+
+    def _size(self, forward: Pass, batches: Sequence[Tensor]) -> int:
+        """Return how many of the batches are to be run at once."""
+        first = batches[0]
+        most = min(len(batches), max(MAX_SAMPLES // max(len(first), 1), 1))
+        if self.mode != "auto":
+            return most if self.mode == "on" else 1
+        speedups = self.speedups.setdefault((tuple(first.shape), first.dtype), {1: 1.0})
+        size = 2
+        while size <= most:
+            if size not in speedups:
+                speedups[size] = speedup = _measured_speedup(forward, batches[:size])
+                if speedup > 1:
+                    self.unreported.append(JointPassChoice(tuple(first.shape), size, speedup))
+            size *= 2
+        return max((size for size in speedups if size <= most), key=lambda size: speedups[size])
+
+
+def evaluate_jointly(
+    passes: JointPasses, model: nn.Module, objectives: Sequence[BatchObjective]
+) -> Callable[[ParameterDict], list[float]]:
+    """Return parameters -> the objectives' values, for :func:`.probe_each`."""
+    batches = [objective.inputs for objective in objectives]
+
+    def evaluate(parameters: ParameterDict) -> list[float]:
+        outputs = passes.run(lambda x: forward_only(model, parameters, x), batches)
+        return [o.value_of(z) for o, z in zip(objectives, outputs, strict=True)]
+
+    return evaluate
+
+
+def _together(forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+    if len(batches) == 1:
+        yield forward(batches[0])
+        return
+    outputs, size_of_one = forward(torch.cat(list(batches))), len(batches[0])
+    for first in range(0, len(outputs), size_of_one):
+        yield outputs[first : first + size_of_one]
+
+
+def _measured_speedup(forward: Pass, batches: Sequence[Tensor]) -> float:
+    """Return time of single passes / time of a joined one; 0 if their bits differ."""
+    pairs = zip(_together(forward, batches), batches, strict=True)
+    if not all(torch.equal(outputs, forward(batch)) for outputs, batch in pairs):
+        return 0.0
+    single = min(_seconds(lambda: [forward(batch) for batch in batches]) for _ in range(2))
+    joined = min(_seconds(lambda: [*_together(forward, batches)]) for _ in range(2))
+    return single / joined
+
+
+def _seconds(work: Callable[[], list[Tensor]]) -> float:
+    started = time.perf_counter()
+    outputs = work()
+    if outputs[0].is_cuda:  # where the work may only have been launched
+        torch.cuda.synchronize(outputs[0].device)
+    return time.perf_counter() - started
