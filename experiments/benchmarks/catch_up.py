@@ -15,6 +15,7 @@ from leansplit.errors import RunFailedError
 from leansplit.experiments.noise_benchmark import interleaved_ratios, spread
 from leansplit.federated import OptimizerConfig, Replica, Update
 from leansplit.noise import draw_perturbation, numpy_generator
+from leansplit.server_app.environment import collect_environment
 from leansplit.zeroth_order import ZerothOrderConfig, fresh_directions
 
 _ROOT_SEED = 0
@@ -77,9 +78,11 @@ def main(
 ) -> None:
     """Print minimum, median and maximum of the ratios for plain SGD and Gaussian directions."""
     torch.set_num_threads(1)
+    versions, _, hardware = collect_environment()
     typer.echo(
-        f"torch {torch.__version__}, numpy {np.__version__}, CPU, one thread; "
-        f"{rounds:,} rounds, {parameters:,} parameters, {directions} directions"
+        f"{hardware['cpu_model']}, one thread, torch {versions['torch']}, "
+        f"numpy {versions['numpy']}: {rounds:,} rounds missed, {parameters:,} parameters, "
+        f"{directions} directions a round"
     )
     for name, size in (("fresh seeds", 0), (f"pool of {pool:,}", pool)):
         config = ZerothOrderConfig(num_perturbations=directions, seed_pool=size)
