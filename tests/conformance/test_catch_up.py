@@ -14,7 +14,11 @@ from leansplit.zeroth_order import ZerothOrderConfig
     [
         ("ho-sfl", "sgd", {"probe.seed_pool": 300}),
         ("ho-sfl", "momentum", {"probe.seed_pool": 8, "catch_up": "log", "probe_ahead": True}),
-        ("hosl", "adamw", {"probe.seed_pool": 8, "catch_up": "snapshot"}),
+        (
+            "hosl",
+            "adamw",
+            {"probe.seed_pool": 8, "catch_up": "snapshot", "replica_storage": "worker"},
+        ),
         ("decomfl", "momentum", {"probe.seed_pool": 8}),
     ],
 )
