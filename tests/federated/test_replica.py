@@ -189,7 +189,7 @@ def test_plain_sgd_is_linear_in_its_directions_up_to_rounding():
         for t in range(1, 201)
     ]
     replayed = Replica({"w": torch.randn(500, generator=draw)}, OptimizerConfig(lr=rate), zo)
-    summed, largest = replayed.vector.clone(), 0.0
+    summed, largest = replayed.vector.clone(), float(replayed.vector.abs().max())
     replayed.catch_up_(log)
     for seed in zo.pool(0):
         terms = [v for u in log for s, v in zip(u.seeds, u.scalars, strict=True) if s == seed]
