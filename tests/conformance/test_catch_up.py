@@ -52,7 +52,7 @@ def test_all_ways_to_catch_up_end_in_the_same_bits(
     assert outcomes["snapshot"].ledger.total_bytes(kind="catch_up") == 0
 
 
-def test_a_pool_changes_the_model_and_the_hash_and_none_changes_neither():
+def test_a_pool_makes_another_run_and_none_leaves_the_hash_alone():
     plain, pooled = (run_config("ho-sfl", {"probe.seed_pool": size}) for size in (0, 64))
     assert plain.to_dict() == run_config("ho-sfl", {}).to_dict()
     assert "seed_pool" not in plain.to_dict()["probe"] and "catch_up" not in str(plain.to_dict())

@@ -121,30 +121,24 @@ def parts_of_all(
         return None
     if direction not in _SPHERES:
         size = min(size - size % _SHORTEST_PART, _PART_ELEMENTS) or num_elements
-    return _parts_of_all(seeds, num_elements, direction, device, size)
 
+    def drawn() -> Iterator[tuple[slice, Mapping[int, Tensor]]]:
+        with allocated_as("perturbation"):
+            memory = torch.empty(len(seeds) * (min(size, num_elements) + 1), device=device)
+        for start in range(0, num_elements, size):
+            stop = min(start + size, num_elements)
+            rows = draw_perturbations(
+                seeds,
+                num_elements,
+                direction=direction,
+                start=start,
+                stop=stop,
+                device=device,
+                memory=memory,
+            )
+            yield slice(start, stop), dict(zip(seeds, rows, strict=True))
 
-def _parts_of_all(
-    seeds: Sequence[int],
-    num_elements: int,
-    direction: Direction,
-    device: torch.device | str,
-    size: int,
-) -> Iterator[tuple[slice, Mapping[int, Tensor]]]:
-    with allocated_as("perturbation"):
-        memory = torch.empty(len(seeds) * (min(size, num_elements) + 1), device=device)
-    for start in range(0, num_elements, size):
-        stop = min(start + size, num_elements)
-        rows = draw_perturbations(
-            seeds,
-            num_elements,
-            direction=direction,
-            start=start,
-            stop=stop,
-            device=device,
-            memory=memory,
-        )
-        yield slice(start, stop), dict(zip(seeds, rows, strict=True))
+    return drawn()
 
 
 @contextmanager
