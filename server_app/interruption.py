@@ -7,6 +7,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from types import FrameType
+from weakref import WeakSet
+
+_interrupted: WeakSet[threading.Event] = WeakSet()
+"""What a signal has set."""
 
 
 @contextmanager
@@ -24,8 +28,9 @@ def stop_on_interrupt(stop: threading.Event, *, takes_over: bool = False) -> Ite
         return
 
     def ask_to_stop(signum: int, frame: FrameType | None) -> None:
-        if stop.is_set():
+        if stop in _interrupted:  # whoever else set it pressed no Ctrl-C
             raise KeyboardInterrupt
+        _interrupted.add(stop)
         stop.set()
 
     ends = [signal.SIGINT]

@@ -19,6 +19,8 @@ from leansplit.wire import DecodeError, Record, encode
 R = TypeVar("R", bound=Record)
 log = logging.getLogger("leansplit")
 
+_LISTED = 5  # clients named in one line of the log
+
 
 @dataclass(frozen=True)
 class Replies(Generic[R]):
@@ -75,8 +77,8 @@ class Federation(Roster):
             )
             if NO_PLAN in failure.reason:
                 self.lose_node(node_id, failure.reason)
-            log.warning("client %d dropped from this step: %s", client_id, failure)
             failures[client_id] = failure
+        _say(failures)
         return failures
 
     def collect(
@@ -137,3 +139,14 @@ class Federation(Roster):
         messages = self.messages(requests, action, round)
         replies = self.grid.send_and_receive(messages, timeout=self.timeout_s)
         return self.collect(replies, requests, read)
+
+
+def _say(failures: Mapping[int, Failure]) -> None:
+    """Log who is dropped from a step, all clients with one reason in one line."""
+    dropped: dict[str, list[int]] = {}
+    for client_id, failure in failures.items():
+        dropped.setdefault(str(failure), []).append(client_id)
+    for reason, ids in dropped.items():
+        listed = ", ".join(map(str, ids[:_LISTED])) + (", ..." if len(ids) > _LISTED else "")
+        clients = f"client {listed}" if len(ids) == 1 else f"{len(ids)} clients ({listed})"
+        log.warning("%s dropped from this step: %s", clients, reason)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence, Set
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
@@ -146,20 +147,19 @@ class MethodSpec:
         options = config.get("options", {})
         return MethodConfig.from_dict({"type": self.config_type.__name__, **given, **options})
 
-    @property
-    def fields(self) -> dict[str, Any]:
+    @cached_property  # every key of every run is looked up in these
+    def fields(self) -> Mapping[str, Any]:
         """Field of the configuration -> its type."""
-        return {
-            name: kind
-            for name, kind in get_type_hints(self.config_type).items()
-            if name in {field.name for field in dataclasses.fields(self.config_type)}
-        }
+        names = {field.name for field in dataclasses.fields(self.config_type)}
+        hints = get_type_hints(self.config_type).items()
+        return MappingProxyType({name: kind for name, kind in hints if name in names})
 
-    @property
-    def options(self) -> dict[str, Any]:
+    @cached_property
+    def options(self) -> Mapping[str, Any]:
         """The method's own settings -> their types: fields that no shared key sets."""
         taken = {*SHARED_FIELDS.values(), *SECTIONS.values(), "presence"}
-        return {name: kind for name, kind in self.fields.items() if name not in taken}
+        fields = self.fields.items()
+        return MappingProxyType({name: kind for name, kind in fields if name not in taken})
 
     def default(self, field: str) -> Any:
         """Return a field's default value."""

@@ -11,6 +11,7 @@ from leansplit.federated import AttackConfig, FaultsConfig
 from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
+from leansplit.strategies import federation
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
@@ -46,6 +47,17 @@ def run(settings, *, fault=None, checkpoints=None):
     num_nodes = -(-settings.clients // settings.clients_per_node)
     grid = InProcessGrid(task_client_app(), num_nodes, fault=fault)
     return execute(settings, grid, checkpoints=checkpoints)
+
+
+def test_clients_dropped_for_one_reason_are_one_line(monkeypatch):
+    lines = []
+    monkeypatch.setattr(federation.log, "warning", lambda text, *parts: lines.append(text % parts))
+    run(config(clients=8, cohort=8, rounds=1, **{"faults.error": 1.0}))
+    said = "8 clients (0, 1, 2, 3, 4, ...) dropped from this step: the step failed (injected)"
+    assert lines and set(lines) == {said}
+    lines.clear()
+    run(config(clients=1, cohort=1, rounds=1, **{"faults.error": 1.0}))
+    assert set(lines) == {"client 0 dropped from this step: the step failed (injected)"}
 
 
 def test_what_strikes_is_a_function_of_seed_round_client_and_exchange():
