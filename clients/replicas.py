@@ -70,7 +70,8 @@ def _load(session: Session, version: int) -> Replica | None:
 
 def _advance(session: Session, replica: Replica | None, request: CatchUpRequest) -> Replica | None:
     """Apply what the request carries, if it joins up with the replica; else leave it alone."""
-    if request.is_resync:
+    version = NEVER if replica is None else replica.version
+    if request.is_resync or request.weights_version > max(version, 0):
         replica = Replica.from_state(
             request.weights, *_configs(session), version=request.weights_version
         )
@@ -79,8 +80,13 @@ def _advance(session: Session, replica: Replica | None, request: CatchUpRequest)
     seeds = _seeds_of(session, request.known_round)
     if replica is None or seeds is None or replica.version < request.base_version:
         return replica
-    replica.catch_up_(request.updates(seeds))
+    replica.catch_up_(request.updates(seeds, _seed_pool(session)))
     return replica
+
+
+def _seed_pool(session: Session) -> tuple[int, ...]:
+    _, zeroth_order = _configs(session)
+    return zeroth_order.pool(session.plan.config.root_seed)
 
 
 def _seeds_of(session: Session, round: int) -> tuple[int, ...] | None:

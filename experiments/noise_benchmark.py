@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
@@ -26,6 +26,13 @@ def interleaved_ratios(
         for name, other in others.items():
             ratios[name].append(_seconds(other) / reference_s)
     return ratios
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return minimum, median and maximum of all but the first, which warms up."""
+    counted = values[1:]
+    low, high = min(counted), max(counted)
+    return f"min {low:.2f}, median {statistics.median(counted):.2f}, max {high:.2f}"
 
 
 def _seconds(call: Callable[[], object]) -> float:
@@ -51,9 +58,7 @@ def main(
     )
     typer.echo(f"torch {torch.__version__}, one thread, {elements:,} elements, to torch.randn")
     for name, values in ratios.items():
-        counted = sorted(values[1:])  # the first round warms up
-        median = statistics.median(counted)
-        typer.echo(f"{name}: min {counted[0]:.2f}, median {median:.2f}, max {counted[-1]:.2f}")
+        typer.echo(f"{name}: {spread(values)}")
 
 
 if __name__ == "__main__":

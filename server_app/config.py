@@ -264,7 +264,10 @@ class RunConfig:
         """Return all fields as nested plain values; those of `ADDED` only if they are set."""
         unset = {f.name: f.default for f in dataclasses.fields(self) if f.name in ADDED}
         left_out = {name for name, default in unset.items() if getattr(self, name) == default}
-        return {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
+        values = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
+        if not self.probe.seed_pool:
+            del values["probe"]["seed_pool"]  # it came later, too
+        return values
 
 
 def run_config(method: str, settings: Mapping[str, Any]) -> RunConfig:

@@ -23,7 +23,6 @@ import torch
 from flwr.app import ArrayRecord, Message, MetricRecord
 
 from leansplit.federated import DeComFLConfig
-from leansplit.noise import perturbation_seeds
 from leansplit.strategies.replicated import ReplicatedStrategy
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import DeComFLReply, DeComFLRequest, Form, TensorForm
@@ -39,15 +38,9 @@ class DeComFL(ReplicatedStrategy[DeComFLConfig]):
 
     def seeds_of_steps(self, round: int) -> list[tuple[int, ...]]:
         """Return the seeds of the round: P for each local step."""
-        return [
-            perturbation_seeds(
-                self.config.root_seed,
-                self.config.zeroth_order.num_perturbations,
-                round=round,
-                local_step=h,
-            )
-            for h in range(self.config.local_steps)
-        ]
+        zeroth_order, root_seed = self.config.zeroth_order, self.config.root_seed
+        steps = range(self.config.local_steps)
+        return [zeroth_order.shared_seeds(root_seed, round=round, local_step=h) for h in steps]
 
     def open_round(self, client_id: int, round: int, catch_up: dict[str, Any]) -> DeComFLRequest:
         """Steps 1 and 2: the round's seeds, and the updates that the client missed."""

@@ -27,7 +27,6 @@ from leansplit.federated import (
     aggregate_scalars,
     sample_weights,
 )
-from leansplit.noise import perturbation_seeds
 from leansplit.parameters import load_parameters_
 from leansplit.state import State
 from leansplit.strategies.failures import Failure
@@ -85,9 +84,12 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """Load the initial model; clients receive their half with their first request."""
         arrays = super().begin(initial_arrays)
         self.mirror = self.new_mirror()
-        self.attendance = Attendance(
-            {name: value.clone() for name, value in self.mirror.parameters.items()}
-        )
+        config = self.config
+        if isinstance(config, ReplicatedConfig):
+            pool = config.zeroth_order.pool(config.root_seed)
+            self.attendance = Attendance(self.mirror, config.catch_up, pool)
+        else:
+            self.attendance = Attendance(self.mirror)
         return arrays
 
     def arrays(self) -> ArrayRecord:
@@ -128,7 +130,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """Sample the cohort, bring it up to date, and ask for what opens the round."""
         self._cohort = self.asked_clients(server_round)
         requests = {
-            m: self.open_round(m, server_round, self.attendance.catch_up(m)) for m in self._cohort
+            m: self.open_round(m, server_round, self.attendance.catch_up(m, self.mirror))
+            for m in self._cohort
         }
         return self.federation.messages(requests, self.forward_action, server_round)
 
@@ -143,8 +146,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
     def round_seeds(self, round: int) -> tuple[int, ...]:
         """Return the seeds of the P directions that all clients share in a round."""
         _, zeroth_order = self._replica_configs()
-        count = zeroth_order.num_perturbations
-        return perturbation_seeds(self.config.root_seed, count, round=round)
+        return zeroth_order.shared_seeds(self.config.root_seed, round=round)
 
     def probed_forward_request(self, round: int, catch_up: dict[str, Any]) -> ProbedForwardRequest:
         """Return the request for smashed data of every probe and of the model itself."""
@@ -198,7 +200,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
         if objective is not None:
             self.report_update(update, dict(zip(scalars, shares, strict=True)), objective)
         self.mirror.apply_(update)
-        self.attendance.log.append(update)
+        num_away = len(self.config.presence.excluded)
+        self.attendance.append(update, len(self.federation.population) - num_away)
         for m in scalars:
             self.attendance.confirm_seeds(m, round)
 
@@ -241,7 +244,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
 
     def end(self) -> None:
         """Bring everyone who ever took part up to date and compare checksums."""
-        if not len(self.attendance.log):
+        if not self.attendance.log.latest_version:
             return
         round = self.rounds_completed + 1
 
@@ -249,7 +252,8 @@ class ReplicatedStrategy(SplitStrategy[C]):
             return SyncRequest(round=round, **catch_up)
 
         requests = {
-            m: sync_request(m, self.attendance.catch_up(m)) for m in self.attendance.participants
+            m: sync_request(m, self.attendance.catch_up(m, self.mirror))
+            for m in self.attendance.participants
         }
         wanted = Wanted(SyncReply, lambda _: {})
         replies = self.ask(requests, sync_request, "synchronise", round, wanted)
@@ -305,9 +309,9 @@ class ReplicatedStrategy(SplitStrategy[C]):
                     # Another worker may answer the second time: then send the whole log.
                     version = reply.version if attempt == 0 else NEVER
                     target = refills if reply.is_worker_gap else resyncs
-                    target[m] = build(m, self.attendance.replay_from(version))
+                    target[m] = build(m, self.attendance.replay_from(version, self.mirror))
                 elif self._differs(reply):
-                    resyncs[m] = build(m, self.attendance.snapshot(self.mirror.state()))
+                    resyncs[m] = build(m, self.attendance.snapshot(self.mirror, is_resync=True))
             if not refills and not resyncs:
                 break
             self.count("worker_refills", len(refills))

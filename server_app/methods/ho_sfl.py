@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence, Set
+from dataclasses import replace
 
 from torch import Tensor
 
 from leansplit import reference
-from leansplit.costs import ClientStep, SplitShape, Traffic, ho_sfl_traffic, hosl_traffic
-from leansplit.federated import HOSFLConfig, HOSLConfig
+from leansplit.costs import (
+    CatchUpSizes,
+    ClientStep,
+    SplitShape,
+    Traffic,
+    ho_sfl_traffic,
+    hosl_traffic,
+)
+from leansplit.federated import HOSFLConfig, HOSLConfig, ReplicatedConfig, place_type
 from leansplit.models import SplitModel
 from leansplit.server_app.client_costs import probed_forward_step, zeroth_order_step
 from leansplit.server_app.methods.spec import MethodSpec
@@ -21,6 +29,15 @@ def client_passes(config: HOSFLConfig | HOSLConfig) -> tuple[float, float]:
     return config.zeroth_order.num_forwards + (0 if is_forward else 1), 0
 
 
+def catch_up_sizes(config: ReplicatedConfig, num_elements: int) -> CatchUpSizes:
+    """Return what clients that missed rounds are sent, of a replica of ``num_elements``."""
+    sizes = CatchUpSizes(
+        choice=config.catch_up, moment_bytes=config.client_optimizer.kept_bytes(num_elements)
+    )
+    pool = config.zeroth_order.seed_pool
+    return replace(sizes, seed_bytes=place_type(pool).itemsize) if pool else sizes
+
+
 def probed_traffic(
     config: HOSFLConfig | HOSLConfig,
     shape: SplitShape,
@@ -28,9 +45,11 @@ def probed_traffic(
     num_samples: int,
 ) -> Traffic:
     """Return the traffic of clients that upload the smashed data of all their probes."""
-    zo = config.zeroth_order
+    zo, catch_up = config.zeroth_order, catch_up_sizes(config, shape.client_elements)
     per_direction = 1 if zo.estimator == "forward" else 2
-    return hosl_traffic(shape, attendance, num_samples, zo.num_perturbations, per_direction)
+    return hosl_traffic(
+        shape, attendance, num_samples, zo.num_perturbations, per_direction, catch_up
+    )
 
 
 def _traffic(
@@ -38,7 +57,9 @@ def _traffic(
 ) -> Traffic:
     if config.probe_ahead:
         return probed_traffic(config, shape, attendance, num_samples)
-    return ho_sfl_traffic(shape, attendance, num_samples, config.zeroth_order.num_perturbations)
+    catch_up = catch_up_sizes(config, shape.client_elements)
+    p = config.zeroth_order.num_perturbations
+    return ho_sfl_traffic(shape, attendance, num_samples, p, catch_up)
 
 
 def _client_step(config: HOSFLConfig, model: SplitModel, inputs: Tensor) -> ClientStep:

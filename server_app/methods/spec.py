@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leansplit.costs import ClientStep, SplitShape, Traffic
 from leansplit.errors import UserError
-from leansplit.federated import ClientData, MethodConfig
+from leansplit.federated import ClientData, MethodConfig, ReplicatedConfig
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
@@ -190,6 +190,8 @@ def is_used(method: str, key: str) -> bool:
     """Say whether ``method`` reads the configuration key ``key``, or no method does."""
     spec = METHODS[method]
     name = key.partition(".")[0]
+    if key == "probe.seed_pool":
+        return issubclass(spec.config_type, ReplicatedConfig)
     if name in SECTIONS:
         return SECTIONS[name] in spec.fields
     if name == "telemetry_every":

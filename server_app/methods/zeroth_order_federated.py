@@ -6,6 +6,7 @@ from leansplit import reference
 from leansplit.costs import decomfl_traffic, fedzo_traffic
 from leansplit.federated import DeComFLConfig, FedZOConfig
 from leansplit.server_app.client_costs import loss_probe_step
+from leansplit.server_app.methods.ho_sfl import catch_up_sizes
 from leansplit.server_app.methods.spec import MethodSpec
 from leansplit.strategies import DeComFL, FedZO
 
@@ -23,7 +24,11 @@ DECOMFL = MethodSpec(
     reference=reference.decomfl,
     client_passes=lambda config: (config.zeroth_order.num_forwards, 0),
     traffic=lambda config, shape, attendance, samples: decomfl_traffic(
-        shape, attendance, config.zeroth_order.num_perturbations, config.local_steps
+        shape,
+        attendance,
+        config.zeroth_order.num_perturbations,
+        config.local_steps,
+        catch_up_sizes(config, shape.full_elements),
     ),
     round_trips=lambda config, attendance: len(attendance) + 1,  # and the final update
     client_step=lambda config, model, loss, x, y: loss_probe_step(model, loss, x, y, config),

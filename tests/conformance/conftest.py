@@ -145,6 +145,25 @@ def expected() -> Callable[[RunConfig], Expected]:
 
 
 @pytest.fixture
+def check_ledger(expected) -> Callable[[RunConfig, Outcome], None]:
+    """Hold a run's ledger to the closed formula, kind by kind."""
+
+    def check(config: RunConfig, outcome: Outcome) -> None:
+        run, method = expected(config), METHODS[config.method]
+        shape = dataclasses.replace(run.shape, client_samples=outcome.num_samples)
+        predicted = method.traffic(run.settings, shape, run.attendance, outcome.samples_seen)
+        measured = {
+            (direction, kind): outcome.ledger.total_bytes(direction, kind)
+            for direction in ("uplink", "downlink")
+            for kind in outcome.ledger.by_kind()
+            if kind != "envelope" and outcome.ledger.total_bytes(direction, kind)
+        }
+        assert measured == predicted
+
+    return check
+
+
+@pytest.fixture
 def reference_checksum() -> Callable[[RunConfig], str]:
     """Checksum of the model that the method's plain loop trains."""
 

@@ -1,6 +1,5 @@
 """Every method, held to the same promises: one row of METHODS, one pass through this suite."""
 
-import dataclasses
 import math
 
 import pytest
@@ -95,19 +94,10 @@ def test_packing_and_storage_change_nothing(method, configure, run_in_process):
 
 
 @pytest.mark.parametrize("method", ALL)
-def test_ledger_equals_the_closed_formulas(method, configure, run_in_process, expected):
+def test_ledger_equals_the_closed_formulas(method, configure, run_in_process, check_ledger):
     config = configure(method)
     outcome = run_in_process(config)
-    run = expected(config)
-    shape = dataclasses.replace(run.shape, client_samples=outcome.num_samples)
-    predicted = METHODS[method].traffic(run.settings, shape, run.attendance, outcome.samples_seen)
-    measured = {
-        (direction, kind): outcome.ledger.total_bytes(direction, kind)
-        for direction in ("uplink", "downlink")
-        for kind in outcome.ledger.by_kind()
-        if kind != "envelope" and outcome.ledger.total_bytes(direction, kind)
-    }
-    assert measured == predicted
+    check_ledger(config, outcome)
     assert outcome.ledger.total_bytes(kind="envelope") > 0
 
 

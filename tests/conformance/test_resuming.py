@@ -96,6 +96,18 @@ def test_a_killed_run_that_probes_ahead_ends_with_the_bits_of_two_exchanges(conf
     assert resumed.final_model_checksum == whole.final_model_checksum
 
 
+def test_a_run_whose_log_is_bounded_goes_on_with_the_same_bits(configure, run):
+    """What clients without a memory miss is gone from the log: they are sent the replica."""
+    ways = {"catch_up": "snapshot", "probe.seed_pool": 9}
+    config = configure("ho-sfl", "momentum", **options("ho-sfl", **ways))
+    whole = run(config)
+    assert run(config, killed_in=STOP + 1) is None
+    resumed = run(config, resume=True)
+    assert resumed.status == "completed" and resumed.events == {"resumes": 1}
+    assert resumed.final_model_checksum == whole.final_model_checksum
+    assert resumed.ledger.total_bytes(kind="catch_up") == 0
+
+
 @pytest.mark.parametrize(("method", "optimizer"), OTHER_PAIRS)
 def test_clients_that_lost_their_memory_are_sent_what_they_need(method, optimizer, configure, run):
     """The same bits of model; what is sent again is booked."""

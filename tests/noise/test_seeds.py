@@ -13,6 +13,8 @@ from leansplit.noise import (
     local_perturbation_seeds,
     numpy_generator,
     perturbation_seeds,
+    pooled_perturbation_seeds,
+    seed_pool,
     server_dropout_seed,
     server_perturbation_seeds,
     torch_seeded,
@@ -126,6 +128,21 @@ def test_perturbation_seeds_are_32_bit_and_the_low_half_of_the_hash():
 
 def test_more_perturbations_keep_the_first_ones():
     assert perturbation_seeds(1, 9, round=1)[:4] == perturbation_seeds(1, 4, round=1)
+
+
+def test_pooled_seeds_are_the_pools_and_no_two_of_a_step_are_one():
+    pool = seed_pool(5, 20)
+    assert pool == seed_pool(5, 30)[:20] and len(set(pool)) == 20 and max(pool) < 2**32
+    assert not set(pool) & set(seed_pool(6, 20))
+    steps = [
+        pooled_perturbation_seeds(5, 4, 20, round=t, local_step=h)
+        for t in range(1, 101)
+        for h in (0, 1)
+    ]
+    assert all(len(set(step)) == 4 for step in steps) and len(set(steps)) > 190
+    times = [sum(step.count(seed) for step in steps) for seed in pool]
+    assert sum(times) == 800 and min(times) > 20 and max(times) < 60  # 40 each are expected
+    assert set(pooled_perturbation_seeds(5, 20, 20, round=1)) == set(pool)
 
 
 def test_local_perturbation_seeds_are_private_to_client_and_step():

@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leansplit.errors import UserError
-from leansplit.noise import draw_perturbation, philox, stream
+from leansplit.noise import draw_perturbation, draw_perturbations, philox, stream
 from leansplit.parameters import ParameterSpec
 
 SEEDS = (0, 1, 7, 2**32 - 1, 2**64 - 1)
@@ -190,6 +190,19 @@ def test_a_slice_equals_the_whole(size, cuts, direction, seed):
     part = draw_perturbation(seed, size, direction=direction, start=start, stop=stop)
     assert whole.shape == (size,) and part.shape == (stop - start,)
     assert bits(part) == bits(whole[start:stop])
+
+
+@pytest.mark.parametrize("chunk_words", [stream._CHUNK_WORDS, 16])
+@pytest.mark.parametrize("direction", stream.DIRECTIONS)
+def test_rows_drawn_together_are_those_drawn_alone(direction, chunk_words, monkeypatch):
+    monkeypatch.setattr(stream, "_CHUNK_WORDS", chunk_words)
+    for start, stop in [(0, 41), (0, 8), (4, 11), (3, 9), (40, 41), (5, 5)]:
+        part = {"direction": direction, "start": start, "stop": stop}
+        rows = draw_perturbations(SEEDS, 41, **part)
+        assert rows.shape == (len(SEEDS), stop - start)
+        for row, seed in zip(rows, SEEDS, strict=True):
+            assert bits(row) == bits(draw_perturbation(seed, 41, **part))
+    assert draw_perturbations([], 41, direction=direction).shape == (0, 41)
 
 
 @pytest.mark.parametrize(

@@ -4,8 +4,8 @@ from leansplit.costs.communication import (
     SplitShape,
     Traffic,
     fedavg_traffic,
+    fedzo_traffic,
     frozen_traffic,
-    ho_sfl_traffic,
     splitfed_traffic,
 )
 from leansplit.costs.measure import (
@@ -18,10 +18,16 @@ from leansplit.costs.measure import (
 )
 from leansplit.costs.traffic_auxiliary import fsl_sage_traffic, local_loss_traffic
 from leansplit.costs.traffic_ho_fl import ho_fl_traffic
-from leansplit.costs.traffic_scalars import decomfl_traffic, fedzo_traffic, hosl_traffic
+from leansplit.costs.traffic_replicas import (
+    CatchUpSizes,
+    decomfl_traffic,
+    ho_sfl_traffic,
+    hosl_traffic,
+)
 from leansplit.costs.traffic_zo_split import zo_split_traffic
 
 __all__ = [
+    "CatchUpSizes",
     "ClientStep",
     "SplitShape",
     "StepCosts",

@@ -62,43 +62,6 @@ class SplitShape:
         }
 
 
-def ho_sfl_traffic(
-    shape: SplitShape,
-    attendance: Sequence[Set[int]],
-    num_samples: int,
-    num_perturbations: int,
-) -> Traffic:
-    """HO-SFL (algorithms of arXiv 2603.14773), with initial weights and a final synchronisation.
-
-    For each participation: B D_z floats and B labels up, B D_z floats and P seeds down, P scalars
-    up; and P mean scalars down with the next request. A client that took part at least once also
-    gets its initial weights, and seeds and scalars (8 P bytes) of every round it missed up to the
-    end. So seeds, scalars and catch-up come to 8 P bytes down for each client and round.
-
-    Args:
-        shape: sizes.
-        attendance: the clients that took part, for each round.
-        num_samples: samples processed in all.
-        num_perturbations: P.
-    """
-    participants = set().union(*attendance)
-    participations = sum(len(cohort) for cohort in attendance)
-    scalars = participations * num_perturbations * FLOAT_BYTES
-    missed = len(participants) * sum(map(bool, attendance)) - participations
-    uploads = shape.uploads(num_samples)
-    return without_zeros(
-        uploads
-        | {
-            ("downlink", "smashed_gradient"): uploads["uplink", "smashed_data"],
-            ("downlink", "seeds"): participations * num_perturbations * SEED_BYTES,
-            ("uplink", "scalars"): scalars,
-            ("downlink", "scalars"): scalars,
-            ("downlink", "catch_up"): missed * num_perturbations * (SEED_BYTES + FLOAT_BYTES),
-            ("downlink", "weights"): len(participants) * shape.client_elements * FLOAT_BYTES,
-        }
-    )
-
-
 def splitfed_traffic(
     shape: SplitShape, attendance: Sequence[Set[int]], num_samples: int
 ) -> Traffic:
@@ -121,6 +84,11 @@ def fedavg_traffic(shape: SplitShape, attendance: Sequence[Set[int]]) -> Traffic
     participations = sum(len(cohort) for cohort in attendance)
     weights = participations * shape.full_elements * FLOAT_BYTES
     return {("downlink", "weights"): weights, ("uplink", "weights"): weights}
+
+
+def fedzo_traffic(shape: SplitShape, attendance: Sequence[Set[int]]) -> Traffic:
+    """FedZO: the whole model both ways at each participation, nothing else."""
+    return without_zeros(fedavg_traffic(shape, attendance))
 
 
 def frozen_traffic(

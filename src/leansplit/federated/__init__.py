@@ -1,7 +1,7 @@
 """Federation without a network: sampling, optimizers, replicas, the update log."""
 
 from leansplit.federated.attack import ATTACKS, AttackConfig
-from leansplit.federated.attendance import NEVER, Attendance
+from leansplit.federated.attendance import CATCH_UPS, NEVER, Attendance, CatchUp, place_type
 from leansplit.federated.averaging import (
     mean_scalars,
     moved_towards_mean,
@@ -69,6 +69,7 @@ from leansplit.federated.update_log import Update, UpdateLog
 
 __all__ = [
     "ATTACKS",
+    "CATCH_UPS",
     "CLIENT_ORDERS",
     "LIFETIMES",
     "NEVER",
@@ -81,6 +82,7 @@ __all__ = [
     "Attendance",
     "AuxiliaryMethodConfig",
     "CSEFSLConfig",
+    "CatchUp",
     "ClientData",
     "DeComFLConfig",
     "FSLSAGEConfig",
@@ -124,6 +126,7 @@ __all__ = [
     "mean_scalars",
     "moved_towards_mean",
     "optimizer_state",
+    "place_type",
     "require_at_least_one",
     "require_cohort",
     "sample_by_dimension",

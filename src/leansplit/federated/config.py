@@ -16,6 +16,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
 from leansplit.errors import UserError, require_choice, require_positive
+from leansplit.federated.attendance import CATCH_UPS, CatchUp
 from leansplit.federated.dimension_sampling import sample_by_dimension
 from leansplit.federated.optimizers import OptimizerConfig
 from leansplit.federated.presence import Presence
@@ -62,6 +63,9 @@ class MethodConfig:
     def __post_init__(self) -> None:
         """Refuse sizes below one."""
         require_at_least_one(self, "cohort_size", "batch_size")
+        zeroth_order = getattr(self, "zeroth_order", None)
+        if zeroth_order and zeroth_order.seed_pool and not isinstance(self, ReplicatedConfig):
+            raise UserError("probe.seed_pool needs a method whose clients share directions")
 
     def to_dict(self) -> dict[str, Any]:
         """Return the class name under ``type``, and what clients know as nested plain values."""
@@ -172,6 +176,14 @@ class ReplicatedConfig(AggregatedConfig):
     """How clients probe: P, mu, estimator, distribution."""
     client_optimizer: OptimizerConfig = OptimizerConfig()
     """One optimizer, replayed identically by every client and the server's mirror."""
+    catch_up: CatchUp = "auto"
+    """What a client that missed rounds is sent: their seeds and scalars (``log``), the model and
+    its moments (``snapshot``), or whichever takes fewer bytes (``auto``). The same model."""
+
+    def __post_init__(self) -> None:
+        """Refuse ways to catch up that do not exist."""
+        super().__post_init__()
+        require_choice("catch_up", self.catch_up, CATCH_UPS)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,14 @@ class OptimizerConfig:
         """Whether moments go from one step to the next within a round."""
         return self.lifetime != "batch"
 
+    def kept_bytes(self, num_elements: int) -> int:
+        """Return the bytes of the moments that a round leaves to the next."""
+        if not (self.outlives_round and num_elements):
+            return 0
+        if self.name == "adamw":
+            return 2 * 4 * num_elements + 4  # and the number of steps
+        return 4 * num_elements if self.momentum else 0
+
     def has_moments(self, steps_in_round: int) -> bool:
         """Whether a step may find moments of a step before, with so many steps in each round."""
         return self.outlives_round or (self.outlives_batch and steps_in_round > 1)

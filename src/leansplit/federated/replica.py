@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from leansplit.federated.optimizers import (
 from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update
 from leansplit.parameters import ParameterDict, ParameterSpec, checksum
-from leansplit.zeroth_order import ZerothOrderConfig, estimate
+from leansplit.zeroth_order import ZerothOrderConfig, coefficients, estimate, parts_of_all
 
 PARAMETERS_PREFIX = "parameters."
 OPTIMIZER_PREFIX = "optimizer."
@@ -79,6 +79,15 @@ class Replica:
             raise RunFailedError(
                 f"update of round {update.round} offered to a replica at version {self.version}"
             )
+        for seeds, scalars in self._steps(update):
+            self._step_(seeds, scalars)
+        if not self._config.outlives_round:  # what no update will use is neither held nor sent
+            self._optimizer = self._fresh_optimizer()
+        self.version = update.round
+        self._checksum = None
+
+    def _steps(self, update: Update) -> Iterator[tuple[tuple[int, ...], tuple[float, ...]]]:
+        """Yield (seeds, scalars) of each step of ``update``."""
         per_step = self._zeroth_order.num_perturbations
         if len(update.seeds) % per_step:
             raise RunFailedError(
@@ -87,11 +96,7 @@ class Replica:
             )
         for first in range(0, len(update.seeds), per_step):
             step = slice(first, first + per_step)
-            self._step_(update.seeds[step], update.scalars[step])
-        if not self._config.outlives_round:  # what no update will use is neither held nor sent
-            self._optimizer = self._fresh_optimizer()
-        self.version = update.round
-        self._checksum = None
+            yield update.seeds[step], update.scalars[step]
 
     def _step_(self, seeds: Sequence[int], scalars: Sequence[float]) -> None:
         gradient = estimate(
@@ -107,10 +112,57 @@ class Replica:
             self.vector.grad = None
 
     def catch_up_(self, updates: Iterable[Update]) -> None:
-        """Replay the updates that are newer than this replica, in order."""
-        for update in updates:
-            if update.round > self.version:
+        """Replay the updates that are newer than this replica, in order.
+
+        Directions that recur, which those of a seed pool do, are drawn once: optimizers work
+        element by element, so a part of the vector may take all its steps before the next part
+        takes its first. The bits are those of one update after the other.
+        """
+        missed = [update for update in updates if update.round > self.version]
+        drawn = list(dict.fromkeys(seed for update in missed for seed in update.seeds))
+        parts = None
+        if len(drawn) < sum(len(update.seeds) for update in missed):
+            size, direction = self.spec.num_elements, self._zeroth_order.direction
+            parts = parts_of_all(drawn, size, direction, self.vector.device)
+        if parts is None:
+            for update in missed:
                 self.apply_(update)
+        else:
+            self._replay_(missed, parts)
+
+    def _replay_(
+        self, missed: Sequence[Update], parts: Iterable[tuple[slice, Mapping[int, Tensor]]]
+    ) -> None:
+        """Take all steps of ``missed``, one part of the vector after the other."""
+        rounds = [[*map(self._terms, self._steps(update))] for update in missed]
+        before, after = self.moments(), dict[str, list[Tensor]]()
+        for part, directions in parts:
+            moments = {
+                name: value[part] if value.dim() else value for name, value in before.items()
+            }
+            piece = TrainedVector({"part": self.vector[part]}, self._config, moments)
+            gradient = torch.empty_like(piece.vector)
+            for steps in rounds:
+                for terms in steps:
+                    gradient.zero_()
+                    for seed, coefficient in terms:
+                        gradient.add_(coefficient * directions[seed])
+                    piece.step_(gradient)
+                if not self._config.outlives_round:
+                    piece.forget_()
+            self.vector[part] = piece.vector
+            for name, value in piece.moments.items():
+                after.setdefault(name, []).append(value)
+        whole = {name: torch.cat(v) if v[0].dim() else v[0] for name, v in after.items()}
+        load_optimizer_state_(self._optimizer, whole)
+        self.version = missed[-1].round
+        self._checksum = None
+
+    def _terms(self, step: tuple[Sequence[int], Sequence[float]]) -> list[tuple[int, float]]:
+        """Return (seed, what its direction is multiplied by) of a step's estimate."""
+        seeds, scalars = step
+        factors = coefficients(scalars, self.spec.num_elements, self._zeroth_order)
+        return list(zip(seeds, factors, strict=True))
 
     def state(self) -> dict[str, Tensor]:
         """Return parameters and moments as named tensors (copies), to store or to send."""
@@ -121,6 +173,12 @@ class Replica:
     def moments(self) -> dict[str, Tensor]:
         """Return the optimizer's moments alone (copies), as ``optimizer_tensors`` takes them."""
         return optimizer_state(self._optimizer)
+
+    @property
+    def snapshot_bytes(self) -> int:
+        """Bytes of :meth:`state` after any update."""
+        size = self.spec.num_elements
+        return self.vector.element_size() * size + self._config.kept_bytes(size)
 
     def fork(self) -> TrainedVector:
         """Return a copy at which the next round's local steps can be taken and then forgotten.

@@ -41,6 +41,8 @@ class TrainedVector:
         self._optimizer = build_optimizer(
             optimizer, [self.vector] if self.spec.num_elements else []
         )
+        is_plain = optimizer.name == "sgd" and not (optimizer.momentum or optimizer.weight_decay)
+        self._plain_rate = optimizer.lr if is_plain else None
         if moments:
             load_optimizer_state_(self._optimizer, moments)
 
@@ -59,9 +61,17 @@ class TrainedVector:
         """The optimizer's state as named tensors (copies); empty if it has none."""
         return optimizer_state(self._optimizer)
 
+    def forget_(self) -> None:
+        """Drop all moments, so that the next step is a first one."""
+        if self._optimizer is not None:
+            self._optimizer.state.clear()
+
     def step_(self, gradient: Tensor) -> None:
         """Take one optimizer step along ``gradient``, shape [d]."""
         if self._optimizer is None:
+            return
+        if self._plain_rate is not None:  # what torch's SGD does, without what it does around it
+            self.vector.add_(gradient, alpha=-self._plain_rate)
             return
         self.vector.grad = gradient
         self._optimizer.step()

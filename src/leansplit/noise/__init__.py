@@ -2,6 +2,7 @@
 
 from leansplit.noise.secret import secret_gaussian
 from leansplit.noise.seeds import (
+    NO_INDEX,
     STREAM_VERSION,
     alignment_seed,
     auxiliary_seed,
@@ -10,6 +11,8 @@ from leansplit.noise.seeds import (
     local_perturbation_seeds,
     numpy_generator,
     perturbation_seeds,
+    pooled_perturbation_seeds,
+    seed_pool,
     server_dropout_seed,
     server_perturbation_seeds,
 )
@@ -18,12 +21,14 @@ from leansplit.noise.stream import (
     Direction,
     blank_noise,
     draw_perturbation,
+    draw_perturbations,
     second_moment_inverse,
 )
 from leansplit.noise.torch_rng import torch_seeded
 
 __all__ = [
     "DIRECTIONS",
+    "NO_INDEX",
     "STREAM_VERSION",
     "Direction",
     "alignment_seed",
@@ -32,11 +37,14 @@ __all__ = [
     "client_dropout_seed",
     "derive_seed",
     "draw_perturbation",
+    "draw_perturbations",
     "local_perturbation_seeds",
     "numpy_generator",
     "perturbation_seeds",
+    "pooled_perturbation_seeds",
     "second_moment_inverse",
     "secret_gaussian",
+    "seed_pool",
     "server_dropout_seed",
     "server_perturbation_seeds",
     "torch_seeded",

@@ -6,6 +6,7 @@ Arithmetic such as ``seed * (i + 17) + i`` collides and correlates; a hash of th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import struct
 
@@ -75,6 +76,35 @@ def perturbation_seeds(
         & 0xFFFF_FFFF
         for direction in range(num_perturbations)
     )
+
+
+@functools.lru_cache(maxsize=4)
+def seed_pool(root_seed: int, size: int) -> tuple[int, ...]:
+    """Return the seeds, 32 bits each, that all of a run's shared directions are drawn from.
+
+    Whoever knows the root seed knows the pool, so a place in it can stand for a seed.
+    """
+    return tuple(
+        derive_seed(root_seed, "seed-pool", direction=place) & 0xFFFF_FFFF for place in range(size)
+    )
+
+
+def pooled_perturbation_seeds(
+    root_seed: int,
+    num_perturbations: int,
+    pool_size: int,
+    *,
+    round: int,
+    local_step: int = NO_INDEX,
+) -> tuple[int, ...]:
+    """Return the seeds of one step's directions from a pool (FedKSeed, ICML 2024).
+
+    All choices are equally likely; no place of the pool occurs twice in a step.
+    """
+    chooser = derive_seed(root_seed, "seed-pool-choice", round=round, local_step=local_step)
+    places = numpy_generator(chooser).permutation(pool_size)[:num_perturbations]
+    pool = seed_pool(root_seed, pool_size)
+    return tuple(pool[place] for place in places.tolist())
 
 
 def server_perturbation_seeds(

@@ -22,7 +22,7 @@ not matter.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Final, Literal, get_args
 
@@ -115,6 +115,41 @@ def draw_perturbation(
     return drawn
 
 
+def draw_perturbations(
+    seeds: Sequence[int],
+    num_elements: int,
+    *,
+    direction: Direction = "gaussian",
+    start: int = 0,
+    stop: int | None = None,
+    device: torch.device | str = "cpu",
+    memory: Tensor | None = None,
+) -> Tensor:
+    """Draw the same elements of many perturbations: row s is :func:`draw_perturbation` of seed s.
+
+    Short slices of many seeds cost little more than a long one of one. Arguments as there; and
+    ``memory``, float32 [len(seeds) * (stop - start + 1)] or longer on ``device``, to draw into:
+    memory that is fresh each time costs a good part of drawing into it.
+
+    Returns:
+        float32 tensor of shape [len(seeds), stop - start].
+    """
+    stop = num_elements if stop is None else stop
+    width = stop - start + (stop - start) % 2
+    if memory is None:
+        memory = torch.empty(len(seeds) * width, device=device)
+    rows = memory[: len(seeds) * width].view(len(seeds), width)
+    is_gaussian_on_cpu = direction == "gaussian" and torch.device(device).type == "cpu"
+    if is_gaussian_on_cpu and start % 2 == 0 and width <= 2 * _CHUNK_WORDS and not _is_blank:
+        _fill_gaussian_rows(seeds, start, rows.numpy())
+        return rows[:, : stop - start]
+    for row, seed in zip(rows, seeds, strict=True):
+        row[: stop - start] = draw_perturbation(
+            seed, num_elements, direction=direction, start=start, stop=stop, device=device
+        )
+    return rows[:, : stop - start]
+
+
 @contextmanager
 def blank_noise() -> Iterator[None]:
     """Draw no values inside the block, only tensors of the right size: to plan, never to train."""
@@ -183,6 +218,19 @@ def _fill_gaussian(seed: int, start: int, out: npt.NDArray[np.float32]) -> None:
             target = position + skip - start
             out[target : target + count - skip] = whole[skip:count]
         position += count
+
+
+def _fill_gaussian_rows(seeds: Sequence[int], start: int, rows: npt.NDArray[np.float32]) -> None:
+    """Fill each row, of at most 2 ``_CHUNK_WORDS`` elements, from an even ``start``."""
+    num_words = rows.shape[1] // 2
+    at_once = max(1, _CHUNK_WORDS // max(1, num_words))
+    words, pairs = np.empty((at_once, num_words), np.uint64), _PairBuffers(at_once * num_words)
+    for first in range(0, len(seeds), at_once):
+        group = seeds[first : first + at_once]
+        for row, seed in zip(words, group, strict=False):
+            row[:] = random_words(seed, start // 2, num_words)
+        filled = rows[first : first + len(group)]
+        pairs.fill(words[: len(group)].reshape(-1), filled.reshape(-1))
 
 
 class _PairBuffers:

@@ -22,7 +22,7 @@ from leansplit.federated import (
 )
 from leansplit.first_order import Loss
 from leansplit.models import SplitModel
-from leansplit.noise import draw_perturbation, perturbation_seeds, second_moment_inverse
+from leansplit.noise import draw_perturbation, second_moment_inverse
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 from leansplit.reference.rounds import AfterRound, cohorts, go_on
 
@@ -71,7 +71,7 @@ def decomfl(
         directions = [
             [
                 draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
-                for s in perturbation_seeds(seed, num_directions, round=t, local_step=h)
+                for s in zo.shared_seeds(seed, round=t, local_step=h)
             ]
             for h in range(config.local_steps)
         ]

@@ -23,7 +23,6 @@ from leansplit.first_order import Loss
 from leansplit.models import SplitModel
 from leansplit.noise import (
     draw_perturbation,
-    perturbation_seeds,
     second_moment_inverse,
     server_dropout_seed,
     torch_seeded,
@@ -62,7 +61,7 @@ def hosl(
             return float(loss(server_model(smashed_at(vector, x)), y))
 
     for t, cohort in cohorts(config, clients, num_rounds, after_round):
-        seeds = perturbation_seeds(config.root_seed, zo.num_perturbations, round=t)
+        seeds = zo.shared_seeds(config.root_seed, round=t)
         directions = [
             draw_perturbation(s, spec.num_elements, direction=zo.direction, device=theta.device)
             for s in seeds

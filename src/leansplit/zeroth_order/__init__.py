@@ -9,11 +9,16 @@ from leansplit.zeroth_order.differentiable import (
     loss_objective,
     surrogate_objective,
 )
-from leansplit.zeroth_order.directions import unshared_directions
+from leansplit.zeroth_order.directions import (
+    fresh_directions,
+    parts_of_all,
+    unshared_directions,
+)
 from leansplit.zeroth_order.estimators import (
     ESTIMATORS,
     Estimator,
     ZerothOrderConfig,
+    coefficients,
     estimate,
     perturbed,
     probe,
@@ -78,6 +83,7 @@ __all__ = [
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
+    "coefficients",
     "cut_objective",
     "estimate",
     "evaluate_jointly",
@@ -89,8 +95,10 @@ __all__ = [
     "float64_inner_product",
     "float64_sum",
     "forward_only",
+    "fresh_directions",
     "local_loss_objective",
     "loss_objective",
+    "parts_of_all",
     "perturbed",
     "probe",
     "probe_each",

@@ -7,17 +7,20 @@ them again. A worker that stands in for many clients would draw each of them ove
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from leansplit.noise import Direction, draw_perturbation
+from leansplit.allocation import allocated_as
+from leansplit.noise import Direction, draw_perturbation, draw_perturbations
 
 _MAX_BYTES = 64 * 1024 * 1024
 _PART_ELEMENTS = 131_072
+_SHORTEST_PART = 8_192
+_TOGETHER = 4  # times what is kept for good may be held of directions drawn together
 _SPHERES: Final = ("sphere", "unit_sphere")
 
 _Key = tuple[int, int, str, str]
@@ -97,10 +100,64 @@ def direction_parts(
         )
 
 
+def parts_of_all(
+    seeds: Sequence[int], num_elements: int, direction: Direction, device: torch.device | str
+) -> Iterator[tuple[slice, Mapping[int, Tensor]]] | None:
+    """Yield perturbations together, part by part: (which elements, seed -> their values).
+
+    Each perturbation is drawn once, however often it is used. Of all together one part is held, up
+    to 256 MiB.
+
+    Returns:
+        None where that is of no use, since the process keeps so few and small ones anyway, or would
+        take more memory: more than 8,192 seeds of many elements, spheres that do not fit as a
+        whole, a device that serves one client.
+    """
+    cache = _caches[-1]
+    if cache.keeps(num_elements) and 4 * num_elements * len(seeds) <= cache.max_bytes:
+        return None
+    size = _TOGETHER * cache.max_bytes // (4 * max(1, len(seeds)))
+    if size < num_elements and (direction in _SPHERES or size < _SHORTEST_PART):
+        return None
+    if direction not in _SPHERES:
+        size = min(size - size % _SHORTEST_PART, _PART_ELEMENTS) or num_elements
+
+    def drawn() -> Iterator[tuple[slice, Mapping[int, Tensor]]]:
+        with allocated_as("perturbation"):
+            memory = torch.empty(len(seeds) * (min(size, num_elements) + 1), device=device)
+        for start in range(0, num_elements, size):
+            stop = min(start + size, num_elements)
+            rows = draw_perturbations(
+                seeds,
+                num_elements,
+                direction=direction,
+                start=start,
+                stop=stop,
+                device=device,
+                memory=memory,
+            )
+            yield slice(start, stop), dict(zip(seeds, rows, strict=True))
+
+    return drawn()
+
+
 @contextmanager
 def unshared_directions() -> Iterator[None]:
     """Draw every direction anew inside the block, as a device that serves one client does."""
-    _caches.append(DirectionCache(0))
+    with _keeping(0):
+        yield
+
+
+@contextmanager
+def fresh_directions() -> Iterator[None]:
+    """Know no direction that was drawn outside the block."""
+    with _keeping(_MAX_BYTES):
+        yield
+
+
+@contextmanager
+def _keeping(max_bytes: int) -> Iterator[None]:
+    _caches.append(DirectionCache(max_bytes))
     try:
         yield
     finally:

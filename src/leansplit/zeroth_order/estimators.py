@@ -20,7 +20,15 @@ from torch import Tensor
 
 from leansplit.allocation import allocated_as
 from leansplit.errors import UserError, require_choice, require_positive
-from leansplit.noise import DIRECTIONS, Direction, second_moment_inverse
+from leansplit.noise import (
+    DIRECTIONS,
+    NO_INDEX,
+    Direction,
+    perturbation_seeds,
+    pooled_perturbation_seeds,
+    second_moment_inverse,
+    seed_pool,
+)
 from leansplit.parameters import ParameterDict, ParameterSpec
 from leansplit.telling import all_alike
 from leansplit.zeroth_order.directions import direction_parts
@@ -28,6 +36,8 @@ from leansplit.zeroth_order.objective import Objective
 
 Estimator = Literal["forward", "central"]
 ESTIMATORS: Final[tuple[str, ...]] = get_args(Estimator)
+LARGEST_SEED_POOL: Final = 65_536
+"""A place in it takes two bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +53,9 @@ class ZerothOrderConfig:
     direction: Direction = "gaussian"
     """``gaussian``, ``rademacher`` and ``sphere`` (radius sqrt(d)) have E[u u^T] = I.
     ``unit_sphere``: radius 1, and the estimate is multiplied by d; mu is then a step's length."""
+    seed_pool: int = 0
+    """M, seeds that all rounds draw their directions from, as in FedKSeed (docs/catch-up.md); for
+    methods whose clients share directions. 0: fresh ones for every step."""
 
     def __post_init__(self) -> None:
         """Refuse values that no estimate can be made with."""
@@ -54,6 +67,26 @@ class ZerothOrderConfig:
         require_positive("perturbation_scale (mu)", self.perturbation_scale)
         require_choice("estimator", self.estimator, ESTIMATORS)
         require_choice("direction", self.direction, DIRECTIONS)
+        if self.seed_pool and not count <= self.seed_pool <= LARGEST_SEED_POOL:
+            raise UserError(
+                f"seed_pool must be 0, or hold at least num_perturbations = {count} and at most "
+                f"{LARGEST_SEED_POOL} seeds, got {self.seed_pool}"
+            )
+
+    def pool(self, root_seed: int) -> tuple[int, ...]:
+        """Return the seeds that shared directions are drawn from; empty = fresh ones each step."""
+        return seed_pool(root_seed, self.seed_pool) if self.seed_pool else ()
+
+    def shared_seeds(
+        self, root_seed: int, *, round: int, local_step: int = NO_INDEX
+    ) -> tuple[int, ...]:
+        """Return the seeds of the P directions that all clients share in a step."""
+        indices = {"round": round, "local_step": local_step}
+        if self.seed_pool:
+            return pooled_perturbation_seeds(
+                root_seed, self.num_perturbations, self.seed_pool, **indices
+            )
+        return perturbation_seeds(root_seed, self.num_perturbations, **indices)
 
     @property
     def num_forwards(self) -> int:
@@ -179,13 +212,20 @@ def estimate(
     Returns:
         float32 tensor of shape [d].
     """
-    factor = second_moment_inverse(config.direction, spec.num_elements)
     with allocated_as("gradients"):
         gradient = torch.zeros(spec.num_elements, device=device)
-    for seed, difference in all_alike([*zip(seeds, differences.tolist(), strict=True)]):
-        slope = difference / (config.width * len(seeds) * config.perturbation_scale)
-        coefficient = factor * slope
+    factors = coefficients(differences.tolist(), spec.num_elements, config)
+    for seed, factor in all_alike([*zip(seeds, factors, strict=True)]):
         with allocated_as("perturbation"):
             for part, u in direction_parts(seed, spec.num_elements, config.direction, device):
-                gradient[part] += coefficient * u
+                gradient[part].add_(factor * u)
     return gradient
+
+
+def coefficients(
+    differences: Sequence[float], num_elements: int, config: ZerothOrderConfig
+) -> list[float]:
+    """Return what :func:`estimate` multiplies each of its directions by before it adds them."""
+    inverse = second_moment_inverse(config.direction, num_elements)
+    whole_width = config.width * len(differences) * config.perturbation_scale
+    return [inverse * (difference / whole_width) for difference in differences]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -28,11 +29,11 @@ class CatchUpRequest(Record):
     base_version: int = 0
     """The oldest version that the updates below join up with."""
     weights: ParameterDict = payload("weights", many=True, default_factory=dict)
-    """Initial parameters for a client's first round, or a replica's whole state in a resync."""
+    """Initial parameters, of version 0; or the server's whole replica, moments included."""
     weights_version: int = -1
     """Version of ``weights``; -1 if there are none."""
     is_resync: bool = False
-    """True: ``weights`` replace whatever replica there is, moments included."""
+    """True: ``weights`` replace whatever replica there is; else one of an older version only."""
     known_round: int = -1
     """The round whose seeds the client holds; -1 if there is none."""
     scalars: Tensor = payload("scalars", default_factory=lambda: torch.empty(0))
@@ -41,22 +42,33 @@ class CatchUpRequest(Record):
     missed_seeds: Tensor = payload(
         "catch_up", default_factory=lambda: torch.empty(0, 0, dtype=torch.uint32)
     )
-    """Seeds [R, P] of the missed rounds, uint32."""
+    """Seeds [R, P] of the missed rounds, uint32; absent with a seed pool."""
+    missed_places: Tensor = payload(
+        "catch_up", default_factory=lambda: torch.empty(0, 0, dtype=torch.uint8)
+    )
+    """Their places in the seed pool [R, P], uint8 or uint16; absent without one."""
     missed_scalars: Tensor = payload("catch_up", default_factory=lambda: torch.empty(0, 0))
     """Mean scalars [R, P] of the missed rounds, float32."""
 
-    def updates(self, known_seeds: tuple[int, ...]) -> list[Update]:
+    def updates(self, known_seeds: tuple[int, ...], pool: Sequence[int] = ()) -> list[Update]:
         """Return the updates that this request carries, oldest first.
 
         Args:
             known_seeds: the seeds that the client holds for ``known_round``.
+            pool: the run's seed pool; empty without one.
+
+        Raises:
+            ValueError: if a place is not one of the pool's.
         """
         carried = []
         if self.known_round >= 0:
             carried.append(Update(self.known_round, known_seeds, tuple(self.scalars.tolist())))
+        places = self.missed_places.tolist()
+        if (highest := max(map(max, places), default=-1)) >= len(pool):
+            raise ValueError(f"place {highest} is not in a seed pool of {len(pool)}")
         for round, seeds, scalars in zip(
             self.missed_rounds,
-            self.missed_seeds.tolist(),
+            [[pool[place] for place in step] for step in places] or self.missed_seeds.tolist(),
             self.missed_scalars.tolist(),
             strict=True,
         ):

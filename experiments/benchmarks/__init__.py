@@ -1,0 +1,1 @@
+"""Commands that measure speed as ratios; README.md says how to read them."""
