@@ -7,7 +7,7 @@ outputs. Alone or together the same passes are run, and the same answers come of
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -34,6 +34,10 @@ class Deferred(Protocol):
     @property
     def company(self) -> Hashable:
         """Answers of the same company can be computed together; None: only alone."""
+        ...
+
+    def then(self, change: Callable[[Record], Record]) -> Deferred:
+        """Return what computes the same answer and then changes it."""
         ...
 
     def alone(self) -> Record:
@@ -67,6 +71,10 @@ class DeferredForward:
     def company(self) -> Hashable:
         """Whoever runs a batch of this shape on the same parameters."""
         return None if self.micro_batch else _where(self.replica, self.inputs)
+
+    def then(self, change: Callable[[Record], Record]) -> DeferredForward:
+        """Return what computes the same answer and then changes it."""
+        return replace(self, finish=lambda outputs: change(self.finish(outputs)))
 
     def alone(self) -> Record:
         """Return the answer."""
@@ -108,6 +116,10 @@ class DeferredProbe:
         if self.objective.micro_batch:
             return None
         return (self.seeds, *_where(self.replica, self.objective.inputs))
+
+    def then(self, change: Callable[[Record], Record]) -> DeferredProbe:
+        """Return what computes the same answer and then changes it."""
+        return replace(self, finish=lambda outputs: change(self.finish(outputs)))
 
     def alone(self) -> Record:
         """Return the answer."""
@@ -160,6 +172,10 @@ class DeferredProbedForward:
         """Whoever probes the same directions around the same parameters on such a batch."""
         return None if self.micro_batch else (self.seeds, *_where(self.replica, self.inputs))
 
+    def then(self, change: Callable[[Record], Record]) -> DeferredProbedForward:
+        """Return what computes the same answer and then changes it."""
+        return replace(self, finish=lambda outputs: change(self.finish(outputs)))
+
     def alone(self) -> Record:
         """Return the answer."""
 
@@ -189,6 +205,13 @@ class DeferredProbedForward:
             self.config,
             with_anchor=True,  # the server trains on it
         )
+
+
+def then(answer: Record | Deferred, change: Callable[[Record], Record]) -> Record | Deferred:
+    """Return an answer with something done to it, now or when it has been computed."""
+    if isinstance(answer, Record):
+        return change(answer)
+    return answer.then(change)
 
 
 def _where(replica: Replica, inputs: Tensor) -> tuple[Hashable, ...]:

@@ -3,10 +3,15 @@
 from dataclasses import dataclass
 
 import pytest
+import torch
 
 from leansplit.clients.answering import answer_all, answer_of
+from leansplit.clients.deferred import DeferredForward, then
+from leansplit.federated import OptimizerConfig, Replica
+from leansplit.noise import torch_seeded
+from leansplit.parameters import trainable_parameters
 from leansplit.wire import BehindReply
-from leansplit.zeroth_order import JointPasses
+from leansplit.zeroth_order import JointPasses, ZerothOrderConfig
 
 
 @dataclass
@@ -56,6 +61,28 @@ def test_one_that_fails_does_not_touch_the_others():
 
 def test_what_fails_together_is_tried_alone():
     assert versions({1: Slow("a"), 2: Slow("a", poisons=True)}) == {1: 2, 2: 1}
+
+
+def test_answers_can_be_changed_before_they_are_there():
+    def later(reply):
+        return BehindReply(version=reply.version + 10, is_worker_gap=False)
+
+    now = BehindReply(version=1, is_worker_gap=False)
+    assert then(now, later).version == 11
+    with torch_seeded(0):
+        linear = torch.nn.Linear(2, 2)
+    replica = Replica(trainable_parameters(linear), OptimizerConfig(), ZerothOrderConfig())
+    deferred = [
+        DeferredForward(
+            linear,
+            replica,
+            torch.ones(at, 2),
+            lambda z: BehindReply(version=len(z), is_worker_gap=False),
+        )
+        for at in (3, 3, 4)
+    ]
+    changed = {at: then(one, later) for at, one in enumerate(deferred)}
+    assert versions(changed) == {0: 13, 1: 13, 2: 14}
 
 
 def test_what_went_wrong_is_raised():

@@ -14,11 +14,9 @@ from tests.whole_grid import WHOLE_GRID
 # engine. A simulation costs half a minute of a core: here are those that differ most in what they
 # hold between messages, and in the whole grid one of each set of handlers and records.
 ONE, TWO = (1, "momentum"), (2, "adamw")
-FIRST = [("ho-sfl", *TWO), ("ho-sfl", *ONE), ("sflv2", *TWO), ("fedavg", *ONE)]
-OF_OTHER_FAMILIES = ["mu-splitfed"]
+FIRST = [("ho-sfl", *TWO), ("sflv2", *TWO), ("fedavg", *ONE)]
 if WHOLE_GRID:
-    FIRST += [("sflv1", *ONE), ("frozen", *TWO)]
-    OF_OTHER_FAMILIES += ["fsl-sage", "decomfl", "ho-fl"]
+    FIRST += [("ho-sfl", *ONE), ("sflv1", *ONE), ("frozen", *TWO)]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
@@ -33,7 +31,8 @@ def test_any_number_of_workers_equals_the_reference(
     assert outcome.final_model_checksum == reference_checksum(config)
 
 
-@pytest.mark.parametrize("method", OF_OTHER_FAMILIES)
+@pytest.mark.skipif(not WHOLE_GRID, reason="LEANSPLIT_WHOLE_GRID=1 runs them")
+@pytest.mark.parametrize("method", ["fsl-sage", "mu-splitfed", "decomfl", "ho-fl"])
 def test_the_other_families_run_on_ray_as_well(method, configure, reference_checksum):
     packing = 1 if METHODS[method].one_client_per_node else 4
     config = configure(
