@@ -24,6 +24,18 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+# Processes that tests start would otherwise have a thread for each core, each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# What waits for processes of its own comes first: side by side with all the rest, and not at the
+# end, where nothing is left to do meanwhile.
+_SLOW = {"test_parallel", "test_extending", "test_resuming_commands", "test_plain_comparison"}
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not (item.get_closest_marker("ray") or item.path.stem in _SLOW))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread():
     torch.set_num_threads(1)
