@@ -159,6 +159,32 @@ def test_the_boundary_cut_is_the_cut_layer():
     assert not torch.equal(other["0.weight"], by_name["0.weight"])
 
 
+def test_both_segments_step_from_the_same_anchor():
+    """A linear lower segment: the analytic directional derivative at any mu, at the weights of the
+    round, however far the upper segment steps."""
+    data, rate = clients(30), 5.0
+    zo = ZerothOrderConfig(num_perturbations=3, perturbation_scale=0.5)
+    optimizer = OptimizerConfig(lr=rate, lifetime="round")
+    settings = config(1, optimizer, boundaries=("0",), zeroth_order=zo, local_steps=1)
+    plain = split().full_model.double()
+    x, y = take_batch(data[0], SEED, 1, 0, 0, batch_size=BATCH)
+    F.cross_entropy(plain(x.double()), y).backward()
+    start = {name: value.detach() for name, value in plain.named_parameters()}
+    gradient = {name: parameter.grad for name, parameter in plain.named_parameters()}
+    lower = {name: gradient[name] for name in start if name.startswith("0.")}
+    spec = ParameterSpec.of(lower)
+    g = spec.flatten(lower).double()
+    seeds = perturbation_seeds(SEED, 3, round=1, client_id=0, local_step=0)
+    u = torch.stack([draw_perturbation(seed, len(g)).double() for seed in seeds])
+    steps = gradient | dict(spec.views(((u @ g)[:, None] * u).mean(0)))
+    assert all(step.norm() > 1e-2 for step in steps.values())
+    ended = trained(settings, data, rounds=1)
+    for name, step in steps.items():
+        torch.testing.assert_close(
+            ended[name].double(), start[name] - rate * step, rtol=0, atol=1e-4
+        )
+
+
 def test_many_directions_approach_fedavg():
     """With enough directions and a small mu the zeroth-order segment moves as backpropagation."""
     data, optimizer = clients(30, 20), OPTIMIZERS["sgd"]

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.func import functional_call
 from torch.nn import functional as F
 
 from leansplit.federated import (
@@ -186,6 +187,67 @@ def test_both_sides_of_a_joint_direction_are_independent():
     client = draw_perturbation(perturbation_seeds(0, 1, round=1, client_id=0, local_step=0)[0], 99)
     [seed] = server_perturbation_seeds(0, 1, round=1, client_id=0, local_step=0)
     assert abs(float(F.cosine_similarity(client, draw_perturbation(seed, 99), dim=0))) < 0.4
+
+
+def mu_splitfeds_round(data, tau, global_lr, *, compares_before_the_server_steps=False):
+    """One round of MU-SplitFed's algorithm written out, with SGD (arXiv 2510.21155)."""
+    model, mu = split_at(network(), "2"), PROBE.perturbation_scale
+    spec_c = ParameterSpec.of(trainable_parameters(model.client_model))
+    spec_s = ParameterSpec.of(trainable_parameters(model.server_model))
+    theta_c, theta_s = vector_of(model.client_model), vector_of(model.server_model)
+
+    def smashed(c, x):
+        return functional_call(model.client_model, spec_c.views(c), (x,))
+
+    def loss(s, z, y):
+        return F.nll_loss(functional_call(model.server_model, spec_s.views(s), (z,)), y)
+
+    def directions(seeds, like):
+        return [draw_perturbation(seed, len(like)) for seed in seeds]
+
+    moves, sizes = [], []
+    for m, samples in enumerate(data):
+        c, s, seen = theta_c, theta_s, 0
+        for k in range(STEPS):
+            x, y = take_batch(samples, SEED, 1, m, k, batch_size=BATCH)
+            at = {"round": 1, "client_id": m, "local_step": k}
+            h, old_s = smashed(c, x), s
+            for i in range(tau):
+                v = directions(server_perturbation_seeds(SEED, 2, **at, server_step=i), s)
+                rise = [loss(s + mu * v_p, h, y) - loss(s - mu * v_p, h, y) for v_p in v]
+                s = s - 0.1 / (2 * 2 * mu) * sum(d * v_p for d, v_p in zip(rise, v, strict=True))
+            u = directions(perturbation_seeds(SEED, 2, **at), c)
+            judge = old_s if compares_before_the_server_steps else s
+            rise = [
+                loss(judge, smashed(c + mu * u_p, x), y) - loss(judge, smashed(c - mu * u_p, x), y)
+                for u_p in u
+            ]
+            c = c - 0.05 / (2 * 2 * mu) * sum(d * u_p for d, u_p in zip(rise, u, strict=True))
+            seen += len(y)
+        moves.append(torch.cat([c - theta_c, s - theta_s]))
+        sizes.append(seen)
+    share = [size / sum(sizes) for size in sizes]
+    return global_lr * sum(w * move for w, move in zip(share, moves, strict=True))
+
+
+@torch.no_grad()
+def test_mu_splitfed_takes_the_papers_steps_on_both_sides():
+    """tau server steps on h, then the scalars at the server model that these steps left."""
+    data, model = examples(30, 5), split_at(network(), "2")
+    start = torch.cat([vector_of(model.client_model), vector_of(model.server_model)])
+    rates = {
+        "client_optimizer": OptimizerConfig(lr=0.05),
+        "server_optimizer": OptimizerConfig(lr=0.1),
+    }
+    config = MUSplitFedConfig(
+        **settings(OPTIMIZERS["sgd"], cohort_size=2, tau=3, global_lr=0.5) | rates
+    )
+    mu_splitfed(model, F.nll_loss, data, config, 1)
+    moved = torch.cat([vector_of(model.client_model), vector_of(model.server_model)]) - start
+    expected = mu_splitfeds_round(data, 3, 0.5)
+    too_early = mu_splitfeds_round(data, 3, 0.5, compares_before_the_server_steps=True)
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-5)
+    assert (expected - too_early).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("server_mode", ["averaged", "sequential"])
