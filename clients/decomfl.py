@@ -17,20 +17,20 @@ def probe_locally(session: Session, request: DeComFLRequest) -> DeComFLReply | B
     """Steps 2 to 5: catch up, take h local steps, upload their scalars, forget the steps.
 
     The steps are taken on a copy, which is the rollback: nothing is ever undone. The last one
-    would be seen by nobody, so it is not taken.
+    would be seen by nobody, so it is not taken, and a single one needs no copy.
     """
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
     config = session.config(DeComFLConfig).zeroth_order
     steps = request.seeds.tolist()
-    local = replica.fork()
+    local = replica.fork() if len(steps) > 1 else None
     scalars, num_samples = [], 0
     for h, seeds in enumerate(steps):
-        v, size = probe_loss(session, local, request.round, h, seeds, config)
+        v, size = probe_loss(session, local or replica, request.round, h, seeds, config)
         scalars.append(v)
         num_samples += size
-        if h + 1 < len(steps):
+        if local is not None and h + 1 < len(steps):
             local.step_(estimate(local.spec, seeds, v, config, device=local.vector.device))
     remember_seeds(session, request.round, request.seeds.reshape(-1))
     return DeComFLReply(

@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from leansplit.clients.session import Session
-from leansplit.federated import TrainedVector
+from leansplit.federated import Replica, TrainedVector
 from leansplit.zeroth_order import LossObjective, ZerothOrderConfig, probe
 
 
 def probe_loss(
     session: Session,
-    at: TrainedVector,
+    at: TrainedVector | Replica,
     round: int,
     local_step: int,
     seeds: Sequence[int],

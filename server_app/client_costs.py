@@ -56,9 +56,8 @@ def measure(step: ClientStep) -> StepCosts:
         return measure_step(step)
 
 
-def _replica(model: SplitModel, config: ReplicatedConfig) -> Replica:
-    parameters = trainable_parameters(model.client_model)
-    return Replica(parameters, config.client_optimizer, config.zeroth_order)
+def _replica(module: nn.Module, config: ReplicatedConfig) -> Replica:
+    return Replica(trainable_parameters(module), config.client_optimizer, config.zeroth_order)
 
 
 def _bring_up_to_date(replica: Replica, seeds: tuple[int, ...]) -> None:
@@ -67,13 +66,13 @@ def _bring_up_to_date(replica: Replica, seeds: tuple[int, ...]) -> None:
 
 
 def _step_of(
-    replica: Replica, client_model: nn.Module, inputs: Tensor, run: Callable[[], object]
+    replica: Replica, module: nn.Module, run: Callable[[], object], *batch: Tensor
 ) -> ClientStep:
     """Return the step of a client that holds ``replica`` in place of the trained weights."""
     return ClientStep(
         run=run,
-        weights=[replica.vector, *held_weights(client_model, but_trained=True)],
-        batch=[inputs],
+        weights=[replica.vector, *held_weights(module, but_trained=True)],
+        batch=batch,
         optimizers=[replica.kept_optimizer],
     )
 
@@ -81,7 +80,7 @@ def _step_of(
 def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) -> ClientStep:
     """HO-SFL: the last round's update, one anchor pass, the probes against a smashed gradient."""
     client_model = model.client_model.eval()
-    replica = _replica(model, config)
+    replica = _replica(client_model, config)
     zo = config.zeroth_order
     seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
 
@@ -95,7 +94,7 @@ def zeroth_order_step(model: SplitModel, inputs: Tensor, config: HOSFLConfig) ->
         del smashed
         probe(objective, replica.spec, replica.vector, seeds, zo, anchor=anchor)
 
-    return _step_of(replica, client_model, inputs, step)
+    return _step_of(replica, client_model, step, inputs)
 
 
 def probed_forward_step(
@@ -106,7 +105,7 @@ def probed_forward_step(
     They are held until they are uploaded, in one message.
     """
     client_model = model.client_model.eval()
-    replica = _replica(model, config)
+    replica = _replica(client_model, config)
     zo = config.zeroth_order
     seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
 
@@ -123,7 +122,7 @@ def probed_forward_step(
             micro_batch=micro_batch,
         )
 
-    return _step_of(replica, client_model, inputs, step)
+    return _step_of(replica, client_model, step, inputs)
 
 
 def loss_probe_step(
@@ -135,20 +134,28 @@ def loss_probe_step(
 ) -> ClientStep:
     """DeComFL and FedZO: the probes of the client's own loss, then one optimizer step.
 
-    A client of DeComFL also keeps the weights that its round started from, which it goes back to.
+    A client of DeComFL that takes several local steps also keeps the weights that its round started
+    from, which it goes back to. With one, its step is the update of the round before.
     """
     full_model = model.full_model.eval()
-    theta = TrainedVector(trainable_parameters(full_model), config.client_optimizer)
     zo = config.zeroth_order
     seeds = perturbation_seeds(0, zo.num_perturbations, round=1)
-    named = naming_logits(loss)
+    objective = LossObjective(full_model, naming_logits(loss), inputs, labels)
+    replica = _replica(full_model, config) if isinstance(config, DeComFLConfig) else None
+
+    def probe_and_forget() -> None:
+        assert replica is not None
+        _bring_up_to_date(replica, seeds)
+        probe(objective, replica.spec, replica.vector, seeds, zo)
+
+    if replica is not None and config.local_steps == 1:
+        return _step_of(replica, full_model, probe_and_forget, inputs, labels)
+    theta = TrainedVector(trainable_parameters(full_model), config.client_optimizer)
     start, kept = [], [theta.optimizer]
-    if isinstance(config, DeComFLConfig):
-        replica = Replica(theta.parameters, config.client_optimizer, zo)
+    if replica is not None:
         start, kept = [replica.vector], [theta.optimizer, replica.kept_optimizer]
 
     def step() -> None:
-        objective = LossObjective(full_model, named, inputs, labels)
         v = probe(objective, theta.spec, theta.vector, seeds, zo)
         theta.step_(estimate(theta.spec, seeds, v, zo, device=theta.vector.device))
 
