@@ -167,8 +167,14 @@ def _draw(
             "dirichlet": "raise alpha or use fewer clients",
             "pathological": "use fewer clients or a smaller classes_per_client",
         }[config.kind]
+        setting = {
+            "iid": "",
+            "dirichlet": f" with alpha = {config.alpha:g}",
+            "pathological": f" with classes_per_client = {config.classes_per_client}",
+        }[config.kind]
         raise UserError(
-            f"cannot spread {len(labels)} samples over {num_clients} clients by {config}; "
+            f"cannot spread {len(labels)} samples over {num_clients} clients by partition = "
+            f"{config.kind}{setting} (min_samples = {config.min_samples}); "
             f"{remedy} (flwr-datasets says: {error})"
         ) from error
 

@@ -101,7 +101,7 @@ def run(
     """Run one method on one task."""
     from leansplit.experiments.display import progress_bar, result_table
     from leansplit.experiments.predicted_costs import cost_warnings
-    from leansplit.experiments.running import run_and_write
+    from leansplit.experiments.running import results_to_replace, run_and_write
     from leansplit.server_app.checkpoint_files import find_checkpoints, run_folder
     from leansplit.server_app.checkpoints import resumable
     from leansplit.server_app.config import run_config
@@ -141,6 +141,8 @@ def run(
     elif resume_previous:
         raise UserError("--resume-previous needs --resume DIR")
     out_dir = out or Path("runs") / f"{config.task}-{config.method}-seed-{config.seed}"
+    if start is None and (replaced := results_to_replace(config, out_dir)):
+        say(replaced)
     console = Console(stderr=True)
     with progress_bar(console, config.method) as on_progress:
         result = run_and_write(config, out_dir, start=start, on_progress=on_progress)

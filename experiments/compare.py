@@ -9,6 +9,7 @@ from pathlib import Path
 from leansplit.experiments.controls import find_controls
 from leansplit.experiments.experiment import Experiment
 from leansplit.experiments.experiment_file import copy_with_overrides
+from leansplit.experiments.fairness import ended_at_target
 from leansplit.experiments.report import EXPERIMENT_FILE, Reading, write_report, write_tables
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import accuracy_text, check_all, run_all
@@ -88,6 +89,9 @@ def compare(
 
 def _reached(run: Run, runs: list[Run]) -> str:
     """Say how far a run came; with the client gain once both controls of its seed are there."""
-    gain = find_controls(completed_runs(runs)).gain_recovered(run.result)
+    completed = completed_runs(runs)
+    gain = find_controls(completed).gain_recovered(run.result)
+    if ended_at_target(completed):
+        gain = None  # accuracies are then the target's own
     recovered = "" if gain is None else f", client gain recovered {100 * gain:.0f} %"
     return accuracy_text(run, runs) + recovered

@@ -227,6 +227,9 @@ def load_experiment(
     tuning = read_tuning(content.get("tuning", {}))
     shared = content.get("shared", {})
     rows = [_row(path, entry, shared, overrides, tuning) for entry in tables]
+    for key in (*flatten(shared), *overrides):
+        if not any(is_used(row.method, key) for row in rows):
+            raise UserError(f"no method of {path} uses {key!r}; remove it")
     labels = [row.label for row in rows]
     folders = [slug(label) for label in labels]
     if "" in folders:

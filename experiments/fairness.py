@@ -53,6 +53,7 @@ def fairness_warnings(completed: Mapping[str, Sequence[Run]]) -> list[str]:
         *_moment_warnings(groups),
         *_budget_warnings(groups),
         *_interval_warnings(groups),
+        *_dropped_warnings(groups),
     ]
 
 
@@ -123,6 +124,24 @@ def _interval_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
         "target are late by up to one of them. Choose evaluate_every for equal ones.",
         INTERVAL_TOLERANCE,
     )
+
+
+def _dropped_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
+    dropped: dict[str, int] = {}
+    for label, group in groups.items():
+        results = [
+            run.result for run in group if not {"faults", "attack"} & run.result.config.keys()
+        ]
+        if times := sum(result.events.get("dropped_clients", 0) for result in results):
+            dropped[label] = times
+    if not dropped:
+        return []
+    listed = ", ".join(f"{label} {times}" for label, times in dropped.items())
+    return [
+        f"Clients were dropped from rounds, and no run asked for faults ({listed} times): what "
+        "they had done is not in the model. result.json says why, under events (docs/faults.md); "
+        "answers that were not finite (dropped_non_finite) speak of too high a learning rate."
+    ]
 
 
 def _runner_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:

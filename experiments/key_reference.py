@@ -6,11 +6,11 @@ import ast
 import dataclasses
 import inspect
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from leansplit.errors import require_choice
-from leansplit.federated import OptimizerConfig, RobustConfig
+from leansplit.federated import OptimizerConfig, PrivacyConfig, RobustConfig
 from leansplit.server_app.config import NO_KEYS, RUN_SECTIONS, RunConfig
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
@@ -21,18 +21,22 @@ _SECTION_TYPES: dict[str, Any] = {
     "server": OptimizerConfig,
     "probe": ZerothOrderConfig,
     "robust": RobustConfig,
+    "privacy": PrivacyConfig,
     **RUN_SECTIONS,
 }
 
 
 def key_rows(method: str | None = None) -> list[tuple[str, str, str]]:
-    """Return (key, default, meaning) for the keys of all runs, or those that ``method`` takes.
+    """Return (key, default, meaning) for all keys, or those that ``method`` takes.
+
+    Without a method those of all runs come first, then methods' own, each with who has it.
 
     Raises:
         UserError: if there is no such method.
     """
     if method is None:
-        return _shared_rows(_SECTION_TYPES)
+        shared = _shared_rows(_SECTION_TYPES)
+        return [*shared, *_method_rows({key for key, _, _ in shared})]
     spec = METHODS[require_choice("method", method, METHODS)]
     used = {name: spec.default(SECTIONS[name]) for name in SECTIONS if is_used(method, name)}
     used |= RUN_SECTIONS
@@ -45,6 +49,25 @@ def key_rows(method: str | None = None) -> list[tuple[str, str, str]]:
         else:
             rows.append((name, str(default), meanings.get(name, "")))
     return rows
+
+
+def _method_rows(shared: Set[str]) -> list[tuple[str, str, str]]:
+    """Return the keys that only some methods have."""
+    defaults: dict[str, dict[str, str]] = {}
+    meanings: dict[str, str] = {}
+    for method in METHODS:
+        for key, default, meaning in key_rows(method):
+            if key not in shared:
+                defaults.setdefault(key, {})[method] = default
+                meanings.setdefault(key, meaning)
+    return [
+        (
+            key,
+            next(iter(of.values())) if len(set(of.values())) == 1 else "by method",
+            f"{meanings[key]} [{', '.join(of)}]".lstrip(),
+        )
+        for key, of in defaults.items()
+    ]
 
 
 def _shared_rows(sections: Mapping[str, Any]) -> list[tuple[str, str, str]]:

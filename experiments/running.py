@@ -7,15 +7,22 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from leansplit.errors import UserError
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.server_app.checkpoint_files import CHECKPOINTS, Checkpoint, remove_checkpoints
 from leansplit.server_app.checkpoints import Checkpoints
-from leansplit.server_app.config import RunConfig
+from leansplit.server_app.config import RunConfig, config_changes
 from leansplit.server_app.interruption import finish_first, stop_on_interrupt
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.recording import Progress
-from leansplit.server_app.results import RunResult, results_folder, utc_now
+from leansplit.server_app.results import (
+    RESULT_FILE,
+    RunResult,
+    read_run,
+    results_folder,
+    utc_now,
+)
 
 
 def run_and_write(
@@ -63,6 +70,18 @@ def run_and_write(
                 if result.status == "completed":
                     remove_checkpoints(out_dir)
                 return result
+
+
+def results_to_replace(config: RunConfig, out_dir: Path) -> str:
+    """Say whose results a run of ``config`` would replace in ``out_dir``; empty: of none."""
+    if not (out_dir / RESULT_FILE).exists():
+        return ""
+    try:
+        result = read_run(out_dir).result
+    except UserError as error:
+        return f"{out_dir} will be written anew: {error}"
+    changes = config_changes(result.config, config.to_dict()) or "of the same configuration"
+    return f"the run that is in {out_dir} will be replaced ({changes}); --out names another folder"
 
 
 def command_line() -> list[str]:

@@ -189,8 +189,8 @@ class RunConfig:
         require_positive("max_reply_mb", self.max_reply_mb)
         Quorum(self.quorum, self.quorum_rounds)
         self.privacy.require_repeatable(self.has_checkpoints)
-        if not -(2**63) <= self.seed < 2**63:
-            raise UserError(f"seed must fit in 64 bits, got {self.seed}")
+        if not 0 <= self.seed < 2**63:
+            raise UserError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.fleet.profile:
             self.fleet.devices(self.clients, self.seed)
         self.budget()

@@ -27,10 +27,18 @@ def typed(key: str, value: Any, adapter: TypeAdapter[Any]) -> Any:
         UserError: if it is none, naming the key.
     """
     try:
-        return adapter.validate_python(value)
-    except ValidationError as error:
-        detail = error.errors()[0]["msg"]
+        return _read(value, adapter)
+    except (ValidationError, TypeError) as error:
+        detail = error.errors()[0]["msg"] if isinstance(error, ValidationError) else str(error)
     try:  # text of a command line that is a list, such as ["a", "b"]
-        return adapter.validate_python(literal(value))
-    except ValidationError:
+        return _read(literal(value), adapter)
+    except (ValidationError, TypeError):
         raise UserError(f"{key} cannot be {value!r}: {detail.lower()}") from None
+
+
+def _read(value: Any, adapter: TypeAdapter[Any]) -> Any:
+    """Let pydantic read a value; but true is not 1, whatever pydantic says."""
+    read = adapter.validate_python(value)
+    if isinstance(value, bool) and not isinstance(read, bool):
+        raise TypeError("input should be a number, not true or false")
+    return read

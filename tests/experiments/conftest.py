@@ -104,7 +104,7 @@ def make_run(tmp_path: Path) -> MakeRun:
             "client_step_flops": 2_500_000_000,
             "client_peak_memory_bytes": 5_000_000,
             "final_model_checksum": "0123456789abcdef",
-            "events": {"dropped_clients": 3},
+            "events": {"resyncs": 3},
             "partition": {"label_counts": [[3, 1], [0, 4]]},
         }
         run_dir = (

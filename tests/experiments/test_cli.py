@@ -12,6 +12,8 @@ from leansplit.errors import UserError
 from leansplit.experiments import command_line
 from leansplit.experiments.command_line import parse_faults, parse_names
 from leansplit.experiments.experiment import load_experiment
+from leansplit.experiments.key_reference import key_rows
+from leansplit.server_app.methods import METHODS
 
 SMALL = [
     *("--workers", "-1"),
@@ -267,6 +269,15 @@ def test_lists(leansplit, command):
     assert code == 0 and expected[command] in out
 
 
+def test_all_keys_are_listed_once_with_the_methods_that_have_them():
+    rows = {key: (default, meaning) for key, default, meaning in key_rows()}
+    assert len(rows) == len(key_rows())
+    of_methods = {row[0] for method in METHODS for row in key_rows(method)}
+    assert of_methods <= rows.keys()
+    assert rows["tau"][1].endswith("[mu-splitfed]") and rows["privacy.clip"][0] == "0.0"
+    assert rows["local_steps"][0] == "by method"  # 5 for HO-FL, 1 for SFLV1
+
+
 MISTAKES = {
     "method": (["ho-slf"], "did you mean 'ho-sfl'"),
     "task": (["ho-sfl", "--task", "digit"], "did you mean 'digits'"),
@@ -278,6 +289,8 @@ MISTAKES = {
         "error: client: adamw has no momentum",
     ),
     "type": (["ho-sfl", "--set", "clients=many"], "clients cannot be 'many'"),
+    "number that is true": (["ho-sfl", "--set", "client.lr=true"], "client.lr cannot be 'true'"),
+    "seed": (["ho-sfl", "--seed", "-1"], "seed must be from 0"),
     "unused key": (["frozen", "--set", "client.lr=0.1"], "does not use 'client.lr'"),
     "cut": (["ho-sfl", "--set", "cut_layer=pool9"], "pool2"),
     "model": (["ho-sfl", "--set", "model=resnet-18"], "resnet18"),
@@ -311,6 +324,12 @@ def test_a_mistake_is_one_line_and_exit_code_2(leansplit, tmp_path, mistake):
     assert last.startswith("leansplit: error: ") and hint in last, last
     assert "Traceback" not in err
     assert not list(tmp_path.iterdir())  # what is refused leaves no folder behind
+
+
+def test_a_run_says_whose_results_it_replaces(leansplit, tmp_path):
+    for arguments, expected in ((), ""), (("--lr", "0.2"), "client.lr: 0.1 -> 0.2"):
+        code, _, err = leansplit("run", "ho-sfl", *SMALL, *arguments, "--out", tmp_path)
+        assert code == 0 and expected in err and ("replaced" in err) == bool(expected), err
 
 
 def test_unwritable_output_is_found_before_anything_runs(leansplit, tmp_path):
@@ -347,6 +366,8 @@ def test_wrong_columns_name_those_that_exist(leansplit, tmp_path):
             "[[methods]]\nmethod = 'ho-sfl'\nprobe.num_perturbations = 0",
             "error: HO-SFL: probe.num_p",
         ),
+        ("[shared]\nrounds = true\n[[methods]]\nmethod = 'frozen'", "rounds cannot be True"),
+        ("[shared]\ntau = 4\n[[methods]]\nmethod = 'frozen'", "no method of"),
         ("seeds = 3\n[[methods]]\nmethod = 'frozen'", "must be a list of whole numbers, got 3"),
         ("plugins = 3\n[[methods]]\nmethod = 'frozen'", "must be a list of files or modules"),
         ("shared = 3\n[[methods]]\nmethod = 'frozen'", "must be a table of run keys, got 3"),

@@ -148,7 +148,7 @@ def test_rebuilding_reads_all_there_is_and_how_to_read_it(runs: list[Run], tmp_p
         "Some CPU",
         "leansplit compare --note &#x27;two words&#x27;",
         "2026-01-02 00:00:00",
-        "dropped clients: 3",
+        "resyncs: 3",
         "0123456789abcdef",
         "probe.num_perturbations = 5",
         "&lt;b&gt;everything&lt;/b&gt;",

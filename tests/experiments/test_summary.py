@@ -486,6 +486,16 @@ def test_rows_that_were_made_in_different_ways_are_said() -> None:
     assert summarise(plain[:1]).warnings == summarise([make_run("ho-sfl", 0, [0.8] * 4)]).warnings
 
 
+def test_dropped_clients_are_said_where_nobody_asked_for_faults() -> None:
+    events = {"dropped_clients": 3, "dropped_non_finite": 3}
+    dropping = [make_run("ho-sfl", seed, [0.8] * 4, events=events) for seed in (0, 1)]
+    (warning,) = summarise(comparison()[2:] + dropping).warnings
+    assert "(HO-SFL 6 times)" in warning and "dropped_non_finite" in warning
+    asked = {**dropping[0].result.config, "faults": {"drop": 0.1}}
+    runs = [make_run("ho-sfl", seed, [0.8] * 4, events=events, config=asked) for seed in (0, 1)]
+    assert summarise(comparison()[2:] + runs).warnings == ()
+
+
 def test_failed_and_interrupted_seeds_are_counted_named_and_kept_out_of_means() -> None:
     failed = make_run(
         "ho-sfl", 2, [0.1], status="failed", error="client 3: out of memory\nTraceback"
