@@ -8,6 +8,7 @@ so they stay apart in black and white. Sizes suit one column of a two-column pag
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.transforms import ScaledTranslation
 
 # Okabe and Ito's palette without yellow, which vanishes on white; black comes first.
 COLORS = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
@@ -40,6 +42,9 @@ COLUMN_INCHES = 3.5
 PAGE_INCHES = 7.16
 LONG_LABEL = 22
 """Characters beside which one column of a page has no room for anything else."""
+LONGEST_LINE = 46
+"""Characters of a line of a legend that fit in one column of a page."""
+_BELOW_AXES_INCHES = 0.4  # of numbers and name of the horizontal axis
 RC: dict[Any, Any] = {
     "font.size": 8,
     "axes.labelsize": 8,
@@ -98,8 +103,9 @@ def legend_columns(labels: Sequence[str]) -> int:
 
 
 def legend_rows(labels: Sequence[str]) -> int:
-    """Return how many rows a legend of these labels has."""
-    return -(-len(labels) // legend_columns(labels))
+    """Return how many rows of text a legend of these labels has."""
+    lines = sum(label.count("\n") + 1 for label in labels)
+    return -(-lines // legend_columns(labels))
 
 
 def legend_below(figure: Figure, labels: Sequence[str], **options: Any) -> None:
@@ -111,8 +117,16 @@ def legend_below(figure: Figure, labels: Sequence[str], **options: Any) -> None:
 
 def panel_legend_below(axes: Axes, labels: Sequence[str]) -> None:
     """Put the legend of one panel under it."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    # In inches: a share of the axes' height would move as the layout makes room for the legend.
+    below = ScaledTranslation(0, -_BELOW_AXES_INCHES, figure.dpi_scale_trans)
     axes.legend(
-        loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=legend_columns(labels), **_LEGEND
+        loc="upper center",
+        bbox_to_anchor=(0.5, 0),
+        bbox_transform=axes.transAxes + below,
+        ncols=legend_columns(labels),
+        **_LEGEND,
     )
 
 
@@ -124,6 +138,11 @@ def seeds_text(count: int) -> str:
 def literal(text: str) -> str:
     """Return ``text`` so that matplotlib draws it as it stands: dollar signs start no formula."""
     return text.replace("$", r"\$")
+
+
+def in_lines(label: str) -> str:
+    """Return a row's name as it stands, in lines that a column of a page has room for."""
+    return literal(textwrap.fill(label, LONGEST_LINE))
 
 
 def render(figure: Figure, suffix: str) -> bytes:

@@ -25,6 +25,7 @@ from leansplit.experiments.figure_style import (
     RC,
     REFERENCE_STYLE,
     TITLE_COLOR,
+    in_lines,
     legend_below,
     legend_rows,
     line_styles,
@@ -227,7 +228,7 @@ def _styles(curves: Sequence[Curve]) -> list[dict[str, Any]]:
 def _legend_text(curve: Curve, most: int) -> str:
     """Return a curve's name, with its seeds if it has fewer than the others."""
     fewer = "" if curve.num_seeds == most else f" ({seeds_text(curve.num_seeds)})"
-    return literal(curve.label) + fewer
+    return in_lines(curve.label + fewer)
 
 
 def _legend_texts(curves: Sequence[Curve], most: int) -> list[str]:

@@ -22,6 +22,9 @@ from leansplit.experiments.figure_style import (
     COLUMN_INCHES,
     PAGE_INCHES,
     RC,
+    in_lines,
+    legend_below,
+    legend_rows,
     line_style,
     render,
 )
@@ -94,7 +97,8 @@ def telemetry_figure(tables: dict[str, pd.DataFrame], *, title: str) -> Figure:
     middle half of the estimates.
     """
     with mpl.rc_context(RC):
-        height = 3.6 + 0.15 * -(-len(tables) // 2)
+        labels = [*map(in_lines, tables), "expected"]
+        height = 3.6 + 0.15 * legend_rows(labels)
         figure = Figure(figsize=(COLUMN_INCHES, height), layout="constrained")
         FigureCanvasAgg(figure)
         cosine, ratio = figure.subplots(2, 1, sharex=True)
@@ -102,7 +106,7 @@ def telemetry_figure(tables: dict[str, pd.DataFrame], *, title: str) -> Figure:
             style = line_style(position)
             for axes, column in ((cosine, "cosine"), (ratio, "norm_ratio")):
                 x, mean, low, high = _stretches(table, column)
-                shown = label if column == "cosine" else None
+                shown = in_lines(label) if column == "cosine" else None
                 axes.plot(x, mean, label=shown, zorder=3, **_LINE, **style)
                 axes.fill_between(x, low, high, color=style["color"], alpha=0.15, linewidth=0)
             x, expected, _, _ = _stretches(table, "expected_cosine")
@@ -121,7 +125,7 @@ def telemetry_figure(tables: dict[str, pd.DataFrame], *, title: str) -> Figure:
         for axes in (cosine, ratio):
             axes.grid(color="#DDDDDD", linewidth=0.5)
             axes.set_axisbelow(True)
-        figure.legend(loc="outside lower center", ncols=2, frameon=False, handlelength=3.2)
+        legend_below(figure, labels)
     return figure
 
 

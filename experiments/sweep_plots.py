@@ -17,6 +17,7 @@ from leansplit.experiments.figure_style import (
     MARKER,
     RC,
     TITLE_COLOR,
+    in_lines,
     legend_below,
     legend_rows,
     line_styles,
@@ -47,7 +48,7 @@ def sweep_figure(measured: Measured, metric: Metric) -> Figure:
     is_log = are_numbers(sweep.values) and _spans_a_decade(sweep.values)
     places = list(sweep.values) if is_log else list(range(len(sweep.values)))
     with mpl.rc_context(RC):
-        labels = [literal(row) for row in rows]
+        labels = [in_lines(row) for row in rows]
         figure = new_figure(COLUMN_INCHES, 2.45 + 0.15 * legend_rows(labels))
         axes = figure.add_subplot()
         for row, label, style in zip(rows, labels, line_styles(are_frozen), strict=True):
@@ -109,7 +110,7 @@ def _scale_costs(axes: Axes, measured: Measured, metric: Metric) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     else:
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.04 * axes.get_ylim()[1])  # room for markers of what hardly differs
 
 
 def _spans_a_decade(values: Sequence[float]) -> bool:

@@ -18,8 +18,8 @@ from leansplit.experiments.figure_style import (
     PAGE_INCHES,
     RC,
     TITLE_COLOR,
+    in_lines,
     legend_below,
-    literal,
     new_figure,
 )
 from leansplit.experiments.summary import group_runs
@@ -82,9 +82,10 @@ def traffic_figure(rows: Sequence[MethodTraffic]) -> Figure:
     """Return MB by kind, both ways, stacked; kinds differ in colour and in hatching."""
     with mpl.rc_context(RC):
         kinds = kinds_of(rows)
-        longest = max(len(row.label) for row in rows)
-        width = COLUMN_INCHES if longest <= LONG_LABEL else PAGE_INCHES
-        figure = new_figure(width, 1.0 + 0.22 * len(rows) + 0.15 * -(-len(kinds) // 2))
+        labels = [in_lines(row.label) for row in rows]
+        width = COLUMN_INCHES if max(map(len, labels)) <= LONG_LABEL else PAGE_INCHES
+        num_lines = sum(label.count("\n") + 1 for label in labels)
+        figure = new_figure(width, 1.0 + 0.22 * num_lines + 0.15 * -(-len(kinds) // 2))
         axes = figure.add_subplot()
         left = [0.0] * len(rows)
         for position, kind in enumerate(kinds):
@@ -101,7 +102,7 @@ def traffic_figure(rows: Sequence[MethodTraffic]) -> Figure:
                 linewidth=0.5,
             )
             left = [start + width for start, width in zip(left, widths, strict=True)]
-        axes.set_yticks(range(len(rows)), [literal(row.label) for row in rows])
+        axes.set_yticks(range(len(rows)), labels)
         axes.invert_yaxis()
         axes.set_xlabel("Uplink + downlink, all clients (MB)")
         axes.set_title("Traffic by kind", loc="left", color=TITLE_COLOR)

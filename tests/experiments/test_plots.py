@@ -157,6 +157,25 @@ def test_seed_counts_that_differ_are_in_the_legend() -> None:
     assert legend_of(figure) == ["SFLV1", "HO-SFL", "FROZEN (2 seeds)"]
 
 
+@pytest.mark.parametrize("num_rows", [2, 5])
+def test_long_names_stay_within_the_figure(num_rows: int) -> None:
+    names = [f"row {i}, with auxiliary.kind=blocks, num_blocks=1 and more of it" for i in range(10)]
+    runs = [
+        make_run(method, 0, learning_curve(0.5, 99), label=f"{method}: {name}")
+        for method in ("ho-sfl", "sflv1")
+        for name in names[:num_rows]
+    ]
+    figure = accuracy_figure(runs, "samples")
+    figure.canvas.draw()
+    legends = figure.legends or [axes.get_legend() for axes in figure.axes]
+    assert len(legends) == (1 if num_rows == 2 else 2)
+    for legend in legends:
+        box = legend.get_window_extent()
+        assert box.x0 >= 0 and box.x1 <= figure.bbox.width and box.y0 >= 0
+    texts = [text.get_text().replace("\n", " ") for leg in legends for text in leg.get_texts()]
+    assert {run.result.label for run in runs} <= set(texts)  # nothing is cut off
+
+
 def test_one_seed_has_no_band() -> None:
     runs = [run for run in comparison() if run.result.root_seed == 0]
     axes = axes_of(accuracy_figure(runs, "samples"))
