@@ -38,8 +38,8 @@ HELD_BACK: Final = "eatType[coffee shop]"
 """What the attribute lists of the clients' texts name, and of the model's own do not."""
 MAX_LENGTH: Final = 128  # tokens of attribute list and text together
 _END, _PADDING = "<end>", "<pad>"
-_SIZES: Final = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": MAX_LENGTH}
-_NO_DROPOUT: Final = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
+_SIZES: Final[dict[str, Any]] = {"n_embd": 64, "n_layer": 4, "n_head": 4, "n_positions": MAX_LENGTH}
+_NO_DROPOUT: Final[dict[str, Any]] = dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), 0.0)
 
 
 def part_texts(out: Path, data: Path | None = None) -> Path:
@@ -64,14 +64,14 @@ def save_tokenizer(texts: Iterable[str], folder: Path, vocabulary_size: int) -> 
     from tokenizers import ByteLevelBPETokenizer
     from transformers import PreTrainedTokenizerFast
 
-    pairs = ByteLevelBPETokenizer()  # type: ignore[no-untyped-call]
-    pairs.train_from_iterator(  # type: ignore[no-untyped-call]
+    pairs = ByteLevelBPETokenizer()
+    pairs.train_from_iterator(
         texts,
         vocab_size=vocabulary_size,
         special_tokens=[_PADDING, _END],
         show_progress=False,
     )
-    PreTrainedTokenizerFast(
+    PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]
         tokenizer_object=pairs._tokenizer, pad_token=_PADDING, eos_token=_END
     ).save_pretrained(folder)
 
@@ -81,7 +81,7 @@ def new_gpt2(folder: Path) -> Any:
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    ids = {
+    ids: dict[str, Any] = {
         "pad_token_id": tokenizer.pad_token_id,
         "bos_token_id": tokenizer.eos_token_id,
         "eos_token_id": tokenizer.eos_token_id,
@@ -109,7 +109,7 @@ def train(model: Any, examples: Examples, *, steps: int, batch_size: int, lr: fl
         ids, mask = inputs.unbind(1)
         loss = token_loss(model(input_ids=ids, attention_mask=mask).logits, labels)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses.append(float(loss.detach()))

@@ -129,7 +129,7 @@ def build_e2e_task(
 
 def e2e_splits(data_path: str | Path | None = None) -> SplitPair:
     """Return E2E's training and test rows as tables; from where :func:`build_e2e_task` has them."""
-    place = {"dataset": None, "dataset_config": None, "data_path": None}
+    place: dict[str, Any] = {"dataset": None, "dataset_config": None, "data_path": None}
     place |= _place_of_e2e(data_path)
     return load_splits(**place, train_split=None, test_split="test")[0]
 

@@ -42,7 +42,7 @@ class ByteTokenizer:
 
     pad_id = 0
     eos_id = 1
-    unknown_id = None
+    unknown_id: int | None = None
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[int]]:
         """Return bytes + 2; a pair is joined by the end token, which also ends each row."""

@@ -50,8 +50,9 @@ def load_config(source: str) -> PretrainedConfig:
             "model 'language' needs model_options.source: a name on the hub, a local folder, or "
             "the content of a config.json"
         )
+    place = resolved(text)
     try:
-        return AutoConfig.from_pretrained(resolved(text))  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(place)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"no model at {text!r}: {_first_line(error)}; give a folder that holds config.json and "
