@@ -17,6 +17,8 @@ from leansplit.server_app import recording
 from leansplit.server_app.results import RunResult
 
 _MB = 1e6
+_MEASURES = {"f1": "macro F1", "bleu": "BLEU", "rouge_l": "ROUGE-L"}
+"""A task's further metrics -> what a reader calls them, where that is not the name."""
 
 
 @contextmanager
@@ -76,6 +78,7 @@ def result_table(result: RunResult) -> Table:
         "wall time": f"{result.wall_time_s:,.1f} s",
         "model checksum": result.final_model_checksum or "–",
     }
+    rows |= {_MEASURES.get(name, name): f"{value:.4g}" for name, value in result.measures.items()}
     if result.local_accuracy is not None:
         rows["client and head alone"] = percent(result.local_accuracy)
     if result.measured_by:

@@ -98,6 +98,11 @@ def partition_figure(partition: Mapping[str, Any]) -> Figure:
     return figure
 
 
+def has_labels(partition: Mapping[str, Any]) -> bool:
+    """Say whether there is something to draw: texts to continue have no labels."""
+    return any(partition.get("label_counts") or [])
+
+
 def label_matrix(partition: Mapping[str, Any]) -> tuple[Floats, list[str]]:
     """Return (labels x clients) counts and the names of the labels.
 

@@ -16,7 +16,7 @@ from leansplit.errors import UserError
 from leansplit.experiments.experiment import slug
 from leansplit.experiments.experiment_file import title_with
 from leansplit.experiments.plots_accuracy import accuracy_curves, plot_accuracy
-from leansplit.experiments.plots_partition import plot_partition
+from leansplit.experiments.plots_partition import has_labels, plot_partition
 from leansplit.experiments.plots_telemetry import plot_telemetry
 from leansplit.experiments.report_page import comparison_pictures, report_page, traffic_html
 from leansplit.experiments.summary import Summary, is_listed
@@ -91,7 +91,7 @@ def write_report(out_dir: Path, runs: Sequence[Run], reading: Reading) -> Report
     if len(axes) == 2:
         files += plot_accuracy(runs, out_dir, reading.order)
     files += plot_telemetry(runs, out_dir, reading.order)
-    partitions = [run.result.partition for run in runs if run.result.partition]
+    partitions = [run.result.partition for run in runs if has_labels(run.result.partition)]
     files += [plot_partition(p, out_dir / "partition.png") for p in partitions[:1]]
     page = report_page(
         runs,

@@ -17,7 +17,7 @@ from leansplit.experiments.figure_style import PAGE_INCHES
 from leansplit.experiments.inline_svg import LINE_THEME, THEME, inline_svg
 from leansplit.experiments.markdown_html import sections, table
 from leansplit.experiments.plots_accuracy import AXES, accuracy_curves, accuracy_figure
-from leansplit.experiments.plots_partition import partition_figure
+from leansplit.experiments.plots_partition import has_labels, partition_figure
 from leansplit.experiments.provenance_html import provenance_html
 from leansplit.experiments.summary import group_runs
 from leansplit.experiments.traffic_by_kind import (
@@ -156,7 +156,7 @@ def comparison_pictures(runs: Sequence[Run], order: Sequence[str] = ()) -> list[
                 theme=THEME,
             )
         )
-    partitions = [run for run in runs if run.result.partition.get("label_counts")]
+    partitions = [run for run in runs if has_labels(run.result.partition)]
     if partitions:
         seed = partitions[0].result.root_seed
         sizes = [sum(_counts(client)) for client in partitions[0].result.partition["label_counts"]]

@@ -46,6 +46,14 @@ class MethodSummary:
     best_accuracy_std_percent: float | None
     local_accuracy_mean_percent: float | None  # client model and auxiliary head, no server
     local_accuracy_std_percent: float | None
+    macro_f1_mean_percent: float | None  # this and the next three: where the task has it
+    macro_f1_std_percent: float | None
+    perplexity_mean: float | None
+    perplexity_std: float | None
+    bleu_mean: float | None  # 0 to 100
+    bleu_std: float | None
+    rouge_l_mean: float | None  # 0 to 100
+    rouge_l_std: float | None
     gain_recovered_mean_percent: float | None
     gain_recovered_std_percent: float | None
     num_gain_seeds: int
@@ -263,6 +271,10 @@ def _summarise_method(
     accuracy = _mean_std((r.final_accuracy for r in results), PERCENT)
     best = _mean_std((r.best_accuracy for r in results), PERCENT)
     local = _mean_std((r.local_accuracy for r in results), PERCENT)
+    f1, perplexity, bleu, rouge_l = (
+        _mean_std((r.measures.get(name) for r in results), unit)
+        for name, unit in (("f1", PERCENT), ("perplexity", 1), ("bleu", 1), ("rouge_l", 1))
+    )
     gains = [gain for gain in map(controls.gain_recovered, results) if gain is not None]
     gain = _mean_std(gains, PERCENT)
     # No accuracy is above infinity: without a target nothing is reached.
@@ -284,6 +296,14 @@ def _summarise_method(
         best_accuracy_std_percent=best[1],
         local_accuracy_mean_percent=local[0],
         local_accuracy_std_percent=local[1],
+        macro_f1_mean_percent=f1[0],
+        macro_f1_std_percent=f1[1],
+        perplexity_mean=perplexity[0],
+        perplexity_std=perplexity[1],
+        bleu_mean=bleu[0],
+        bleu_std=bleu[1],
+        rouge_l_mean=rouge_l[0],
+        rouge_l_std=rouge_l[1],
         gain_recovered_mean_percent=gain[0],
         gain_recovered_std_percent=gain[1],
         num_gain_seeds=len(gains),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,16 +10,13 @@ from typing import Literal
 from rich import box
 from rich.table import Table
 
-from leansplit.experiments.fairness import quantity
 from leansplit.experiments.predicted_costs import HOW_TO_READ as COSTS_EXPLAINED
 from leansplit.experiments.predicted_costs import cost_rows
 from leansplit.experiments.privacy_text import privacy_section
 from leansplit.experiments.significance import MIN_COMMON_SEEDS, PairedDifference
 from leansplit.experiments.summary import MethodSummary, Summary, completed_runs, summarise
+from leansplit.experiments.table_text import NONE, plus_minus, quantity_or_none, table_lines
 from leansplit.server_app.results import Run, RunResult, write_files
-
-_NONE = "–"
-_DIGITS = 4
 
 
 def write_summary(
@@ -138,7 +134,7 @@ def _predicted_and_measured(runs: Sequence[Run], labels: Sequence[str]) -> list[
     cells = cost_rows({label: completed[label] for label in labels if label in completed})
     if not cells:
         return []
-    return ["", "## Predicted and measured", "", *_table_lines(cells), "", COSTS_EXPLAINED]
+    return ["", "## Predicted and measured", "", *table_lines(cells), "", COSTS_EXPLAINED]
 
 
 def _against_controls(summary: Summary) -> list[str]:
@@ -176,10 +172,10 @@ def _against(
         ]
     cells = [["Method", "Control", *_DIFFERENCE]]
     cells += [
-        [row.label, label or _NONE, *(cell(difference) for cell in _DIFFERENCE.values())]
+        [row.label, label or NONE, *(cell(difference) for cell in _DIFFERENCE.values())]
         for row, label, difference in compared
     ]
-    return [*parts, *_table_lines(cells, num_text_columns=2)]
+    return [*parts, *table_lines(cells, num_text_columns=2)]
 
 
 def _to_sfl(row: MethodSummary) -> PairedDifference:
@@ -206,18 +202,18 @@ def _to_frozen(row: MethodSummary) -> PairedDifference:
 
 def _interval(difference: PairedDifference) -> str:
     low, high = difference.low, difference.high
-    return _NONE if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
+    return NONE if low is None or high is None else f"{low:+.1f} to {high:+.1f}"
 
 
 def _p(value: float | None) -> str:
     if value is None:
-        return _NONE
+        return NONE
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
 _DIFFERENCE: dict[str, Callable[[PairedDifference], str]] = {
     "Common seeds": lambda d: str(d.num_seeds or 0),
-    "Difference (points)": lambda d: _NONE if d.mean is None else f"{d.mean:+.1f}",
+    "Difference (points)": lambda d: NONE if d.mean is None else f"{d.mean:+.1f}",
     "95 % interval": _interval,
     "p": lambda d: _p(d.p_value),
     "p (sign flips)": lambda d: _p(d.sign_flip_p_value),
@@ -257,27 +253,6 @@ _HOW_TO_READ_SIGNIFICANCE = (
 )
 
 
-def plus_minus(mean: float | None, std: float | None, decimals: int | None = 1) -> str:
-    """Return a mean with its spread, both to the same place, as all tables show them.
-
-    Args:
-        mean: None where there is none.
-        std: None for a single seed.
-        decimals: digits after the point; None for amounts, which show four digits of the mean.
-    """
-    if mean is None:
-        return _NONE
-    if decimals is None:
-        if not std or not mean:
-            return quantity(mean) if std is None else f"{quantity(mean)} ± {quantity(std)}"
-        decimals = max(0, _DIGITS - 1 - math.floor(math.log10(abs(mean))))
-    return f"{mean:,.{decimals}f}" if std is None else f"{mean:,.{decimals}f} ± {std:,.{decimals}f}"
-
-
-def _quantity(value: float | None) -> str:
-    return _NONE if value is None else quantity(value)
-
-
 def _seeds(row: MethodSummary) -> str:
     lost = [(row.num_failed, "failed"), (row.num_interrupted, "interrupted")]
     remarks = ", ".join(f"{count} {what}" for count, what in lost if count)
@@ -287,7 +262,7 @@ def _seeds(row: MethodSummary) -> str:
 def _to_target(row: MethodSummary, value: float | None) -> str:
     if value is None and row.num_reached_target:
         return f"{row.num_reached_target}/{row.num_completed} seeds"
-    return _quantity(value)
+    return quantity_or_none(value)
 
 
 _CELLS: dict[str, Callable[[MethodSummary], str]] = {
@@ -298,28 +273,32 @@ _CELLS: dict[str, Callable[[MethodSummary], str]] = {
     "Client and head alone (%)": lambda r: plus_minus(
         r.local_accuracy_mean_percent, r.local_accuracy_std_percent
     ),
+    "Macro F1 (%)": lambda r: plus_minus(r.macro_f1_mean_percent, r.macro_f1_std_percent),
+    "Perplexity": lambda r: plus_minus(r.perplexity_mean, r.perplexity_std, None),
+    "BLEU": lambda r: plus_minus(r.bleu_mean, r.bleu_std),
+    "ROUGE-L": lambda r: plus_minus(r.rouge_l_mean, r.rouge_l_std),
     "Client gain recovered (%)": lambda r: plus_minus(
         r.gain_recovered_mean_percent, r.gain_recovered_std_percent
     ),
-    "Samples seen": lambda r: _quantity(r.samples_seen),
+    "Samples seen": lambda r: quantity_or_none(r.samples_seen),
     "Samples to target": lambda r: _to_target(r, r.samples_to_target),
     "MB to target": lambda r: _to_target(r, r.mb_to_target),
     "Simulated time to target (s)": lambda r: (
-        _NONE if r.simulated_s is None else _to_target(r, r.simulated_s_to_target)
+        NONE if r.simulated_s is None else _to_target(r, r.simulated_s_to_target)
     ),
-    "Uplink (MB)": lambda r: _quantity(r.uplink_mb),
-    "Downlink (MB)": lambda r: _quantity(r.downlink_mb),
-    "Total (MB)": lambda r: _quantity(r.total_mb),
-    "Round trips": lambda r: _quantity(r.num_exchanges),
-    "Forwards per sample": lambda r: _quantity(r.client_forwards_per_sample),
-    "Backwards per sample": lambda r: _quantity(r.client_backwards_per_sample),
-    "Client step (GFLOPs)": lambda r: _quantity(r.client_step_gflops),
-    "Client peak memory (MB)": lambda r: _quantity(r.client_peak_memory_mb),
-    "Order boundaries": lambda r: r.order_boundaries or _NONE,
-    "Wall time (s)": lambda r: _quantity(r.wall_time_s),
-    "Simulated time (s)": lambda r: _quantity(r.simulated_s),
-    "Client-seconds": lambda r: _quantity(r.client_s),
-    "Clients too small": lambda r: _quantity(r.unfit_clients),
+    "Uplink (MB)": lambda r: quantity_or_none(r.uplink_mb),
+    "Downlink (MB)": lambda r: quantity_or_none(r.downlink_mb),
+    "Total (MB)": lambda r: quantity_or_none(r.total_mb),
+    "Round trips": lambda r: quantity_or_none(r.num_exchanges),
+    "Forwards per sample": lambda r: quantity_or_none(r.client_forwards_per_sample),
+    "Backwards per sample": lambda r: quantity_or_none(r.client_backwards_per_sample),
+    "Client step (GFLOPs)": lambda r: quantity_or_none(r.client_step_gflops),
+    "Client peak memory (MB)": lambda r: quantity_or_none(r.client_peak_memory_mb),
+    "Order boundaries": lambda r: r.order_boundaries or NONE,
+    "Wall time (s)": lambda r: quantity_or_none(r.wall_time_s),
+    "Simulated time (s)": lambda r: quantity_or_none(r.simulated_s),
+    "Client-seconds": lambda r: quantity_or_none(r.client_s),
+    "Clients too small": lambda r: quantity_or_none(r.unfit_clients),
     "p": lambda r: _p(r.p_value),
 }
 _HEADERS = tuple(_CELLS)
@@ -337,6 +316,11 @@ _TERMINAL_TIMED = (
 _EXPLAINED = {
     "Client and head alone (%)": "Client and head alone: final test accuracy of the averaged "
     "client model with the averaged auxiliary head, without the server.",
+    "Macro F1 (%)": "Macro F1: of the final model, the mean over classes.",
+    "Perplexity": "Perplexity: of the final model, exp of the mean loss of a wanted token; "
+    "accuracy is that of these tokens, each predicted from what should come before it.",
+    "BLEU": "BLEU: of the texts that the final model writes, corpus level (sacrebleu), 0 to 100.",
+    "ROUGE-L": "ROUGE-L: of the same texts, mean of the best reference's F measure, 0 to 100.",
     "Order boundaries": "Order boundaries: the last layer that is trained by zeroth-order steps, "
     "and how many clients have it there; none: backpropagation throughout, cut: the cut layer, "
     "all: zeroth order throughout.",
@@ -357,18 +341,11 @@ def _markdown_table(
 ) -> list[str]:
     shown = summary.rows if only is None else only
     headers = [h for h in headers if h not in _EXPLAINED or _is_known(summary, h)]
-    return _table_lines([list(headers), *([_CELLS[h](row) for h in headers] for row in shown)])
-
-
-def _table_lines(cells: Sequence[Sequence[str]], num_text_columns: int = 1) -> list[str]:
-    """Return a markdown table of a header and rows; columns after the first ones hold numbers."""
-    header, *rows = ([cell.replace("|", "\\|") for cell in row] for row in cells)
-    rule = ["---"] * num_text_columns + ["---:"] * (len(header) - num_text_columns)
-    return ["| " + " | ".join(row) + " |" for row in (header, rule, *rows)]
+    return table_lines([list(headers), *([_CELLS[h](row) for h in headers] for row in shown)])
 
 
 def _is_known(summary: Summary, header: str) -> bool:
-    return any(_CELLS[header](row) != _NONE for row in summary.rows)
+    return any(_CELLS[header](row) != NONE for row in summary.rows)
 
 
 def _controls_sentence(summary: Summary) -> str:

@@ -20,10 +20,11 @@ from leansplit.experiments.report import REPORT_FILE, read_runs
 from leansplit.experiments.report_page import Picture, report_page, traffic_html
 from leansplit.experiments.resume import Say, ShowProgress
 from leansplit.experiments.run_all import check_all, run_all
-from leansplit.experiments.summary_text import learning_rate_items, plus_minus
+from leansplit.experiments.summary_text import learning_rate_items
 from leansplit.experiments.sweep import SWEEP_FILE, Sweep, read_sweep
 from leansplit.experiments.sweep_plots import sweep_figure
 from leansplit.experiments.sweep_points import Measured, Metric, Point, measure
+from leansplit.experiments.table_text import plus_minus
 from leansplit.server_app.interruption import stop_on_interrupt
 from leansplit.server_app.results import Run, results_folder, write_files
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from leansplit.sequences import trim
-from leansplit.tasks.task import Task
+from leansplit.sequences import are_tokens, trim
+from leansplit.tasks.task import Examples, Task
 
 _LARGEST_EXPONENT = 700.0  # beyond it float64 overflows
 
@@ -35,13 +35,20 @@ class Evaluation:
         return {"accuracy": self.accuracy, "loss": self.loss, **self.measures}
 
 
+def _by_length(examples: Examples) -> Examples:
+    """Return texts with the shortest first; other examples as they are."""
+    if not are_tokens(examples.inputs):
+        return examples
+    return examples.select(examples.inputs[:, 1].sum(1).argsort(stable=True))
+
+
 def evaluate(model: nn.Module, task: Task, batch_size: int) -> Evaluation:
-    """Evaluate ``model`` on all test samples."""
+    """Evaluate ``model`` on all test samples; texts in order of their lengths, to pad them less."""
     was_training = model.training
     model.eval()
     correct, loss_sum, total = 0.0, 0.0, 0
     predictions: list[Tensor] = []
-    examples = task.test
+    examples = _by_length(task.test)
     with torch.inference_mode():
         for first in range(0, len(examples), batch_size):
             rows = slice(first, first + batch_size)

@@ -191,7 +191,7 @@ def _texts(written: Written) -> bytes:
 
 
 def _partition(outcome: Outcome) -> dict[str, object]:
-    if not outcome.label_counts:
+    if not any(outcome.label_counts.values()):  # texts to continue have no labels
         return {}
     counts = np.array(list(outcome.label_counts.values()), dtype=np.int64)
     num_unused = outcome.num_train_samples - int(counts.sum())

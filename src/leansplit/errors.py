@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 _MAX_LISTED = 16
@@ -51,6 +51,31 @@ def require_positive(what: str, given: float) -> float:
     if not (given > 0 and given != float("inf")):
         raise UserError(f"{what} must be a finite number above 0, got {given!r}")
     return given
+
+
+_KINDS: Mapping[type, tuple[str, tuple[type, ...]]] = {
+    bool: ("true or false", (bool,)),
+    int: ("a whole number", (int,)),
+    float: ("a number", (int, float)),
+    str: ("a text", (str,)),
+    tuple: ('a list such as ["one", "two"]', (list, tuple)),
+}
+
+
+def require_kind(what: str, given: object, default: object) -> None:
+    """Refuse a value of another kind than the default's; without a default any will do.
+
+    ``"False"`` for a flag would be true, and ``"q_proj"`` for a list its letters.
+
+    Raises:
+        UserError: naming the kind that is wanted.
+    """
+    if type(default) not in _KINDS:
+        return
+    wanted, types = _KINDS[type(default)]
+    is_stray_flag = isinstance(given, bool) and bool not in types  # bool is a kind of int
+    if is_stray_flag or not isinstance(given, types):
+        raise UserError(f"{what} must be {wanted}, got {given!r}")
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.errors import UserError
 from leansplit.experiments.export import config_of, export_run
+from leansplit.experiments.report import rebuild_report
 from leansplit.experiments.running import run_and_write
 from leansplit.models.language.halves import HeldElsewhere, LanguageServerModel
 from leansplit.server_app.config import run_config
@@ -27,6 +28,11 @@ def folder(tmp_path_factory):
     AutoModelForCausalLM.from_config(GPT2Config(**CONFIGS["gpt2"])).save_pretrained(path)
     saved_tokenizer(path, pad_token="<pad>", eos_token="<end>")
     return str(path)
+
+
+def summary_of(report):
+    [summary] = [path for path in report.files if path.name == "summary.md"]
+    return summary.read_text()
 
 
 def configure(method, folder, data_path, **overrides):
@@ -94,6 +100,9 @@ def test_what_a_run_writes(folder, tmp_path):
     assert len(rows) == 3 and rows[0].keys() == {"prompt", "written", "wanted"}
     result = read_run(tmp_path / "run").result
     assert result.measures.keys() == {"perplexity", "bleu", "rouge_l"}
+    assert result.partition == {}  # there are no labels
+    report = rebuild_report(tmp_path)
+    assert (tmp_path / "report.html").is_file() and "Perplexity" in summary_of(report)
 
 
 @pytest.mark.parametrize(

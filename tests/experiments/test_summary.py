@@ -13,12 +13,8 @@ from rich.console import Console
 
 from leansplit.errors import UserError
 from leansplit.experiments.summary import MethodSummary, Summary, summarise
-from leansplit.experiments.summary_text import (
-    plus_minus,
-    summary_markdown,
-    summary_table,
-    write_summary,
-)
+from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
+from leansplit.experiments.table_text import plus_minus
 from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.results import (
     Run,
@@ -609,6 +605,24 @@ def test_what_clients_reach_alone_has_a_column_where_it_is_known() -> None:
     plain = summary_markdown(summarise(comparison()), comparison())
     assert plain.startswith("# Comparison on digits\n")
     assert "head alone" not in plain and "without the server" not in plain
+
+
+def test_metrics_of_texts_have_columns_where_they_are_known() -> None:
+    measures = {0: {"perplexity": 4.5, "bleu": 30.0}, 1: {"perplexity": 4.7, "bleu": 32.0}}
+    runs = [*comparison(), *(make_run("hosl", s, [0.9], measures=measures[s]) for s in (0, 1))]
+    summary = summarise(runs)
+    row = summary.rows[-1]
+    assert (row.perplexity_mean, row.bleu_mean) == (pytest.approx(4.6), 31)
+    assert row.macro_f1_mean_percent is None and summary.rows[0].perplexity_mean is None
+    text = summary_markdown(summary, runs)
+    assert "| Best (%) | Perplexity | BLEU | Client gain recovered (%) |" in text
+    assert "| 4.600 ± 0.141 | 31.0 ± 1.4 |" in text and "sacrebleu" in text
+    assert "Macro F1" not in text and "Perplexity" not in summary_markdown(
+        summarise(comparison()), comparison()
+    )
+    classified = make_run("hosl", 0, [0.9], measures={"f1": 0.875})
+    assert "| Macro F1 (%) |" in summary_markdown(summarise([classified]), [classified])
+    assert "| 87.5 |" in summary_markdown(summarise([classified]), [classified])
 
 
 def test_order_boundaries_have_a_column_where_clients_differ_in_them() -> None:

@@ -47,7 +47,8 @@ def test_texts_become_tokens_and_their_mask(side, tmp_path):
     first = task.train.inputs[0, 1]
     assert first[0 if side == "right" else -1] == 1
     assert (task.train.inputs[:, 0][task.train.inputs[:, 1] == 0] == BYTES.pad_id).all()
-    assert task.model_options == {"outputs": "classes"}
+    assert task.model_options["outputs"] == "classes"
+    assert task.model_options["num_tokens"] == 1 + max(max(ids) for ids in rows(task.train))
 
 
 @pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
@@ -103,7 +104,7 @@ def test_a_prompt_asks_for_the_next_token(tmp_path):
     frame = pd.read_csv(tmp_path / "train.csv")
     wanted = [BYTES.encode_plain([f"{text} It was"])[0][-12:] for text in frame["sentence"]]
     assert rows(task.train) == wanted
-    assert task.model_options == {"outputs": "next_token"}
+    assert task.model_options["outputs"] == "next_token"
     logits = torch.randn(4, 258)
     labels = torch.tensor([0, 1, 1, 0])
     ids = [ord("b") + 2, ord("g") + 2]
@@ -122,12 +123,14 @@ def test_a_prompt_asks_for_the_next_token(tmp_path):
         ({"prompt": "{sentense}:", "verbalizer": ["a", "b"]}, "did you mean 'sentence'"),
         ({"prompt": "It was", "verbalizer": ["a", "b"]}, "names no column in braces"),
         ({"prompt": "{sentence", "verbalizer": ["a", "b"]}, "cannot be read"),
+        ({"prompt": "{sentence}:", "verbalizer": "no"}, r"must be a list such as .*, got 'no'"),
+        ({"verbalizer": ["a", "b"]}, "give a prompt too, such as '{sentence} It was'"),
         ({"max_length": 1}, "max_length must be at least 2, got 1"),
         ({"padding_side": "middle"}, "unknown padding_side 'middle'"),
         ({"dataset": "also"}, "got both"),
         ({"label_column": "nothing"}, "no column 'nothing'"),
         ({"tokenizer": ""}, "needs a tokenizer: name a model"),
-        ({"tokenizer": "/nowhere"}, "no tokenizer at '/nowhere'"),
+        ({"tokenizer": "/nowhere"}, "there is no folder '/nowhere'"),
         ({"tokenizer": "package:not_there/model"}, "needs the package not_there"),
     ],
 )
@@ -155,7 +158,7 @@ def saved_tokenizer(folder, **special):
 
 def test_a_saved_tokenizer(tmp_path):
     tokenizer = load_tokenizer(saved_tokenizer(tmp_path, pad_token="<pad>", eos_token="<end>"))
-    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.vocabulary_size) == (1, 2, 6)
+    assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unknown_id) == (1, 2, 0)
     assert tokenizer.encode(["good film", "odd"], None) == [[3, 5], [0]]
     assert tokenizer.encode_plain([]) == []
     assert tokenizer.decode([3, 5, 1]) == "good film"
@@ -169,6 +172,17 @@ def test_a_tokenizer_without_padding_token(tmp_path):
     assert load_tokenizer(folder, "film").pad_id == 5
     with pytest.raises(UserError, match="no token 'filn' to pad with"):
         load_tokenizer(folder, "filn")
+
+
+def test_words_must_be_known(tmp_path):
+    folder = saved_tokenizer(tmp_path, pad_token="<pad>")
+    words = {"prompt": "{sentence}", "verbalizer": ["bad", "awful"], "tokenizer": folder}
+    with pytest.raises(UserError, match="'awful' is not in the tokenizer's vocabulary"):
+        load_task("text", data_path=write_texts(tmp_path), **words)
+    (tmp_path / "none").mkdir()
+    (tmp_path / "none" / "config.json").write_text('{"model_type": "gpt2"}')
+    with pytest.raises(UserError, match="it knows no token"):  # transformers makes an empty one
+        load_tokenizer(str(tmp_path / "none"))
 
 
 @pytest.mark.parametrize("side", ["right", "left"])
@@ -189,7 +203,7 @@ def test_the_loss_of_a_generation_task_is_on_the_target_alone(side, tmp_path):
         labels = task.train.labels[at][used].tolist()
         assert labels == [IGNORED] * (len(prompt) - 1) + [*target, BYTES.eos_id]
         assert (task.train.labels[at][~used] == IGNORED).all()
-    assert task.num_classes == 0 and task.model_options == {"outputs": "tokens"}
+    assert task.num_classes == 0 and task.model_options["outputs"] == "tokens"
     assert task.generation.prompts[0] == pd.read_csv(tmp_path / "test.csv")["asked"][0] + "\n"
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import nn
 
-from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.errors import UserError, did_you_mean, require_choice, require_kind
 from leansplit.models.cnn import small_cnn
 from leansplit.models.language.builder import language_model
 from leansplit.models.resnet import resnet18
@@ -105,10 +105,11 @@ def build_model(
     """
     spec = MODELS[require_choice("model", name, MODELS)]
     given = dict(options or {})
-    for option in given:
+    for option, value in given.items():
         if option not in spec.options:
             hint = did_you_mean(option, spec.options)
             raise UserError(f"model {name!r} has no option {option!r}; {hint}")
+        require_kind(f"model_options.{option}", value, spec.options[option])
     is_image = len(input_shape) == 3 and min(input_shape) >= 1
     is_tokens = len(input_shape) == 2 and input_shape[0] == 2 and input_shape[1] >= 1
     if not (is_image if spec.takes == "images" else is_tokens):

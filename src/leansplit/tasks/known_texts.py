@@ -8,8 +8,9 @@ from typing import Any, Final, Literal, get_args
 
 from leansplit.errors import require_choice
 from leansplit.tasks.images import DATA_VARIABLE
+from leansplit.tasks.source import SplitPair
 from leansplit.tasks.task import Task
-from leansplit.tasks.text import build_generation_task, build_text_task
+from leansplit.tasks.text import build_generation_task, build_text_task, load_splits
 from leansplit.tasks.tokens import PaddingSide
 
 Style = Literal["classes", "prompt"]
@@ -113,7 +114,7 @@ def build_e2e_task(
     each other, for BLEU and ROUGE.
     """
     return build_generation_task(
-        **_place("e2e", data_path, "tuetschek/e2e_nlg"),
+        **_place_of_e2e(data_path),
         source_column="meaning_representation",
         target_column="human_reference",
         test_split="test",
@@ -124,6 +125,17 @@ def build_e2e_task(
         max_train=max_train,
         max_test=max_test,
     )
+
+
+def e2e_splits(data_path: str | Path | None = None) -> SplitPair:
+    """Return E2E's training and test rows as tables; from where :func:`build_e2e_task` has them."""
+    place: dict[str, Any] = {"dataset": None, "dataset_config": None, "data_path": None}
+    place |= _place_of_e2e(data_path)
+    return load_splits(**place, train_split=None, test_split="test")[0]
+
+
+def _place_of_e2e(data_path: str | Path | None) -> dict[str, Any]:
+    return _place("e2e", data_path, "tuetschek/e2e_nlg")
 
 
 def _place(

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from leansplit.errors import UserError, did_you_mean, require_choice
+from leansplit.errors import UserError, did_you_mean, require_choice, require_kind
 from leansplit.tasks.digits import build_digits_task
 from leansplit.tasks.images import build_cifar10_task, build_images_task
 from leansplit.tasks.known_texts import build_e2e_task, build_rte_task, build_sst2_task
@@ -143,11 +143,12 @@ def load_task(name: str, **options: object) -> Task:
         UserError: if the task or an option does not exist, or the builder rejects a value.
     """
     spec = TASKS[require_choice("task", name, TASKS)]
-    for option in options:
+    for option, value in options.items():
         if option not in spec.options:
             raise UserError(
                 f"task {name!r} has no option {option!r}; {did_you_mean(option, spec.options)}"
             )
+        require_kind(f"task_options.{option}", value, spec.options[option])
     try:
         return spec.builder(**{**spec.options, **options})
     except TypeError as error:

@@ -5,7 +5,7 @@ Data come from local files (parquet, CSV, JSON lines) or the Hugging Face hub, l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from string import Formatter
@@ -103,7 +103,7 @@ def build_text_task(
     Raises:
         UserError: if data, columns, prompt or tokenizer do not fit; it says what to change.
     """
-    splits, provenance = _load(
+    splits, provenance = load_splits(
         name, data_path, dataset, dataset_config, train_split=train_split, test_split=test_split
     )
     form = TextFormat(
@@ -120,6 +120,11 @@ def build_text_task(
     if pair_column is not None:
         require_text_column(train.features, pair_column, "pair_column")
     train_labels, test_labels, class_names = read_labels(train, test, label_column)
+    if verbalizer and not prompt:
+        raise UserError(
+            "verbalizer is for classification by the next token: give a prompt too, such as "
+            f"'{{{text_column}}} It was', or leave it out"
+        )
     choice = _verbalizer(form.tokenizer, verbalizer, class_names) if prompt else None
 
     def rows_of(split: Any, which: str) -> list[list[int]]:
@@ -154,11 +159,14 @@ def build_text_task(
         "notes": provenance,
         "measures": macro_f1,
     }
+    num_tokens = _num_tokens(part.inputs[:, 0] for part in examples)
     if choice is None:
-        return Task(**shared, model_options={"outputs": "classes"})
+        options = {"outputs": "classes", "num_tokens": num_tokens}
+        return Task(**shared, model_options=options)
+    num_tokens = max(num_tokens, 1 + max(choice.token_ids))
     return Task(
         **shared,
-        model_options={"outputs": "next_token"},
+        model_options={"outputs": "next_token", "num_tokens": num_tokens},
         loss=choice.loss,
         metric=choice.accuracy,
         predict=choice.predict,
@@ -208,7 +216,7 @@ def build_generation_task(
     Raises:
         UserError: as :func:`build_text_task`.
     """
-    splits, provenance = _load(
+    splits, provenance = load_splits(
         name, data_path, dataset, dataset_config, train_split=train_split, test_split=test_split
     )
     form = TextFormat(
@@ -243,6 +251,7 @@ def build_generation_task(
         )
         for part in rows
     ]
+    num_tokens = _num_tokens(ids for part in examples for ids in (part.inputs[:, 0], part.labels))
     return Task(
         name=name,
         num_classes=0,
@@ -254,7 +263,7 @@ def build_generation_task(
         metric=token_accuracy,
         count=num_wanted,
         notes=provenance,
-        model_options={"outputs": "tokens"},
+        model_options={"outputs": "tokens", "num_tokens": num_tokens},
         generation=Generation(
             tokenizer=form.tokenizer,
             prompts=tuple(prompts),
@@ -279,12 +288,17 @@ def _row(asked: list[int], wanted: list[int], form: TextFormat) -> tuple[list[in
     return ids[:-1], labels
 
 
+def _num_tokens(tables: Iterable[Tensor]) -> int:
+    """Return how many tokens a model must know: the largest id and one."""
+    return 1 + max((int(ids.max()) for ids in tables if ids.numel()), default=0)
+
+
 def _cut(ids: list[int], max_length: int) -> list[int]:
     """Return at most ``max_length`` ids, the last one (a separator or end token) kept."""
     return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
-def _load(
+def load_splits(
     name: str,
     data_path: str | Path | None,
     dataset: str | None,
@@ -293,7 +307,7 @@ def _load(
     train_split: str | None,
     test_split: str | None,
 ) -> tuple[SplitPair, str]:
-    """Return both splits, and where they come from."""
+    """Return both splits as tables, and where they come from; see :func:`build_text_task`."""
     if (data_path is None) == (dataset is None):
         raise UserError(
             f"task {name!r} needs either data_path=<folder or file> or dataset=<name on the "
@@ -349,6 +363,11 @@ def _verbalizer(
         )
     ids = [encoded[0] if encoded else -1 for encoded in tokenizer.encode_plain(words)]
     for word, token_id in zip(words, ids, strict=True):
+        if token_id == tokenizer.unknown_id:
+            raise UserError(
+                f"the verbalizer's word {word!r} is not in the tokenizer's vocabulary; choose "
+                "another"
+            )
         if token_id < 0 or ids.count(token_id) > 1:
             raise UserError(
                 f"the verbalizer's word {word!r} begins with the same token as another, or with "

@@ -22,7 +22,7 @@ class Tokenizer(Protocol):
 
     pad_id: int
     eos_id: int
-    vocabulary_size: int
+    unknown_id: int | None
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[int]]:
         """Return the ids of texts, or of pairs of texts, with the tokenizer's own special ones."""
@@ -42,7 +42,7 @@ class ByteTokenizer:
 
     pad_id = 0
     eos_id = 1
-    vocabulary_size = 258
+    unknown_id: int | None = None
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[int]]:
         """Return bytes + 2; a pair is joined by the end token, which also ends each row."""
@@ -85,6 +85,11 @@ class PretrainedTokenizer:
                 f"no tokenizer at {source!r}: {reason}; give task_options.tokenizer a folder with "
                 "tokenizer.json, a name on the hub (which needs a connection), or 'bytes'"
             ) from error
+        if len(loaded) <= len(loaded.all_special_ids):  # what the library makes of no file at all
+            raise UserError(
+                f"no tokenizer at {source!r}: it knows no token; give task_options.tokenizer a "
+                "folder with tokenizer.json, a name on the hub, or 'bytes'"
+            )
         self._loaded = loaded
         if pad_token:
             token = loaded.eos_token if pad_token == "eos" else pad_token
@@ -102,7 +107,7 @@ class PretrainedTokenizer:
         self.pad_id = int(loaded.pad_token_id)
         end = loaded.eos_token_id if loaded.eos_token_id is not None else loaded.sep_token_id
         self.eos_id = self.pad_id if end is None else int(end)
-        self.vocabulary_size = len(loaded)
+        self.unknown_id: int | None = loaded.unk_token_id
 
     def encode(self, texts: Sequence[str], pairs: Sequence[str] | None) -> list[list[int]]:
         """Return ids with the special tokens that the tokenizer was made to add."""

@@ -154,6 +154,7 @@ def hold_out(task: Task) -> Task:
         train=task.train.select(np.sort(order[num_held_out:])),
         test=task.train.select(np.sort(order[:num_held_out])),
         notes=f"{task.notes} Evaluated on held-out training data.".strip(),
+        generation=None,  # its prompts are the test set's
     )
 
 

@@ -54,6 +54,12 @@ def test_adapters_are_float32_over_a_base_of_lower_precision():
     ("options", "message"),
     [
         ({"lora_targets": ("q_prj",)}, r"'q_prj'; did you mean .*'q_proj'.*allowed: .*v_proj"),
+        ({"lora_targets": "q_proj"}, r"lora_targets must be a list such as .*, got 'q_proj'"),
+        ({"rank_stabilised": "False"}, "rank_stabilised must be true or false, got 'False'"),
+        ({"lora_rank": 2.5}, "lora_rank must be a whole number, got 2.5"),
+        ({"full_blocks": True}, "full_blocks must be a whole number, got True"),
+        ({"lora_alpha": "8"}, "lora_alpha must be a number, got '8'"),
+        ({"num_tokens": 259}, r"hold token 258, but the model knows 258 tokens, 0 to 257"),
         ({"lora_rank": 0}, "lora_rank must be at least 1, got 0"),
         ({"lora_alpha": 0.0}, "lora_alpha must be positive"),
         ({"lora_dropout": 1.0}, "lora_dropout must be at least 0 and below 1"),
@@ -64,13 +70,26 @@ def test_adapters_are_float32_over_a_base_of_lower_precision():
         ({"precision": "int8"}, "unknown precision 'int8'"),
         ({"source": ""}, "needs model_options.source"),
         ({"source": '{"hidden_size": 3}'}, "with a model_type"),
-        ({"source": "/nowhere/at/all"}, "no model at '/nowhere/at/all'"),
+        ({"source": "/nowhere/at/all"}, "^there is no folder '/nowhere/at/all'"),
     ],
 )
 def test_bad_options_are_one_line_errors(options, message):
     with pytest.raises(UserError, match=message) as caught:
         language_model("llama", **options)
     assert "\n" not in str(caught.value)
+
+
+def test_weights_that_cannot_be_read_are_one_line_errors(tmp_path):
+    save_merged(language_model("llama"), tmp_path)
+    config, weights = tmp_path / "config.json", tmp_path / "model.safetensors"
+    whole = config.read_text()
+    config.write_text(whole.replace('"intermediate_size": 32', '"intermediate_size": 33'))
+    with pytest.raises(UserError, match=r"other shapes than its config\.json says"):
+        language_model("llama", source=str(tmp_path))
+    config.write_text(whole)
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(UserError, match=r"cannot load the model .*header"):
+        language_model("llama", source=str(tmp_path))
 
 
 def test_sequences_longer_than_the_model_takes_are_refused():

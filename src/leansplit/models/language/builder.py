@@ -30,6 +30,7 @@ def language_model(
     lora_dropout: float = 0.0,
     lora_targets: tuple[str, ...] = (),
     rank_stabilised: bool = False,
+    num_tokens: int = 0,
 ) -> nn.Module:
     """Build a language model with adapters; torch's generator draws what the source does not hold.
 
@@ -47,6 +48,7 @@ def language_model(
         lora_dropout: of adapters' inputs.
         lora_targets: names of the layers to adapt; () = query and value projections.
         rank_stabilised: scale by alpha / sqrt(r).
+        num_tokens: so many different tokens the texts may have; text tasks set it.
 
     Raises:
         UserError: if there is no such model, or it does not fit the task.
@@ -76,6 +78,12 @@ def language_model(
         raise UserError(
             f"sequences have up to {input_shape[1]} tokens, but the model takes at most {longest}; "
             "lower task_options.max_length"
+        )
+    if num_tokens > (known := inner.config.vocab_size):
+        raise UserError(
+            f"the texts hold token {num_tokens - 1}, but the model knows {known} tokens, 0 to "
+            f"{known - 1}: the tokenizer is that of another model; leave out "
+            "task_options.tokenizer, or name the model's own"
         )
     adapt_(inner, family, adapters)
     return WholeLanguageModel(inner, family, outputs)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from leansplit.errors import UserError
 from leansplit.models.language.adapters import AdapterConfig
 from leansplit.models.language.halves import WholeLanguageModel
+from leansplit.models.language.loading import quietly
 from leansplit.models.language.lora import ADAPTER, HEADS, to_peft
 from leansplit.models.language.sources import is_pretrained, resolved
 
@@ -61,7 +62,8 @@ def save_merged(model: WholeLanguageModel, folder: str | Path) -> None:
         model: the trained model; it is not changed.
         folder: made if it is not there.
     """
-    model.inner.save_pretrained(Path(folder), state_dict=merged_state(model.inner))
+    with quietly():
+        model.inner.save_pretrained(Path(folder), state_dict=merged_state(model.inner))
 
 
 def save_tokenizer(source: str, folder: str | Path) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
@@ -49,8 +50,9 @@ def load_config(source: str) -> PretrainedConfig:
             "model 'language' needs model_options.source: a name on the hub, a local folder, or "
             "the content of a config.json"
         )
+    place = resolved(text)
     try:
-        return AutoConfig.from_pretrained(resolved(text))  # type: ignore[no-any-return]
+        return AutoConfig.from_pretrained(place)  # type: ignore[no-any-return]
     except (OSError, ValueError, KeyError) as error:
         raise UserError(
             f"no model at {text!r}: {_first_line(error)}; give a folder that holds config.json and "
@@ -122,7 +124,7 @@ def load_client_part(source: str, *, num_blocks: int, precision: Precision) -> t
 
 def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precision) -> Any:
     dtype = getattr(torch, precision)
-    with _quiet():
+    with quietly():
         if not is_pretrained(source):
             try:
                 return of_head.from_config(config).to(dtype)
@@ -132,8 +134,11 @@ def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precis
                 ) from error
         try:
             model = of_head.from_pretrained(resolved(source), config=config, dtype=dtype)
-        except (OSError, ValueError, RuntimeError) as error:
-            raise UserError(f"cannot load the model {source!r}: {_first_line(error)}") from error
+        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+            reason = _first_line(error)
+            if "ignore_mismatched_sizes" in reason:  # the library says which ones in its log alone
+                reason = "weights have other shapes than its config.json says"
+            raise UserError(f"cannot load the model {source!r}: {reason}") from error
     return model
 
 
@@ -147,7 +152,7 @@ def _untie_(inner: Any) -> None:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Silence what the library says about weights that are meant to be new, or left out."""
     logger = logging.getLogger("transformers")
     level = logger.level

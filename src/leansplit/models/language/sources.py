@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib import resources
+from pathlib import Path
 from typing import Final
 
 from leansplit.errors import UserError
@@ -18,21 +19,30 @@ def is_pretrained(source: str) -> bool:
 def resolved(source: str) -> str:
     """Return what the transformers library takes for ``source``.
 
-    ``package:name/folder`` is a folder of an installed package; all else stays as it is.
+    ``package:name/folder`` is a folder of an installed package, and what begins as a path does
+    (``./``, ``../``, ``/``, ``~``) is one; all else stays as it is.
 
     Raises:
         UserError: if there is no such package or folder.
     """
+    if source.startswith((".", "/", "~")):
+        folder = Path(source).expanduser()
+        if not folder.is_dir():
+            raise UserError(
+                f"there is no folder {source!r}; give one that holds config.json, "
+                "model.safetensors and a tokenizer, or a name on the hub"
+            )
+        return str(folder)
     if not source.startswith(PACKAGE):
         return source
-    name, _, folder = source.removeprefix(PACKAGE).partition("/")
+    name, _, inside = source.removeprefix(PACKAGE).partition("/")
     try:
-        path = resources.files(name).joinpath(folder)
+        path = resources.files(name).joinpath(inside)
     except ModuleNotFoundError as error:
         raise UserError(
             f"model {source!r} needs the package {name}; install it, for example with "
             "pip install 'leansplit[bench]'"
         ) from error
     if not path.is_dir():
-        raise UserError(f"the package {name} has no folder {folder!r}")
+        raise UserError(f"the package {name} has no folder {inside!r}")
     return str(path)
