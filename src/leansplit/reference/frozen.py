@@ -60,7 +60,7 @@ def frozen(
         # In batches of the usual size, the last filled up: kernels round differently for others.
         x, size = clients[m].inputs, min(config.batch_size, len(clients[m].inputs))
         filled = torch.arange(-(-len(x) // size) * size) % len(x)
-        return join([f_c(x[part]) for part in filled.split(size)])[: len(x)]
+        return join([f_c(x[part]) for part in torch.split(filled, size)])[: len(x)]
 
     def uploaded(t: int, m: int) -> tuple[Tensor, Tensor]:
         release = partial(

@@ -49,8 +49,8 @@ class Ledger:
                 total = (direction, kind)
                 self._totals[total] = self._totals.get(total, 0) + num_bytes
         if len(self._cells) >= _MOST_LOOSE:
-            for (r, m, *column), num_bytes in self._cells.items():
-                self._packed.extend((r, m, _COLUMNS.index(tuple(column)), num_bytes))
+            for (r, m, d, k), num_bytes in self._cells.items():
+                self._packed.extend((r, m, _COLUMNS.index((d, k)), num_bytes))
             self._cells.clear()
 
     def add(self, entries: Iterable[LedgerEntry]) -> None:
