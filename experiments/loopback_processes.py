@@ -27,7 +27,7 @@ SUPERLINK, CONNECTION = "superlink", "loopback"
 _HOST = "127.0.0.1"
 _INSECURE = ["--insecure"]
 _MARK = "LEANSPLIT_LOOPBACK"
-_START_S, _STOP_S, _RESTART_S = 120.0, 10.0, 3.0
+_START_S, _STOP_S, _RESTART_S, _LOOK_S = 120.0, 10.0, 3.0, 0.2
 _TASK_POLL_S = "0.25"  # every helper asks so often, and each time costs two processes some ms
 _COMMANDS = ("flwr", "flower-superlink", "flower-supernode", "flower-superexec")
 _REFUSED = "Failed to activate SuperNode"
@@ -133,9 +133,11 @@ class Loopback:
         for process in found:
             with suppress(psutil.NoSuchProcess):
                 process.send_signal(how)
-        _, left = psutil.wait_procs(found, timeout=patience_s)
-        if left:
-            raise RunFailedError(f"{command} has not ended in {patience_s:.0f} s after {how.name}")
+        deadline = time.monotonic() + patience_s
+        while not all(map(_has_ended, found)):
+            if time.monotonic() > deadline:
+                raise RunFailedError(f"{command} does not end after {how.name}")
+            time.sleep(_LOOK_S)
 
     def keep_node(self, name: str) -> None:
         """Start a SuperNode again if it has ended, as a service manager does."""
@@ -225,7 +227,7 @@ class Loopback:
             except OSError:
                 if time.monotonic() > deadline:
                     raise RunFailedError("the SuperLink does not take connections") from None
-                time.sleep(0.2)
+                time.sleep(_LOOK_S)
 
     def _stop_all(self) -> None:
         with finish_first():  # a second Ctrl-C must not leave half of them behind
@@ -262,6 +264,14 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(_MARK, "").startswith(mark):
                 found.append(process)
     return found
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Say whether a process does nothing any more; whoever started it may never ask for it."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
 
 
 def _command(process: psutil.Process) -> set[str]:

@@ -115,6 +115,7 @@ def soak(
     limit: float,
     say: Callable[[str], None],
     run: Callable[..., Outcome] = launch,
+    out: Path | None = None,
 ) -> Soak:
     """Run, and hold memory to the limit.
 
@@ -122,6 +123,7 @@ def soak(
         config: what is run.
         limit: share by which a group must not grow.
         say: told what was found.
+        out: a csv file for the samples, whatever they come to.
         run: starts the run.
 
     Raises:
@@ -129,6 +131,8 @@ def soak(
     """
     found = Soak(every=max(1, config.rounds // _SAMPLES))
     outcome = run(config, on_progress=found.on_progress)
+    if out:
+        pd.DataFrame(found.rows).to_csv(out, index=False)
     if outcome.status != "completed":
         raise RunFailedError(f"the run is {outcome.status}: {outcome.error}")
     say(f"{outcome.rounds_completed} rounds, {outcome.num_exchanges} exchanges; {outcome.events}")
@@ -163,12 +167,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     try:
         config = configuration(given.rounds, given.workers, given.clients, given.cohort)
-        found = soak(config, given.limit, lambda line: print(line, flush=True))
+        soak(config, given.limit, lambda line: print(line, flush=True), out=given.out)
     except (UserError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UserError) else 1
-    if given.out:
-        pd.DataFrame(found.rows).to_csv(given.out, index=False)
     return 0
 
 
