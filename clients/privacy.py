@@ -6,10 +6,13 @@ cannot forget one. What the client itself goes on with stays as it is.
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from leansplit.clients.faults import exchange_of
 from leansplit.clients.session import Session
 from leansplit.federated import NoisedConfig
-from leansplit.wire import Kind, Payloads, Record, with_payloads
+from leansplit.wire import Kind, Payloads, ProbedSmashedDataReply, Record, with_payloads
+from leansplit.zeroth_order import ProbedSmashedData
 
 
 def released(session: Session, request: Record, reply: Record) -> Record:
@@ -18,6 +21,10 @@ def released(session: Session, request: Record, reply: Record) -> Record:
     if not isinstance(config, NoisedConfig) or not config.privacy.is_on:
         return reply
     round, first = getattr(request, "round", 0), exchange_of(request)
+    if isinstance(reply, ProbedSmashedDataReply):
+        probed = ProbedSmashedData(reply.smashed_data, reply.plus, reply.minus)
+        kept = config.released_probes(probed, round, client_id, first, has_mask=plan.has_mask)
+        return replace(reply, smashed_data=kept.anchor, plus=kept.plus, minus=kept.minus)
 
     def change(kind: Kind, tensors: Payloads) -> Payloads | None:
         if kind == "scalars":

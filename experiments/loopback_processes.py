@@ -27,7 +27,8 @@ SUPERLINK, CONNECTION = "superlink", "loopback"
 _HOST = "127.0.0.1"
 _INSECURE = ["--insecure"]
 _MARK = "LEANSPLIT_LOOPBACK"
-_START_S, _STOP_S, _RESTART_S = 120.0, 10.0, 3.0
+_START_S, _STOP_S, _RESTART_S, _LOOK_S = 120.0, 10.0, 3.0, 0.2
+_TASK_POLL_S = "0.25"  # every helper asks so often, and each time costs two processes some ms
 _COMMANDS = ("flwr", "flower-superlink", "flower-supernode", "flower-superexec")
 _REFUSED = "Failed to activate SuperNode"
 
@@ -120,6 +121,24 @@ class Loopback:
         """Send a signal to a SuperNode and all that it started, and wait for their end."""
         self._stop(self._mark(name), how)
 
+    def end_process(self, name: str, command: str, how: signal.Signals, patience_s: float) -> None:
+        """Send a signal to what a SuperLink or SuperNode runs as ``command``, and wait for its end.
+
+        Raises:
+            RunFailedError: if there is no such process, or it does not end in ``patience_s``.
+        """
+        found = [p for p in _marked(self._mark(name)) if command in _command(p)]
+        if not found:
+            raise RunFailedError(f"no process of {name} runs {command}")
+        for process in found:
+            with suppress(psutil.NoSuchProcess):
+                process.send_signal(how)
+        deadline = time.monotonic() + patience_s
+        while not all(map(_has_ended, found)):
+            if time.monotonic() > deadline:
+                raise RunFailedError(f"{command} does not end after {how.name}")
+            time.sleep(_LOOK_S)
+
     def keep_node(self, name: str) -> None:
         """Start a SuperNode again if it has ended, as a service manager does."""
         if self._processes[name].poll() is not None:
@@ -180,7 +199,7 @@ class Loopback:
             "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",
             "FLWR_TELEMETRY_ENABLED": "0",
             "FLWR_DISABLE_UPDATE_CHECK": "1",
-            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": "0.1",
+            "FLWR_SUPEREXEC_TASK_POLL_INTERVAL": _TASK_POLL_S,
             "PYTHONUNBUFFERED": "1",
         }
 
@@ -208,7 +227,7 @@ class Loopback:
             except OSError:
                 if time.monotonic() > deadline:
                     raise RunFailedError("the SuperLink does not take connections") from None
-                time.sleep(0.2)
+                time.sleep(_LOOK_S)
 
     def _stop_all(self) -> None:
         with finish_first():  # a second Ctrl-C must not leave half of them behind
@@ -245,6 +264,21 @@ def _marked(mark: str) -> list[psutil.Process]:
             if process.environ().get(_MARK, "").startswith(mark):
                 found.append(process)
     return found
+
+
+def _has_ended(process: psutil.Process) -> bool:
+    """Say whether a process does nothing any more; whoever started it may never ask for it."""
+    try:
+        return bool(process.status() == psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return True
+
+
+def _command(process: psutil.Process) -> set[str]:
+    """Return the names of the programs that a process runs; none if it has ended."""
+    with suppress(psutil.Error):
+        return {Path(part).name for part in process.cmdline()}
+    return set()
 
 
 def free_port() -> int:

@@ -115,6 +115,7 @@ def run_result(
             # A round that was cut short may have been uploaded.
             outcome.rounds_completed + (outcome.status != "completed"),
             averages_weights=method.averages_weights,
+            events=outcome.events,
         ),
         notes=[
             note

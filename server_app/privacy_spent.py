@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,12 @@ from leansplit.federated import MethodConfig, NoisedConfig, batch_indices
 
 
 def most_uploads(
-    config: MethodConfig, num_samples: Mapping[int, int], num_rounds: int
+    config: NoisedConfig, num_samples: Mapping[int, int], num_rounds: int
 ) -> tuple[int, int]:
     """Return how often one sample's smashed data, and one client's answer, were asked for at most.
 
-    Counted over the schedule, which follows from the root seed: faults can only make it less.
+    Counted over the schedule, which follows from the root seed. Smashed data around the client's
+    weights count like those at them.
 
     Args:
         config: of the method, settled.
@@ -24,11 +26,15 @@ def most_uploads(
         num_rounds: rounds of the run.
     """
     steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
+    is_once = getattr(config, "features_once", False)
     samples = {m: np.zeros(n, np.int64) for m, n in num_samples.items()}
     rounds = dict.fromkeys(num_samples, 0)
     for t in range(1, num_rounds + 1):
         for m in config.sample_cohort(t, num_samples):
             rounds[m] += 1
+            if is_once:
+                samples[m][:] = 1
+                continue
             for h in steps:
                 batch = batch_indices(
                     config.root_seed,
@@ -38,7 +44,7 @@ def most_uploads(
                     num_samples=num_samples[m],
                     batch_size=config.batch_size,
                 )
-                samples[m][batch] += 1
+                samples[m][batch] += config.releases
     most = max((int(counts.max(initial=0)) for counts in samples.values()), default=0)
     return most, max(rounds.values(), default=0)
 
@@ -49,20 +55,34 @@ def privacy_spent(
     num_rounds: int,
     *,
     averages_weights: bool,
+    events: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the section ``privacy`` of a result; empty if nothing was clipped or noised.
 
     Epsilons are None where the accounting library is missing.
+
+    Args:
+        config: of the method, settled.
+        num_samples: client id -> samples that it holds.
+        num_rounds: rounds of the run.
+        averages_weights: whether clients upload weights.
+        events: of the run; those for which a client is asked a second time add uploads, all of them
+            to the one sample that has most.
     """
     if not isinstance(config, NoisedConfig) or not config.privacy.is_on:
         return {}
     given = config.privacy
     of_sample, of_client = most_uploads(config, num_samples, num_rounds)
+    again = events.get("checksum_mismatches", 0)
+    if getattr(config, "features_once", False):  # asked until the answer counts
+        again += events.get("dropped_clients", 0)
+    of_sample, of_client = of_sample + again * config.releases, of_client + again
 
     def epsilon(*releases: tuple[float, int]) -> float | None:
         return epsilon_spent(releases, given.delta) if can_account() else None
 
-    unprotected = ["labels", *(["trained weights"] if averages_weights else [])]
+    tells_weights = averages_weights and config.weights_tell_more
+    unprotected = ["labels", *(["trained weights"] if tells_weights else [])]
     if config.uploads_scalars and not given.scalar_noise:
         unprotected.append("scalars")
     if not given.noise:

@@ -24,7 +24,8 @@ from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.parameters import ParameterDict, load_parameters_
 from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
-from leansplit.strategies.split import SplitStrategy, require_finite
+from leansplit.strategies.finite_losses import refused_losses, require_some
+from leansplit.strategies.split import SplitStrategy
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
     Form,
@@ -45,8 +46,9 @@ class Served:
     """What the server makes of one step's smashed data.
 
     Attributes:
-        losses: client id -> mean loss of its batch.
-        answers: client id -> the tensor that goes back to it.
+        losses: client id -> mean loss of its batch; one that is not finite costs the client its
+            round, and the server has not stepped on it.
+        answers: client id -> the tensor that goes back to it, of those with a finite loss.
     """
 
     losses: dict[int, float]
@@ -125,6 +127,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
         num_samples: dict[int, int] = {}
         loss_sum: dict[int, float] = {}
         failures: dict[int, Failure] = {}
+        losses: dict[int, float] = {}
         for index, turn in enumerate(self._turns):
             if index:
                 replies = self.federation.grid.send_and_receive(
@@ -138,10 +141,13 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
                     break
                 uploads = {m: arrived[m] for m in self._order if m in arrived}
                 served = self.serve(server_round, h, uploads)
-                require_finite("loss", server_round, served.losses)
-                for m, upload in uploads.items():
-                    num_samples[m] = num_samples.get(m, 0) + len(upload.labels)
-                    loss_sum[m] = loss_sum.get(m, 0.0) + served.losses[m] * len(upload.labels)
+                losses |= served.losses
+                refused = refused_losses(served.losses)
+                failures |= self.federation.failures(refused, refused)
+                for m in served.answers:
+                    size = len(uploads[m].labels)
+                    num_samples[m] = num_samples.get(m, 0) + size
+                    loss_sum[m] = loss_sum.get(m, 0.0) + served.losses[m] * size
                 is_last = h + 1 == self.config.local_steps
                 answers: dict[int, Record] = {
                     m: self.answer(server_round, h, is_last, tensor)
@@ -155,6 +161,7 @@ class AlternatingStrategy(SplitStrategy[C], Generic[C, U]):
                     stepped = self._exchange(answers, server_round, wanted_upload)
                     failures |= stepped.failures
                     arrived = stepped.records
+        require_some(server_round, losses)
         trained, failures = self.quorum.of(trained, failures, len(self._order))
         cohort = sorted(trained)
         if cohort:

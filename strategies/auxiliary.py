@@ -11,11 +11,13 @@ trains is the variants'.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Generic, TypeVar
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
+from torch import Tensor
 
 from leansplit.federated import (
     AuxiliaryMethodConfig,
@@ -23,14 +25,16 @@ from leansplit.federated import (
     sample_weights,
     service_order,
 )
-from leansplit.first_order import server_step
+from leansplit.first_order import NonFiniteLossError, ServerStep, server_step
 from leansplit.models import LocalModel, build_auxiliary
 from leansplit.models.batch_statistics import refuse_batch_statistics
 from leansplit.noise import auxiliary_seed, server_dropout_seed
 from leansplit.parameters import ParameterDict, load_parameters_, trainable_parameters
 from leansplit.state import State
+from leansplit.strategies.failures import Failure
+from leansplit.strategies.finite_losses import finite_step, refused_losses, require_some
 from leansplit.strategies.first_order_replicas import FirstOrderReplicas
-from leansplit.strategies.split import SplitStrategy, require_finite
+from leansplit.strategies.split import SplitStrategy
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import Form, LocalTrainReply, LocalTrainRequest, forms_of
 
@@ -146,11 +150,19 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         wanted = Wanted(LocalTrainReply, self.reply_form)
         arrived = self.federation.collect(replies, self._cohort, wanted.read)
         records, failures = self.quorum.of(arrived.records, arrived.failures, len(self._cohort))
+        losses: dict[int, list[float]] = {}
+        if records:
+            losses, refused = self.serve(server_round, records)
+            failures |= self.federation.failures(refused, refused)
+            heard = {m: records[m] for m in losses}
+            records, failures = self.quorum.of(heard, failures, len(self._cohort))
         num_samples = [reply.num_samples for reply in records.values()]
         train_loss = None
         if records:
             shares = dict(zip(records, sample_weights(num_samples), strict=True))
-            train_loss = self.serve(server_round, records, shares)
+            train_loss = sum(shares[m] * sum(losses[m]) / len(losses[m]) for m in records)
+            if self._replicas is not None:
+                self._replicas.average_(shares)
             self.absorb(server_round, records)
             trained = [reply.weights for reply in records.values()]
             start, given = trainable_parameters(self.local), list(shares.values())
@@ -164,14 +176,24 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         )
 
     def serve(
-        self, round: int, replies: Mapping[int, LocalTrainReply], shares: Mapping[int, float]
-    ) -> float:
-        """Train the server model on a round's uploads; return their mean loss."""
-        is_summed = self.config.server_mode == "summed"
-        losses = (self._in_sum if is_summed else self._in_turn)(round, replies)
-        if self._replicas is not None:
-            self._replicas.average_(shares)
-        return sum(shares[m] * sum(losses[m]) / len(losses[m]) for m in replies)
+        self, round: int, replies: Mapping[int, LocalTrainReply]
+    ) -> tuple[dict[int, list[float]], dict[int, Failure]]:
+        """Train the server model on a round's uploads.
+
+        Returns:
+            Client id -> losses of its uploads, of those whose losses are all finite; and why the
+            others do not count.
+
+        Raises:
+            RunFailedError: if that is nobody.
+        """
+        losses = (self._in_sum if self.config.server_mode == "summed" else self._in_turn)(
+            round, replies
+        )
+        last = {m: values[-1] for m, values in losses.items()}
+        refused = refused_losses(last)
+        require_some(round, last)
+        return {m: values for m, values in losses.items() if m not in refused}, refused
 
     def _in_turn(
         self, round: int, replies: Mapping[int, LocalTrainReply]
@@ -179,7 +201,7 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         """One step for each upload, clients in a fresh random order as in SFLV2.
 
         Returns:
-            Client id -> losses of its uploads.
+            Client id -> losses of its uploads, up to the first that is not finite.
         """
         config = self.config
         order = [m for m in service_order(config.root_seed, round, self._cohort) if m in replies]
@@ -191,41 +213,51 @@ class AuxiliaryStrategy(SplitStrategy[C], Generic[C]):
         optimizer = self.server_optimizer(config.server_optimizer, round)
         losses: dict[int, list[float]] = {m: [] for m in replies}
         for m, index, h in turns:
+            if not all(map(math.isfinite, losses[m])):
+                continue
             z, y = replies[m].uploads[index]
             seed = server_dropout_seed(config.root_seed, round, m, h)
-            if self._replicas is not None:
-                if index == 0:
-                    self._replicas.open(m)
-                step = self._replicas.step(m, z, y, dropout_seed=seed)
+            try:
+                if self._replicas is not None:
+                    if index == 0:
+                        self._replicas.open(m)
+                    step = self._replicas.step(m, z, y, dropout_seed=seed)
+                else:
+                    step = server_step(
+                        self.model.server_model, self.loss, optimizer, [z], [y], [1.0],
+                        dropout_seed=seed,
+                    )  # fmt: skip
+            except NonFiniteLossError as error:
+                losses[m] += error.losses
             else:
-                step = server_step(
-                    self.model.server_model, self.loss, optimizer, [z], [y], [1.0],
-                    dropout_seed=seed,
-                )  # fmt: skip
-            require_finite("loss", round, {m: step.losses[0]})
-            losses[m].append(step.losses[0])
+                losses[m] += step.losses
         return losses
 
     def _in_sum(self, round: int, replies: Mapping[int, LocalTrainReply]) -> dict[int, list[float]]:
         """One step for each upload index, on the sum of the clients' mean gradients.
 
         Returns:
-            Client id -> losses of its uploads.
+            Client id -> losses of its uploads, up to the first that is not finite.
         """
         optimizer = self.server_optimizer(self.config.server_optimizer, round)
         losses: dict[int, list[float]] = {m: [] for m in replies}
+        heard: Iterable[int] = replies
         for index, h in enumerate(self.config.upload_steps):
-            step = server_step(
-                self.model.server_model,
-                self.loss,
-                optimizer,
-                [reply.uploads[index][0] for reply in replies.values()],
-                [reply.uploads[index][1] for reply in replies.values()],
-                [1.0] * len(replies),
-                dropout_seed=server_dropout_seed(self.config.root_seed, round, local_step=h),
-            )
-            found = dict(zip(replies, step.losses, strict=True))
-            require_finite("loss", round, found)
-            for m, loss in found.items():
+            seed = server_dropout_seed(self.config.root_seed, round, local_step=h)
+
+            def step(batches: dict[int, tuple[Tensor, Tensor]], seed: int = seed) -> ServerStep:
+                return server_step(
+                    self.model.server_model,
+                    self.loss,
+                    optimizer,
+                    [z for z, _ in batches.values()],
+                    [y for _, y in batches.values()],
+                    [1.0] * len(batches),
+                    dropout_seed=seed,
+                )
+
+            uploads = {m: replies[m].uploads[index] for m in heard}
+            heard, taken, broken = finite_step(round, uploads, step)
+            for m, loss in (*zip(heard, taken.losses, strict=True), *broken.items()):
                 losses[m].append(loss)
         return losses

@@ -17,11 +17,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from leansplit.federated import ClientData, FrozenConfig, sample_weights, take_batch
-from leansplit.first_order import server_step
-from leansplit.noise import server_dropout_seed
 from leansplit.state import State
 from leansplit.strategies.replicated import ReplicatedStrategy
-from leansplit.strategies.split import mean_loss, require_finite
+from leansplit.strategies.split import mean_loss
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import Form, SmashedDataReply
 
@@ -81,28 +79,22 @@ class FrozenClient(ReplicatedStrategy[FrozenConfig]):
         """Take one server step on the cohort's mean loss."""
         forward = self.opened(replies, server_round, Wanted(SmashedDataReply, self.upload_form))
         batches = self._batches(server_round, forward.records)
-        sizes = [len(labels) for _, labels in batches.values()]
-        train_loss = None
+        sizes: list[int] = []
+        failures, train_loss = dict(forward.failures), None
         if batches:
-            weights = sample_weights(sizes)
-            step = server_step(
-                self.model.server_model,
-                self.loss,
-                self.server_optimizer(self.config.server_optimizer, server_round),
-                [smashed for smashed, _ in batches.values()],
-                [labels for _, labels in batches.values()],
-                weights,
-                dropout_seed=server_dropout_seed(self.config.root_seed, server_round),
+            heard, step, refused = self.joint_step(
+                server_round, batches, self.config.server_optimizer
             )
-            losses = dict(zip(batches, step.losses, strict=True))
-            require_finite("loss", server_round, losses)
-            train_loss = mean_loss(losses, weights)
+            failures |= refused
+            sizes = [len(batches[m][1]) for m in heard]
+            losses = dict(zip(heard, step.losses, strict=True))
+            train_loss = mean_loss(losses, sample_weights(sizes))
         return self.finish_round(
             server_round,
             num_samples=sum(sizes),
             train_loss=train_loss,
-            num_replied=len(batches),
-            failures=forward.failures,
+            num_replied=len(sizes),
+            failures=failures,
         )
 
     def _batches(

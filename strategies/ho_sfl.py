@@ -27,18 +27,10 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from leansplit.federated import HOSFLConfig, sample_weights
-from leansplit.first_order import server_step
-from leansplit.noise import server_dropout_seed
 from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
 from leansplit.strategies.replicated import ReplicatedStrategy
-from leansplit.strategies.split import (
-    mean_loss,
-    probed,
-    probed_form,
-    require_finite,
-    split_replies,
-)
+from leansplit.strategies.split import mean_loss, probed, probed_form
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
     DecodeError,
@@ -98,22 +90,14 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
             )  # fmt: skip
 
         # 4. One server step on the cohort's mean loss; lambda_m for each client.
-        smashed, labels, sizes = split_replies(forward.records)
+        batches = {m: (reply.smashed_data, reply.labels) for m, reply in forward.records.items()}
+        heard, step, refused = self.joint_step(server_round, batches, self.config.server_optimizer)
+        sizes = [len(batches[m][1]) for m in heard]
         weights = sample_weights(sizes)
-        step = server_step(
-            self.model.server_model,
-            self.loss,
-            self.server_optimizer(self.config.server_optimizer, server_round),
-            smashed,
-            labels,
-            weights,
-            dropout_seed=server_dropout_seed(self.config.root_seed, server_round),
-        )
-        losses = dict(zip(forward.records, step.losses, strict=True))
-        require_finite("loss", server_round, losses)
+        losses = dict(zip(heard, step.losses, strict=True))
 
         # 5. P shared directions are probed against each client's lambda.
-        lambdas = dict(zip(forward.records, step.smashed_gradients, strict=True))
+        lambdas = dict(zip(heard, step.smashed_gradients, strict=True))
         if self.config.paper_code_scaling:
             shares = zip(lambdas.items(), weights, strict=True)
             lambdas = {m: weight * gradient for (m, gradient), weight in shares}
@@ -122,13 +106,13 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
         else:
             probes = self.probes_asked_for(server_round, lambdas)
         answered, failures = self.quorum.of(
-            probes.records, forward.failures | probes.failures, len(self._cohort)
+            probes.records, forward.failures | refused | probes.failures, len(self._cohort)
         )
 
         # 6. The mean of the scalars. 7. The update that every replica takes, the mirror first.
         if answered:
             scalars = {m: reply.scalars for m, reply in answered.items()}
-            size_of = dict(zip(forward.records, sizes, strict=True))
+            size_of = dict(zip(heard, sizes, strict=True))
             objective = surrogate_objective(self.model.client_model, lambdas)
             seeds = self.round_seeds(server_round)
             self.share_update(server_round, seeds, scalars, size_of, objective)
@@ -169,9 +153,10 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
         """
         answers: dict[int, ProbeReply] = {}
         refused: dict[int, Failure] = {}
-        for m, upload in uploads.items():
+        for m, smashed_gradient in lambdas.items():
+            upload = uploads[m]
             assert isinstance(upload, ProbedSmashedDataReply)
-            v = surrogate_differences(lambdas[m], probed(upload), self.config.micro_batch)
+            v = surrogate_differences(smashed_gradient, probed(upload), self.config.micro_batch)
             answer = ProbeReply(scalars=v.float())
             try:
                 require_form(answer, self.probe_form(m))
@@ -179,4 +164,4 @@ class HOSFL(ReplicatedStrategy[HOSFLConfig]):
                 refused[m] = Failure.refused(error)
             else:
                 answers[m] = answer
-        return Replies(answers, self.federation.failures(refused, refused))
+        return Replies(answers, self.dropped(refused))

@@ -24,10 +24,9 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 from torch import Tensor
 
 from leansplit.federated import HOSLConfig, sample_weights
-from leansplit.first_order import server_step
-from leansplit.noise import server_dropout_seed
+from leansplit.strategies.finite_losses import refused_losses, require_some
 from leansplit.strategies.replicated import ReplicatedStrategy
-from leansplit.strategies.split import mean_loss, probed_form, require_finite, split_replies
+from leansplit.strategies.split import mean_loss, probed_form
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import Form, ProbedForwardRequest, ProbedSmashedDataReply
 from leansplit.zeroth_order import cut_objective
@@ -61,41 +60,36 @@ class HOSL(ReplicatedStrategy[HOSLConfig]):
                 server_round, num_samples=0, train_loss=None, num_replied=0,
                 failures=forward.failures,
             )  # fmt: skip
-        smashed, labels, sizes = split_replies(forward.records)
-        weights = sample_weights(sizes)
-
         # Phase 1. The differences of the end-to-end loss, at the server model of the last round.
         differences = {m: self.probed(reply) for m, reply in forward.records.items()}
         server_model = self.as_watched(server_round, self.model.server_model)
         objective = cut_objective(self.model.client_model, server_model, self.loss)
+        sums = {m: float(v.abs().sum()) for m, v in differences.items()}
+        refused = self.dropped(refused_losses(sums))
+        compared = {m: reply for m, reply in forward.records.items() if m not in refused}
+        require_some(server_round, sums)
 
         # Phase 2. One server step on the cohort's mean loss at the clean smashed data.
-        step = server_step(
-            self.model.server_model,
-            self.loss,
-            self.server_optimizer(self.config.server_optimizer, server_round),
-            smashed,
-            labels,
-            weights,
-            dropout_seed=server_dropout_seed(self.config.root_seed, server_round),
-        )
-        losses = dict(zip(forward.records, step.losses, strict=True))
-        require_finite("loss", server_round, losses)
+        batches = {m: (reply.smashed_data, reply.labels) for m, reply in compared.items()}
+        heard, step, more = self.joint_step(server_round, batches, self.config.server_optimizer)
+        refused |= more
+        sizes = [len(batches[m][1]) for m in heard]
+        losses = dict(zip(heard, step.losses, strict=True))
 
         # Phase 3. The mean differences, and the step that every client rebuilds from the seeds.
         self.share_update(
             server_round,
             self.round_seeds(server_round),
-            differences,
-            dict(zip(forward.records, sizes, strict=True)),
+            {m: differences[m] for m in heard},
+            dict(zip(heard, sizes, strict=True)),
             objective,
         )
         return self.finish_round(
             server_round,
             num_samples=sum(sizes),
-            train_loss=mean_loss(losses, weights),
-            num_replied=len(forward.records),
-            failures=forward.failures,
+            train_loss=mean_loss(losses, sample_weights(sizes)),
+            num_replied=len(heard),
+            failures=forward.failures | refused,
         )
 
     def probed(self, reply: ProbedSmashedDataReply) -> Tensor:

@@ -15,16 +15,18 @@ docs/methods/mu-splitfed.md.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from leansplit.federated import MUSplitFedConfig, aggregate
+from leansplit.first_order import NonFiniteLossError
 from leansplit.noise import server_dropout_seed, server_perturbation_seeds
 from leansplit.parameters import ParameterDict
 from leansplit.strategies.alternating import Served
-from leansplit.strategies.split import probed, require_finite
+from leansplit.strategies.split import probed
 from leansplit.strategies.zo_split import ZOSplitStrategy
 from leansplit.wire import ProbedSmashedDataReply
 from leansplit.zeroth_order import SumObjective, estimate, probe
@@ -43,8 +45,12 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
         answers: dict[int, Tensor] = {}
         for m, upload in uploads.items():
             # 3. tau steps on theta_{s,m}, all with the h of the unperturbed client.
-            for s in range(self.config.tau):
-                self._server_step(round, local_step, s, m, upload)
+            try:
+                for s in range(self.config.tau):
+                    self._server_step(round, local_step, s, m, upload)
+            except NonFiniteLossError as error:
+                losses[m] = error.losses[0]
+                continue
 
             # 4. delta_c = F(theta_s, h+) - F(theta_s, h-) with the updated theta_{s,m}.
             replica = self.replicas.of(m)
@@ -57,6 +63,8 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
                 ]
             )  # [P, 2]
             losses[m] = float(pairs.double().mean())
+            if not math.isfinite(losses[m]):
+                continue
             answers[m] = pairs[:, 0] - pairs[:, 1]
             self.report_half("client", round, local_step, m, answers[m], objective)
         return Served(losses, answers)
@@ -64,7 +72,11 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
     def _server_step(
         self, round: int, local_step: int, server_step: int, m: int, upload: ProbedSmashedDataReply
     ) -> None:
-        """theta_s -= eta_s / (2 lambda) [F(theta_s + lambda u, h) - F(theta_s - lambda u, h)] u."""
+        """theta_s -= eta_s / (2 lambda) [F(theta_s + lambda u, h) - F(theta_s - lambda u, h)] u.
+
+        Raises:
+            NonFiniteLossError: if a difference is not finite; no step is taken.
+        """
         root, zo, replica = self.config.root_seed, self.config.zeroth_order, self.replicas.of(m)
         objective = self.objective(
             upload.labels, server_dropout_seed(root, round, m, local_step, server_step)
@@ -84,7 +96,8 @@ class MUSplitFed(ZOSplitStrategy[MUSplitFedConfig]):
             seeds,
             zo,
         )
-        require_finite("scalar", round, {m: float(differences.abs().sum())})
+        if not differences.isfinite().all():
+            raise NonFiniteLossError([float(differences.abs().sum())])
         if server_step == 0:
             self.report_half("server", round, local_step, m, differences, objective, seeds)
         replica.step_(estimate(replica.spec, seeds, differences, zo, device=replica.vector.device))

@@ -27,10 +27,13 @@ from leansplit.federated import (
     aggregate_scalars,
     sample_weights,
 )
+from leansplit.first_order import ServerStep, server_step
+from leansplit.noise import server_dropout_seed
 from leansplit.parameters import load_parameters_
 from leansplit.state import State
 from leansplit.strategies.failures import Failure
 from leansplit.strategies.federation import Replies
+from leansplit.strategies.finite_losses import finite_step, refused_losses
 from leansplit.strategies.split import SplitStrategy, require_finite
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
@@ -171,6 +174,43 @@ class ReplicatedStrategy(SplitStrategy[C]):
         for m in settled.failures:
             self.attendance.doubt_seeds(m)
         return Replies(*self.quorum.of(settled.records, settled.failures, len(self._cohort)))
+
+    def dropped(self, refused: dict[int, Failure]) -> dict[int, Failure]:
+        """Log who answered and does not count; whoever did may hold this round's seeds."""
+        for m in refused:
+            self.attendance.doubt_seeds(m)
+        return self.federation.failures(refused, refused)
+
+    def joint_step(
+        self, round: int, batches: Mapping[int, tuple[Tensor, Tensor]], config: OptimizerConfig
+    ) -> tuple[list[int], ServerStep, dict[int, Failure]]:
+        """Take one server step on the mean loss of the clients whose losses are finite.
+
+        Args:
+            round: the current round.
+            batches: client id -> (z, y).
+            config: of the server's optimizer.
+
+        Returns:
+            Who they are, the step, and why others do not count.
+
+        Raises:
+            RunFailedError: if nobody's loss is finite.
+        """
+
+        def step(heard: dict[int, tuple[Tensor, Tensor]]) -> ServerStep:
+            return server_step(
+                self.model.server_model,
+                self.loss,
+                self.server_optimizer(config, round),
+                [z for z, _ in heard.values()],
+                [y for _, y in heard.values()],
+                sample_weights([len(y) for _, y in heard.values()]),
+                dropout_seed=server_dropout_seed(self.config.root_seed, round),
+            )
+
+        heard, taken, losses = finite_step(round, batches, step)
+        return list(heard), taken, self.dropped(refused_losses(losses))
 
     def share_update(
         self,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from flwr.app import ArrayRecord
 from torch import Tensor
 
+from leansplit.first_order import NonFiniteLossError
 from leansplit.noise import server_dropout_seed
 from leansplit.state import State
 from leansplit.strategies.alternating import Served
@@ -45,12 +46,16 @@ class SplitFedV1(SplitFed):
         for m, reply in uploads.items():
             if local_step == 0:
                 self._replicas.open(m)
-            step = self._replicas.step(
-                m,
-                reply.smashed_data,
-                reply.labels,
-                dropout_seed=server_dropout_seed(self.config.root_seed, round, m, local_step),
-            )
+            try:
+                step = self._replicas.step(
+                    m,
+                    reply.smashed_data,
+                    reply.labels,
+                    dropout_seed=server_dropout_seed(self.config.root_seed, round, m, local_step),
+                )
+            except NonFiniteLossError as error:
+                losses[m] = error.losses[0]
+                continue
             losses[m], gradients[m] = step.losses[0], step.smashed_gradients[0]
         return Served(losses, gradients)
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
-from leansplit.first_order import server_step
+from leansplit.first_order import NonFiniteLossError, server_step
 from leansplit.noise import server_dropout_seed
 from leansplit.strategies.alternating import Served
 from leansplit.strategies.splitfed import SplitFed
@@ -28,14 +28,18 @@ class SplitFedV2(SplitFed):
         losses: dict[int, float] = {}
         gradients: dict[int, Tensor] = {}
         for m, reply in uploads.items():
-            step = server_step(
-                self.model.server_model,
-                self.loss,
-                self.server_optimizer(self.config.server_optimizer, round),
-                [reply.smashed_data],
-                [reply.labels],
-                [1.0],
-                dropout_seed=server_dropout_seed(self.config.root_seed, round, m, local_step),
-            )
+            try:
+                step = server_step(
+                    self.model.server_model,
+                    self.loss,
+                    self.server_optimizer(self.config.server_optimizer, round),
+                    [reply.smashed_data],
+                    [reply.labels],
+                    [1.0],
+                    dropout_seed=server_dropout_seed(self.config.root_seed, round, m, local_step),
+                )
+            except NonFiniteLossError as error:
+                losses[m] = error.losses[0]
+                continue
             losses[m], gradients[m] = step.losses[0], step.smashed_gradients[0]
         return Served(losses, gradients)

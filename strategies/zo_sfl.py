@@ -16,6 +16,7 @@ takes P round trips; the estimate is the same.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -52,6 +53,8 @@ class ZOSFL(ZOSplitStrategy[ZOSFLConfig]):
             )
             pairs = self._losses(replica, objective, seeds, upload)
             losses[m] = float(pairs.double().mean())
+            if not math.isfinite(losses[m]):
+                continue
             answers[m] = differences = pairs[:, 0] - pairs[:, 1]
             self.report_half("client", round, local_step, m, differences, objective)
             self.report_half("server", round, local_step, m, differences, objective, seeds)

@@ -8,17 +8,19 @@ from torch import nn
 
 from leansplit.clients.app import split_client_app
 from leansplit.errors import UserError
-from leansplit.federated import HOSFLConfig, PrivacyConfig
+from leansplit.federated import HOSFLConfig, HOSLConfig, PrivacyConfig
 from leansplit.models import split_at
 from leansplit.server_app.config import run_config
 from leansplit.server_app.results import config_hash
 from leansplit.strategies import HOSFL, Deployment
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.tasks import Examples
+from leansplit.zeroth_order import ProbedSmashedData
 
 NOISE = {"privacy.clip": 0.5, "privacy.noise": 0.1, "privacy.reproducible": True}
 SCALARS = {"privacy.scalar_clip": 0.01, "privacy.scalar_noise": 0.5}
 METHODS = ["ho-sfl", "sflv1", "sflv2", "cse-fsl", "heron-sfl", "fsl-sage"]
+METHODS += ["hosl", "mu-splitfed", "zo-sfl", "frozen"]
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -44,6 +46,35 @@ def test_a_clip_that_nothing_reaches_changes_no_bit(method, configure, run_in_pr
     assert clipped.final_model_checksum == plain.final_model_checksum
 
 
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [
+        ("hosl", {"probe.estimator": "forward"}),
+        ("zo-sfl", {"probe.estimator": "forward", "local_steps": 2}),
+        ("mu-splitfed", {"probe.num_perturbations": 2}),
+        ("frozen", {"features_once": True}),
+    ],
+)
+def test_other_uploads_around_the_weights_and_features_once(
+    method, keys, configure, run_in_process, reference_checksum
+):
+    """No two tensors of a run share their noise: the difference of two would have none."""
+    config = configure(method, rounds=3, **NOISE, **keys)
+    outcome = run_in_process(config)
+    assert outcome.events == {}
+    assert outcome.final_model_checksum == reference_checksum(config)
+
+
+def test_every_view_of_a_sample_has_noise_of_its_own():
+    privacy = PrivacyConfig(clip=1.0, noise=0.5, reproducible=True)
+    config = HOSLConfig(cohort_size=1, privacy=privacy)
+    z = torch.zeros(3, 5)
+    views = ProbedSmashedData(z, z.expand(2, 3, 5), z.expand(2, 3, 5))
+    released = [config.released_probes(views, t, 0, u) for t, u in ((1, 0), (1, 1), (2, 0))]
+    rows = torch.cat([torch.cat([r.anchor[None], r.plus, r.minus]) for r in released]).flatten()
+    assert len(rows.unique()) == len(rows) == 3 * 5 * 15
+
+
 def test_secret_noise_is_new_in_every_run(configure, run_in_process):
     config = configure("ho-sfl", rounds=2, **{**NOISE, "privacy.reproducible": False})
     first, second = (run_in_process(config, afresh=True) for _ in range(2))
@@ -64,10 +95,11 @@ def test_unset_it_leaves_hashes_as_they_were():
         ("ho-sfl", {"privacy.clip": -1}, "privacy.clip must be a finite number from 0, got -1"),
         ("ho-sfl", {"privacy.clip": 1, "privacy.delta": 1}, "privacy.delta must be above 0"),
         ("ho-sfl", {"privacy.clip": 1, "checkpoint_every": 5}, "privacy.reproducible"),
-        ("ho-sfl", {"privacy.clip": 1, "probe_ahead": True}, "probe_ahead uploads perturbed"),
+        ("ho-sfl", {"privacy.clip": 1, "probe_ahead": True}, "which the noise, divided by"),
+        ("hosl", {"privacy.clip": 1, "privacy.scalar_clip": 1}, "upload no scalars"),
         ("sflv1", {"privacy.scalar_clip": 1}, "upload no scalars"),
         ("fedavg", {"privacy.clip": 1}, "no noise is built for fedavg"),
-        ("mu-splitfed", {"privacy.clip": 1}, "no noise is built for mu-splitfed"),
+        ("decomfl", {"privacy.scalar_clip": 1}, "no noise is built for decomfl"),
     ],
 )
 def test_what_cannot_be_protected_is_one_line(method, keys, message):

@@ -44,31 +44,35 @@ def test_the_other_families_run_on_ray_as_well(method, configure, reference_chec
 
 
 def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path):
-    """The process that answers one message kills itself; the run goes on with its replacement."""
-    marker = tmp_path / "killed"
-    monkeypatch.setenv("LEANSPLIT_TEST_KILL", str(marker))
+    """Processes that ``faults.die`` ends are gone; the run goes on with their replacements."""
+    monkeypatch.setenv("LEANSPLIT_TEST_PIDS", str(tmp_path))
     from leansplit.clients import handlers
 
-    record_type, original = handlers.registered_handlers()["ho_sfl_probe"]
+    record_type, original = handlers.registered_handlers()["ho_sfl_forward"]
 
-    def kill_once(session, request):
+    def note_process(session, request):
         import os
         import pathlib
 
-        killed = pathlib.Path(os.environ["LEANSPLIT_TEST_KILL"])
-        if request.round == 5 and not killed.exists():
-            killed.write_text("dead")
-            os._exit(1)
+        (pathlib.Path(os.environ["LEANSPLIT_TEST_PIDS"]) / str(os.getpid())).touch()
         return original(session, request)
 
-    monkeypatch.setitem(handlers._handlers, "ho_sfl_probe", (record_type, kill_once))
-    outcome = launch(
-        configure("ho-sfl", "sgd", workers=2, replica_storage="worker", rounds=12, cohort=4)
-    )
-    assert marker.exists()
+    monkeypatch.setitem(handlers._handlers, "ho_sfl_forward", (record_type, note_process))
+    keys = {"cohort": 4, "rounds": 5, "evaluate_every": 5, "faults.die": 0.05}
+    config = configure("ho-sfl", "sgd", workers=1, replica_storage="worker", **keys)
+    method = config.method_config()
+    deaths = [
+        (t, m, exchange)
+        for t in range(1, 5)  # in the last round nobody might be asked afterwards
+        for m in method.sample_cohort(t, range(config.clients))
+        for exchange in (0, 1)
+        if config.faults.strikes(config.seed, t, m, exchange) == "die"
+    ]
+    outcome = launch(config)
     assert outcome.status == "completed", outcome.error
-    assert outcome.rounds_completed == 12
-    assert outcome.events["dropped_clients"] >= 1  # and whoever asked while it restarted
+    assert outcome.rounds_completed == 5
+    assert len(deaths) >= 1 and outcome.events["dropped_node"] >= 1
+    assert len(list(tmp_path.iterdir())) >= 2  # one worker, and who took its place
     assert "unsynchronised_clients" not in outcome.events
 
 

@@ -12,9 +12,10 @@ import psutil
 import pytest
 
 from leansplit.errors import UserError
-from leansplit.experiments.loopback import Trial, show
+from leansplit.experiments.loopback import main, show
 from leansplit.experiments.loopback_processes import Loopback
-from leansplit.server_app.results import read_run
+from leansplit.experiments.loopback_trial import Trial, away_as_in, simulate
+from leansplit.server_app.results import ledger_table, read_run
 from tests.whole_grid import WHOLE_GRID
 
 
@@ -45,24 +46,71 @@ def processes_of(folder):
 
 @takes_minutes
 def test_authenticated_nodes_with_data_of_their_own_equal_the_simulation(tmp_path, capsys):
-    """A node that is not registered is refused."""
-    show(Trial(tmp_path / "here", tls=True, own_data=True, rounds=2, timeout_s=800))
+    """One exchange a round or two, the same bits; a node that is not registered is refused."""
+    trial = Trial(tmp_path / "here", tls=True, own_data=True, probe_ahead=True, rounds=2)
+    show(trial)
     said = capsys.readouterr().out
     assert "an unregistered SuperNode was refused" in said
-    result = read_run(tmp_path / "here" / "run").result
-    assert f"simulated: the final model is {result.final_model_checksum}" in said
-    assert (result.status, result.events) == ("completed", {})
+    result = read_run(trial.folder / "run").result
+    assert (result.status, result.events, result.num_exchanges) == ("completed", {}, 4)
+    for other in ("simulated", "deployed", "with two exchanges a round"):
+        assert f"{other}: the final model is {result.final_model_checksum}" in said
     assert not processes_of(tmp_path)
 
 
 @takes_minutes
-def test_a_restarted_node_recovers(tmp_path):
-    show(Trial(tmp_path / "here", tls=True, own_data=True, restart="term", rounds=5, timeout_s=800))
-    events = read_run(tmp_path / "here" / "run").result.events
-    assert events["resyncs"] == 1
-    assert events["dropped_node"] >= 1
-    assert "unsynchronised_clients" not in events
+@pytest.mark.parametrize("how", ["term", "kill"])
+def test_a_restarted_node_recovers(how, tmp_path, capsys):
+    show(Trial(tmp_path / "here", tls=True, restart=how, rounds=5, timeout_s=850))
+    result = read_run(tmp_path / "here" / "run").result
+    assert result.events["resyncs"] == 1
+    assert "unsynchronised_clients" not in result.events
+    said = f"simulated, the same away: the final model is {result.final_model_checksum}"
+    assert said in capsys.readouterr().out
     assert not processes_of(tmp_path)
+
+
+@takes_minutes
+@pytest.mark.parametrize("how", ["term", "kill"])
+def test_a_run_goes_on_where_its_server_app_ended(how, tmp_path):
+    show(Trial(tmp_path / "here", resume=how, rounds=4, timeout_s=850))
+    result = read_run(tmp_path / "here" / "run").result
+    assert (result.status, result.events) == ("completed", {"resumes": 1})
+    assert not processes_of(tmp_path)
+
+
+def test_the_simulation_hears_of_clients_as_another_run_did(tmp_path):
+    """A SuperNode that is away between the exchanges of round 2, and in all of round 3."""
+    trial = Trial(tmp_path / "unused", rounds=4)
+    gone = {("2", "train.ho_sfl_probe"), ("3", "train.ho_sfl_forward")}
+
+    def away(message, partition_id):
+        metadata = message.metadata
+        is_gone = partition_id == 1 and (metadata.group_id, metadata.message_type) in gone
+        return "away" if is_gone else None
+
+    whole, holed = simulate(trial), simulate(trial, away)
+    again = simulate(trial, away_as_in(ledger_table(holed.ledger)))
+    assert holed.events["dropped_clients"] == again.events["dropped_clients"] == 2
+    checksums = {o.final_model_checksum for o in (holed, again)}
+    assert len(checksums) == 1 and whole.final_model_checksum not in checksums
+    same = simulate(trial, away_as_in(ledger_table(whole.ledger)))
+    assert (same.events, same.final_model_checksum) == ({}, whole.final_model_checksum)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--restart", "kill", "--rounds", "5"], "restart needs tls"),
+        (["--tls", "--restart", "kill", "--resume", "kill"], "show one at a time"),
+        (["--resume", "kill", "--rounds", "2"], "at least 3 rounds"),
+        (["--nodes", "0"], "nodes and rounds must be at least 1, got 0 and 3"),
+    ],
+)
+def test_what_shows_nothing_is_refused_before_anything_starts(options, message, tmp_path, capsys):
+    assert main([str(tmp_path / "here"), *options]) == 2
+    assert message in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_end_of_the_command_ends_all_it_started(tmp_path):

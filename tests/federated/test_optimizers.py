@@ -1,6 +1,8 @@
 import copy
 import dataclasses
 import math
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -193,3 +195,37 @@ def test_config_errors(changes, message):
 def test_every_name_builds():
     for name in OPTIMIZERS:
         assert build_optimizer(OptimizerConfig(name=name), start()) is not None
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_they_are_torchs(name):
+    """The same bits in every step, though torch's compiler is left out."""
+    config = OptimizerConfig(name=name, lr=0.03, weight_decay=0.1)
+    plain = {"sgd": torch.optim.SGD, "adamw": torch.optim.AdamW}[name]
+    ours, theirs = (torch.nn.Parameter(torch.arange(5.0) - 2) for _ in range(2))
+    first = build_optimizer(config, [ours])
+    second = plain([theirs], lr=0.03, weight_decay=0.1)
+    for t in range(1, 4):
+        for parameter, optimizer in ((ours, first), (theirs, second)):
+            optimizer.zero_grad(set_to_none=True)
+            (parameter**2 * t).sum().backward()
+            optimizer.step()
+            optimizer.load_state_dict(optimizer.state_dict())
+        assert torch.equal(ours, theirs) and ours.requires_grad
+
+
+def test_a_process_that_trains_does_not_import_torchs_compiler():
+    code = """
+import sys, torch
+from leansplit.federated import OPTIMIZERS, OptimizerConfig, build_optimizer
+for name in OPTIMIZERS:
+    parameter = torch.ones(2, requires_grad=True)
+    optimizer = build_optimizer(OptimizerConfig(name=name), [parameter])
+    (parameter**2).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    optimizer.load_state_dict(optimizer.state_dict())
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "False\n"

@@ -1,5 +1,7 @@
 """The mechanism: bounded rows, Gaussian noise, and nothing where nothing is asked for."""
 
+from dataclasses import replace
+
 import dp_accounting
 import numpy as np
 import pytest
@@ -9,8 +11,12 @@ from hypothesis import strategies as st
 
 from leansplit.costs.privacy import epsilon_spent
 from leansplit.federated import (
+    FrozenConfig,
     HOSFLConfig,
+    HOSLConfig,
+    MUSplitFedConfig,
     PrivacyConfig,
+    ZOSFLConfig,
     clipped,
     clipped_smashed_data,
     take_batch,
@@ -18,6 +24,7 @@ from leansplit.federated import (
 from leansplit.noise import secret_gaussian
 from leansplit.server_app.privacy_spent import most_uploads, privacy_spent
 from leansplit.tasks import Examples
+from leansplit.zeroth_order import ZerothOrderConfig
 
 
 def rows(seed, scale=1.0):
@@ -92,3 +99,33 @@ def test_uploads_are_counted_over_the_schedule():
     }
     assert spent["unprotected"] == ["labels", "scalars"]
     assert spent["scalars"]["epsilon"] == np.inf
+
+
+def test_every_view_of_a_sample_is_a_release():
+    privacy = PrivacyConfig(clip=1.0, noise=40.0)
+    probes = ZerothOrderConfig(num_perturbations=3)
+    sizes = {0: 4, 1: 4}
+    common = {"cohort_size": 2, "batch_size": 2, "privacy": privacy}
+    configs = [  # (config, releases of a sample in one upload)
+        (HOSLConfig(zeroth_order=probes, **common), 1 + 3),
+        (HOSLConfig(zeroth_order=replace(probes, estimator="central"), **common), 1 + 6),
+        (ZOSFLConfig(zeroth_order=replace(probes, estimator="central"), **common), 6),
+        (MUSplitFedConfig(zeroth_order=replace(probes, estimator="central"), **common), 1 + 6),
+        (FrozenConfig(**common), 1),
+    ]
+    schedules = {most_uploads(config, sizes, 10)[0] / views for config, views in configs}
+    assert len(schedules) == 1 and schedules.pop() >= 5  # each sample is in half of the batches
+    uploads = most_uploads(configs[2][0], sizes, 10)[0]
+    spent = privacy_spent(configs[2][0], sizes, 10, averages_weights=True)
+    assert spent["smashed_data"]["epsilon"] == epsilon_spent([(40.0, uploads)], 1e-5)
+    assert spent["unprotected"] == ["labels"]  # the weights follow from what the server knows
+
+
+def test_whoever_is_asked_again_is_counted_again():
+    config = FrozenConfig(
+        cohort_size=2, batch_size=2, features_once=True, privacy=PrivacyConfig(clip=1.0, noise=4.0)
+    )
+    for events, uploads in (({}, 1), ({"dropped_clients": 2, "checksum_mismatches": 1}, 4)):
+        spent = privacy_spent(config, {0: 4, 1: 9}, 10, averages_weights=False, events=events)
+        epsilon = epsilon_spent([(4.0, uploads)], 1e-5)
+        assert spent["smashed_data"] == {"uploads": uploads, "epsilon": epsilon}

@@ -20,6 +20,7 @@ from leansplit.wire import (
     SmashedDataReply,
     encode,
     forms_of,
+    with_payloads,
 )
 
 SMALL = {
@@ -110,6 +111,65 @@ def test_a_client_that_sends_no_numbers_is_dropped_and_the_run_goes_on(method):
     outcome = run(config(method, cohort=8, rounds=2, **keys))
     assert outcome.status == "completed", outcome.error
     assert outcome.events == {"dropped_clients": 4, "dropped_non_finite": 4}
+
+
+OVERFLOWING = [
+    ("ho-sfl", {}),
+    ("ho-sfl", {"probe_ahead": True}),
+    ("hosl", {}),
+    ("frozen", {}),
+    ("sflv1", {}),
+    ("sflv2", {}),
+    ("sflv2", {"client_order": "sequential"}),
+    ("cse-fsl", {}),
+    ("cse-fsl", {"server_mode": "summed"}),
+    ("fsl-sage", {"server_mode": "averaged"}),
+    ("mu-splitfed", {}),
+    ("zo-sfl", {}),
+]
+
+
+def overflow(monkeypatch, client_ids):
+    """Have clients upload finite smashed data in round 2 that overflow on their way to the loss."""
+
+    def enormous(session, request, reply):
+        if session.client_id not in client_ids or getattr(request, "round", 0) != 2:
+            return reply
+        return with_payloads(
+            reply,
+            lambda kind, tensors: (
+                {n: torch.full_like(z, 3e38) for n, z in tensors.items()}
+                if kind == "smashed_data"
+                else None
+            ),
+        )
+
+    monkeypatch.setattr("leansplit.clients.app.released", enormous)
+
+
+@pytest.mark.parametrize(("method", "keys"), OVERFLOWING)
+def test_smashed_data_that_overflow_cost_their_client_the_round_only(method, keys, monkeypatch):
+    """The others end with the model of a run in which that client was away in that round."""
+
+    def away(message, partition_id):
+        is_round = message.metadata.group_id == "2" and "train" in message.metadata.message_type
+        return "away" if is_round and partition_id == 1 else None
+
+    settings = config(method, clients=4, cohort=4, rounds=3, **keys)
+    without = run(settings, fault=away)
+    overflow(monkeypatch, {1})
+    outcome = run(settings)
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events == {"dropped_clients": 1, "dropped_non_finite": 1}
+    assert outcome.final_model_checksum == without.final_model_checksum
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "hosl", "sflv2", "cse-fsl", "zo-sfl"])
+def test_a_server_that_makes_no_finite_loss_of_anything_ends_the_run(method, monkeypatch):
+    overflow(monkeypatch, range(4))
+    outcome = run(config(method, clients=4, cohort=4, rounds=3))
+    assert outcome.status == "failed" and "non-finite loss" in outcome.error
+    assert " in round 2 from client " in outcome.error
 
 
 def test_an_answer_with_more_than_was_asked_for_is_refused():

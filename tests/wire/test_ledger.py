@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -91,3 +92,14 @@ def test_any_view_adds_up_and_the_order_of_booking_is_forgotten(bookings, random
     shuffled = list(bookings)
     random.shuffle(shuffled)
     assert list(booked(shuffled)) == entries
+
+
+@given(BOOKINGS, st.integers(1, 5))
+def test_what_is_packed_away_is_still_there(bookings, most_loose):
+    loose = booked(bookings)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("leansplit.wire.ledger._MOST_LOOSE", most_loose)
+        packed = booked(bookings)
+    assert list(packed) == list(loose)
+    assert len(packed) == len(loose)
+    assert packed.by_kind() == loose.by_kind()

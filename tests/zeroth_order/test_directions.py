@@ -32,6 +32,13 @@ def test_a_kept_direction_is_the_drawn_one_and_memory_is_bounded(draws):
         assert cache.num_bytes == sum(tensor.nbytes for tensor in cache._kept.values())
 
 
+def test_so_many_are_kept_however_small_they_are():
+    cache = DirectionCache(max_bytes=10**6, max_directions=3)
+    first, *_ = (cache.draw(seed, 10, "gaussian", "cpu") for seed in range(4))
+    assert len(cache) == 3 and cache.num_bytes == 3 * 40
+    assert cache.draw(0, 10, "gaussian", "cpu") is not first
+
+
 def test_the_most_recently_used_are_kept():
     cache = DirectionCache(max_bytes=10 * 40)
     first = cache.draw(0, 10, "gaussian", "cpu")

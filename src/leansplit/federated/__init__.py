@@ -14,7 +14,6 @@ from leansplit.federated.config import (
     FedAvgConfig,
     FedZOConfig,
     FrozenConfig,
-    HOFLConfig,
     HOSFLConfig,
     HOSLConfig,
     LocalStepsConfig,
@@ -33,6 +32,7 @@ from leansplit.federated.config_auxiliary import (
     HeronSFLConfig,
     LocalLossConfig,
 )
+from leansplit.federated.config_ho_fl import HOFLConfig
 from leansplit.federated.config_zo_split import (
     REPLICA_MODES,
     MUSplitFedConfig,

@@ -8,31 +8,28 @@ clients whole (:mod:`leansplit.wire.plan`).
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Literal, get_args
 
+import torch
 from pydantic import TypeAdapter, ValidationError
 from torch import Tensor
 
-from leansplit.errors import UserError, require_choice, require_positive
+from leansplit.errors import UserError, require_choice
 from leansplit.federated.attendance import CATCH_UPS, CatchUp
-from leansplit.federated.dimension_sampling import sample_by_dimension
 from leansplit.federated.optimizers import OptimizerConfig
 from leansplit.federated.presence import Presence
 from leansplit.federated.privacy import PrivacyConfig, clipped, clipped_smashed_data
 from leansplit.federated.robust import RobustConfig
 from leansplit.federated.sampling import require_cohort, sample_cohort
-from leansplit.noise import derive_seed, numpy_generator
-from leansplit.zeroth_order import ZerothOrderConfig
+from leansplit.noise import NO_INDEX, derive_seed
+from leansplit.zeroth_order import ProbedSmashedData, ZerothOrderConfig
 
 ClientOrder = Literal["interleaved", "sequential"]
 CLIENT_ORDERS: Final[tuple[str, ...]] = get_args(ClientOrder)
 ClientBackward = Literal["full", "recompute"]
 CLIENT_BACKWARDS: Final[tuple[str, ...]] = get_args(ClientBackward)
-BoundaryAssignment = Literal["cycle", "shuffled"]
-BOUNDARY_ASSIGNMENTS: Final[tuple[str, ...]] = get_args(BoundaryAssignment)
-DEFAULT_BOUNDARIES: Final = ("none", "cut")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +129,9 @@ class NoisedConfig(MethodConfig):
 
     uploads_scalars: ClassVar[bool] = False
     """Whether clients upload scalars as well, which can be noised too."""
+    weights_tell_more: ClassVar[bool] = True
+    """Whether weights that clients upload depend on their samples by more than what they uploaded
+    before: false where the server could compute them itself."""
 
     privacy: PrivacyConfig = PrivacyConfig()
     """Clipping and noise; neither unless set."""
@@ -145,20 +145,72 @@ class NoisedConfig(MethodConfig):
                 "scalars; remove it"
             )
 
+    @property
+    def releases(self) -> int:
+        """Smashed data of one sample that one upload holds, each clipped and noised by itself."""
+        return 1
+
     def released_smashed_data(
-        self, z: Tensor, round: int, client_id: int, upload: int, *, has_mask: bool = False
+        self,
+        z: Tensor,
+        round: int,
+        client_id: int,
+        upload: int,
+        *,
+        has_mask: bool = False,
+        probe: int = NO_INDEX,
     ) -> Tensor:
-        """Return what a client uploads in place of z; ``upload`` counts those of the round."""
+        """Return what a client uploads in place of z.
+
+        Args:
+            z: smashed data, shape [B, ...].
+            round: 1-based.
+            client_id: whose they are.
+            upload: which of the client's uploads of the round.
+            has_mask: whether z has an attention mask in it.
+            probe: which of the perturbed ones; by default none of them.
+        """
         seed = derive_seed(
             self.root_seed,
             "smashed-data-noise",
             round=round,
             client_id=client_id,
             local_step=upload,
+            direction=probe,
         )
         given = self.privacy
         secret = seed if given.reproducible else None
         return clipped_smashed_data(z, given.clip, given.noise, secret, has_mask=has_mask)
+
+    def released_probes(
+        self,
+        probed: ProbedSmashedData,
+        round: int,
+        client_id: int,
+        upload: int,
+        *,
+        has_mask: bool = False,
+    ) -> ProbedSmashedData:
+        """Return what a client uploads in place of z at and around theta_c.
+
+        Noise of their own on all of them: the difference of two with the same noise would have
+        none.
+        """
+
+        def release(z: Tensor, probe: int = NO_INDEX) -> Tensor:
+            return self.released_smashed_data(
+                z, round, client_id, upload, has_mask=has_mask, probe=probe
+            )
+
+        def each(stack: Tensor, first: int) -> Tensor:
+            kept = [release(z, first + p) for p, z in enumerate(stack)]
+            return torch.stack(kept) if kept else stack
+
+        return ProbedSmashedData(
+            release(probed.anchor) if len(probed.anchor) else probed.anchor,
+            each(probed.plus, 0),
+            each(probed.minus, len(probed.plus)),
+        )
 
     def released_scalars(self, scalars: Tensor, round: int, client_id: int) -> Tensor:
         """Return what a client uploads in place of its P scalars of a round."""
@@ -229,8 +281,9 @@ class HOSFLConfig(ReplicatedConfig, NoisedConfig):
         _require_micro_batch(self.micro_batch)
         if self.probe_ahead and self.privacy.is_on:
             raise UserError(
-                "probe_ahead uploads perturbed smashed data, which no noise is built for; leave "
-                "out probe_ahead or privacy.…"
+                "with probe_ahead the scalars are differences of noisy smashed data, which the "
+                "noise, divided by probe.perturbation_scale, drowns; leave out probe_ahead or "
+                "privacy.…"
             )
 
 
@@ -273,82 +326,7 @@ class FedAvgConfig(LocalStepsConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HOFLConfig(LocalStepsConfig):
-    """HO-FL: every client trains the whole model, zeroth-order below its boundary."""
-
-    local_steps: int = 5
-    """E, batches that a client trains on in a round."""
-    boundaries: tuple[str, ...] = ()
-    """Where clients pass from zeroth to first order: names of layers that the model may be cut
-    after, ``cut`` (the run's cut layer), ``none`` (first order throughout) or ``all`` (zeroth order
-    throughout). Handed out in turn; empty: ``none`` and ``cut``. With ``memory_budgets_mb``, what
-    clients may choose from; empty: everything that the model allows."""
-    boundary_assignment: BoundaryAssignment = "cycle"
-    """``cycle``: client i gets entry i of ``boundaries`` (or of ``memory_budgets_mb``), starting
-    over at the end; ``shuffled``: the same numbers of each, in a random order."""
-    memory_budgets_mb: tuple[float, ...] = ()
-    """Memory of the clients' devices in MB (1e6 bytes), handed out in turn. A client gets the
-    boundary with the smallest zeroth-order segment whose measured step fits."""
-    dimension_preference: float = 0.75
-    """beta of the sampling, in [0, 1): 0 = uniform; the nearer to 1, the more often the clients
-    with the smallest zeroth-order segments take part."""
-    zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=2)
-    """How clients probe below the boundary; the paper's q is P."""
-    client_optimizer: OptimizerConfig = OptimizerConfig(lifetime="round")
-    """One optimizer for both segments. ``round``: moments start from zero at every participation;
-    ``run``: a client keeps them, and the server keeps those of its zeroth-order segment."""
-
-    def __post_init__(self) -> None:
-        """Refuse values that no round can be run with."""
-        super().__post_init__()
-        require_choice("boundary assignment", self.boundary_assignment, BOUNDARY_ASSIGNMENTS)
-        if not 0 <= self.dimension_preference < 1:
-            raise UserError(
-                f"dimension_preference must be in [0, 1), got {self.dimension_preference}; at 1 "
-                "most clients would never take part"
-            )
-        for budget in self.memory_budgets_mb:
-            require_positive("memory_budgets_mb", budget)
-
-    def sample_by_dimension(self, round: int, zeroth_elements: Mapping[int, int]) -> list[int]:
-        """Return the clients that take part in ``round``, as :meth:`sample_cohort`.
-
-        Args:
-            round: 1-based.
-            zeroth_elements: client id -> d_i; clients with small ones are preferred.
-        """
-        there = {m: zeroth_elements[m] for m in self.those_there(round, zeroth_elements)}
-        size = min(self.cohort_size, len(there))
-        beta = self.dimension_preference
-        return sample_by_dimension(there, size, beta, self.root_seed, round) if there else []
-
-    @property
-    def num_boundaries(self) -> int:
-        """Boundaries that are handed out in turn."""
-        return len(self.boundaries or DEFAULT_BOUNDARIES)
-
-    def boundaries_of(self, population: Sequence[int]) -> dict[int, str]:
-        """Return client id -> its entry of ``boundaries``.
-
-        Raises:
-            UserError: if the boundaries depend on memory and have not been chosen yet.
-        """
-        if self.memory_budgets_mb:
-            raise UserError(
-                "memory_budgets_mb must be turned into boundaries first: use "
-                "fit_boundaries(config, model, loss, inputs, labels)"
-            )
-        names = self.boundaries or DEFAULT_BOUNDARIES
-        ordered = sorted(population)
-        places = list(range(len(ordered)))
-        if self.boundary_assignment == "shuffled":
-            generator = numpy_generator(derive_seed(self.root_seed, "boundaries"))
-            places = generator.permutation(len(ordered)).tolist()
-        return {m: names[i % len(names)] for m, i in zip(ordered, places, strict=True)}
-
-
-@dataclass(frozen=True, kw_only=True)
-class FrozenConfig(MethodConfig):
+class FrozenConfig(NoisedConfig):
     """The control: the client model never changes, only the server trains."""
 
     needs_one_smashed_shape: ClassVar[bool] = True
@@ -361,7 +339,7 @@ class FrozenConfig(MethodConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class HOSLConfig(ReplicatedConfig):
+class HOSLConfig(ReplicatedConfig, NoisedConfig):
     """HOSL (arXiv 2601.10940)."""
 
     needs_one_smashed_shape: ClassVar[bool] = True
@@ -371,6 +349,12 @@ class HOSLConfig(ReplicatedConfig):
     smashed data for each batch, ``forward`` P."""
     server_optimizer: OptimizerConfig = OptimizerConfig()
     """The server's optimizer; one step a round, after the probes."""
+
+    @property
+    def releases(self) -> int:
+        """Smashed data at the weights, and at every perturbed ones."""
+        sides = 2 if self.zeroth_order.estimator == "central" else 1
+        return 1 + sides * self.zeroth_order.num_perturbations
 
 
 @dataclass(frozen=True, kw_only=True)

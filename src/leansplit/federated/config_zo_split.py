@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import ClassVar, Final, Literal, get_args
 
 from leansplit.errors import require_choice, require_positive
-from leansplit.federated.config import LocalStepsConfig, require_at_least_one
+from leansplit.federated.config import LocalStepsConfig, NoisedConfig, require_at_least_one
 from leansplit.federated.optimizers import OptimizerConfig
 from leansplit.zeroth_order import ZerothOrderConfig
 
@@ -15,8 +15,11 @@ REPLICA_MODES: Final[tuple[str, ...]] = get_args(ReplicaMode)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZOSplitConfig(LocalStepsConfig):
+class ZOSplitConfig(LocalStepsConfig, NoisedConfig):
     """Split federated learning with zeroth-order steps on both sides of the cut."""
+
+    weights_tell_more: ClassVar[bool] = False
+    """They follow from directions that the server knows and the scalars that it sent."""
 
     zeroth_order: ZerothOrderConfig = ZerothOrderConfig(num_perturbations=1, estimator="central")
     """How both sides probe: P, mu, estimator, distribution."""
@@ -44,6 +47,11 @@ class ZOSplitConfig(LocalStepsConfig):
         """Smashed data that a client computes and uploads for each sample of a step."""
         is_central = self.zeroth_order.estimator == "central"
         return self.zeroth_order.num_perturbations * (1 + is_central) + self.sends_anchor
+
+    @property
+    def releases(self) -> int:
+        """All of them."""
+        return self.num_activations
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import torch
 from torch import Tensor
@@ -77,6 +78,27 @@ class OptimizerConfig:
         return self.outlives_round or (self.outlives_batch and steps_in_round > 1)
 
 
+class _Uncompiled:
+    """The methods of an optimizer without what torch puts around them for its compiler.
+
+    Those wrappers import the compiler to tell it to keep out, which takes longer than all other
+    imports of a process that answers one message. It never sees our optimizers.
+    """
+
+    add_param_group: Any = inspect.unwrap(torch.optim.Optimizer.add_param_group)
+    zero_grad: Any = inspect.unwrap(torch.optim.Optimizer.zero_grad)
+    state_dict: Any = inspect.unwrap(torch.optim.Optimizer.state_dict)
+    load_state_dict: Any = inspect.unwrap(torch.optim.Optimizer.load_state_dict)
+
+
+class _SGD(_Uncompiled, torch.optim.SGD):
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.SGD.step))
+
+
+class _AdamW(_Uncompiled, torch.optim.AdamW):
+    step: Any = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+
 def build_optimizer(
     config: OptimizerConfig, parameters: Iterable[Tensor]
 ) -> torch.optim.Optimizer | None:
@@ -86,7 +108,7 @@ def build_optimizer(
         return None
     optimizer: torch.optim.Optimizer
     if config.name == "adamw":
-        optimizer = torch.optim.AdamW(
+        optimizer = _AdamW(
             parameters,
             lr=config.lr,
             betas=(config.beta1, config.beta2),
@@ -94,7 +116,7 @@ def build_optimizer(
             weight_decay=config.weight_decay,
         )
     else:
-        optimizer = torch.optim.SGD(
+        optimizer = _SGD(
             parameters, lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay
         )
     if config.lifetime == "batch":

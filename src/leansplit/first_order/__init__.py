@@ -9,10 +9,11 @@ from leansplit.first_order.recompute import (
     recompute_step,
     replayed_forwards,
 )
-from leansplit.first_order.server_step import Loss, ServerStep, server_step
+from leansplit.first_order.server_step import Loss, NonFiniteLossError, ServerStep, server_step
 
 __all__ = [
     "Loss",
+    "NonFiniteLossError",
     "ServerStep",
     "align_",
     "backward_step",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,6 +14,18 @@ from leansplit.sequences import join, part
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs [B, ...], labels [B, ...]) -> mean loss, a scalar tensor."""
+
+
+class NonFiniteLossError(ArithmeticError):
+    """A loss is infinite or not a number; the server model has learned nothing from it.
+
+    Attributes:
+        losses: mean loss of each client's batch.
+    """
+
+    def __init__(self, losses: Sequence[float]) -> None:
+        super().__init__(f"non-finite loss among {list(losses)}")
+        self.losses = tuple(losses)
 
 
 @dataclass(frozen=True)
@@ -52,6 +65,9 @@ def server_step(
         labels: y_m for each client, shape [B_m, ...].
         weights: w_m for each client, above 0, usually its share of the samples.
         dropout_seed: seed for random layers.
+
+    Raises:
+        NonFiniteLossError: before anything is learned, if a client's loss is no finite number.
     """
     server_model.train()
     joint = join(smashed_data).detach().requires_grad_(True)
@@ -59,6 +75,9 @@ def server_step(
     with torch_seeded(dropout_seed), torch.enable_grad():
         outputs = torch.split(server_model(joint), sizes)
         losses = [loss(output, y) for output, y in zip(outputs, labels, strict=True)]
+        found = tuple(float(value.detach()) for value in losses)
+        if not all(map(math.isfinite, found)):
+            raise NonFiniteLossError(found)
         total = torch.stack([w * value for w, value in zip(weights, losses, strict=True)]).sum()
         if optimizer is not None:
             optimizer.zero_grad(set_to_none=True)
@@ -68,7 +87,7 @@ def server_step(
     assert joint.grad is not None
     gradients = part(joint.grad, smashed_data)
     return ServerStep(
-        losses=tuple(float(value.detach()) for value in losses),
+        losses=found,
         smashed_gradients=tuple(
             g if w == 1 else g / w for g, w in zip(gradients, weights, strict=True)
         ),

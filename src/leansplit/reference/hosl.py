@@ -7,6 +7,7 @@ evaluates; the server model by backpropagation, after the probes. The paper is K
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -56,9 +57,9 @@ def hosl(
             z: Tensor = functional_call(client_model, spec.views(vector), (x,))
         return z
 
-    def loss_at(vector: Tensor, x: Tensor, y: Tensor) -> float:
+    def loss_at(z: Tensor, y: Tensor) -> float:
         with torch.inference_mode():
-            return float(loss(server_model(smashed_at(vector, x)), y))
+            return float(loss(server_model(z), y))
 
     for t, cohort in cohorts(config, clients, num_rounds, after_round):
         seeds = zo.shared_seeds(config.root_seed, round=t)
@@ -75,13 +76,23 @@ def hosl(
 
         # 1. Every client probes the end-to-end loss; the server model is frozen.
         server_model.eval()
-        scalars = []
-        for x, y in data:
+        scalars, smashed = [], []
+        for m, (x, y) in zip(cohort, data, strict=True):
+            upload = partial(
+                config.released_smashed_data,
+                round=t,
+                client_id=m,
+                upload=0,
+                has_mask=model.has_mask,
+            )
+            smashed.append(upload(smashed_at(theta, x)))
             v = []
-            for u in directions:
-                plus = loss_at(theta + u * mu, x, y)
-                at_minus = theta - u * mu if zo.estimator == "central" else theta
-                v.append(plus - loss_at(at_minus, x, y))
+            for p, u in enumerate(directions):
+                minus = smashed[-1]
+                if zo.estimator == "central":
+                    minus = upload(smashed_at(theta - u * mu, x), probe=len(seeds) + p)
+                plus = upload(smashed_at(theta + u * mu, x), probe=p)
+                v.append(loss_at(plus, y) - loss_at(minus, y))
             scalars.append(torch.tensor(v, dtype=torch.float64))
         mean = aggregate_scalars(scalars, weights, config.robust)  # what crosses the wire
 
@@ -90,7 +101,7 @@ def hosl(
         if not config.server_optimizer.outlives_round:
             server_optimizer = build_optimizer(config.server_optimizer, server_model.parameters())
             assert server_optimizer is not None
-        z = join([smashed_at(theta, x) for x, _ in data]).detach().clone()
+        z = join(smashed).detach().clone()
         with torch_seeded(server_dropout_seed(config.root_seed, t)):
             outputs = torch.split(server_model(z), sizes)
             losses = [loss(o, y) for o, (_, y) in zip(outputs, data, strict=True)]

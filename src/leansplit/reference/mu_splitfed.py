@@ -7,6 +7,7 @@ move by eta_g towards the mean of the cohort's models.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -106,9 +107,19 @@ def mu_splitfed(
                     perturbation_seeds(seed, P, round=t, client_id=m, local_step=k),
                     c.vector,
                 )
-                h = f_c(c.vector, x)
-                h_plus = [f_c(c.vector + u_p * mu, x) for u_p in u]
-                h_minus = [f_c(c.vector - u_p * mu, x) if is_central else h for u_p in u]
+                upload = partial(
+                    config.released_smashed_data,
+                    round=t,
+                    client_id=m,
+                    upload=k,
+                    has_mask=model.has_mask,
+                )
+                h = upload(f_c(c.vector, x))
+                h_plus = [upload(f_c(c.vector + u[p] * mu, x), probe=p) for p in range(P)]
+                h_minus = [
+                    upload(f_c(c.vector - u[p] * mu, x), probe=P + p) if is_central else h
+                    for p in range(P)
+                ]
 
                 # 3. tau server steps, all on h.
                 for i in range(config.tau):

@@ -7,6 +7,7 @@ end-to-end losses: a zeroth-order step on theta = (theta_c, theta_s), split at t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,12 +55,13 @@ def zo_sfl(
     client_moments: dict[int, dict[str, Tensor]] = {}
     server_moments: dict[str, Tensor] = {}
 
-    def end_to_end_loss(
-        theta_c: Tensor, theta_s: Tensor, x: Tensor, y: Tensor, mask: int
-    ) -> Tensor:
-        z = functional_call(client_model, spec_c.views(theta_c), (x,))  # goes up
+    def f_c(theta: Tensor, x: Tensor) -> Tensor:
+        z: Tensor = functional_call(client_model, spec_c.views(theta), (x,))
+        return z
+
+    def loss_at(theta: Tensor, z: Tensor, y: Tensor, mask: int) -> Tensor:
         with torch_seeded(mask):
-            return loss(functional_call(server_model, spec_s.views(theta_s), (z,)), y)
+            return loss(functional_call(server_model, spec_s.views(theta), (z,)), y)
 
     for t, cohort in cohorts(config, clients, num_rounds, after_round):
         # 1. Each client downloads theta_c; the server starts a replica for it, or one model that
@@ -88,10 +90,19 @@ def zo_sfl(
                 num_samples[m] += len(y)
                 mask = server_dropout_seed(seed, t, m, h)
                 g_c, g_s = torch.zeros_like(c.vector), torch.zeros_like(s.vector)
-                for seed_c, seed_s in zip(
-                    perturbation_seeds(seed, P, round=t, client_id=m, local_step=h),
-                    server_perturbation_seeds(seed, P, round=t, client_id=m, local_step=h),
-                    strict=True,
+                upload = partial(
+                    config.released_smashed_data,
+                    round=t,
+                    client_id=m,
+                    upload=h,
+                    has_mask=model.has_mask,
+                )
+                for p, (seed_c, seed_s) in enumerate(
+                    zip(
+                        perturbation_seeds(seed, P, round=t, client_id=m, local_step=h),
+                        server_perturbation_seeds(seed, P, round=t, client_id=m, local_step=h),
+                        strict=True,
+                    )
                 ):
                     # 2. Both sides move along a direction and back; z+ and z- go up.
                     u_c, u_s = (
@@ -100,12 +111,13 @@ def zo_sfl(
                         )
                         for one, at in ((seed_c, c), (seed_s, s))
                     )
-                    plus = end_to_end_loss(c.vector + u_c * mu, s.vector + u_s * mu, x, y, mask)
-                    minus = (
-                        end_to_end_loss(c.vector - u_c * mu, s.vector - u_s * mu, x, y, mask)
-                        if is_central
-                        else end_to_end_loss(c.vector, s.vector, x, y, mask)
-                    )
+                    z = upload(f_c(c.vector + u_c * mu, x), probe=p)
+                    plus = loss_at(s.vector + u_s * mu, z, y, mask)
+                    if is_central:
+                        z = upload(f_c(c.vector - u_c * mu, x), probe=P + p)
+                        minus = loss_at(s.vector - u_s * mu, z, y, mask)
+                    else:
+                        minus = loss_at(s.vector, upload(f_c(c.vector, x)), y, mask)
                     # 3. One scalar comes down; both sides use it.
                     v = float(plus - minus) / ((2.0 if is_central else 1.0) * P * mu)
                     g_c += u_c * (second_moment_inverse(zo.direction, spec_c.num_elements) * v)

@@ -5,11 +5,15 @@ No download, trains in seconds: the task of the tests, the first example and the
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from leansplit.errors import UserError
+from leansplit.tasks.image_cache import DecodedImages, cache_key, load_or_decode
 from leansplit.tasks.task import Examples, Task
 
 _MAX_PIXEL = 16.0  # scikit-learn's digits hold counts from 0 to 16
@@ -40,31 +44,60 @@ def build_digits_task(*, max_train: int | None = None, max_test: int | None = No
     Raises:
         UserError: if a limit is not positive.
     """
-    from sklearn.datasets import load_digits
+    digits = load_or_decode(cache_key(_content()), _standardised_digits)
 
-    bunch = load_digits()
-    pixels: NDArray[np.float64] = bunch.images / _MAX_PIXEL  # [1797, 8, 8]
-    labels: NDArray[np.int64] = bunch.target.astype(np.int64)  # [1797]
-    train_indices, test_indices = _stratified_split(labels)
-    mean, std = pixels[train_indices].mean(), pixels[train_indices].std()
-    standardised = ((pixels - mean) / std).astype(np.float32)
-
-    def examples(what: str, indices: NDArray[np.int64], limit: int | None) -> Examples:
+    def examples(what: str, inputs: Tensor, labels: Tensor, limit: int | None) -> Examples:
         if limit is not None and limit < 1:
             raise UserError(f"{what} must be at least 1, got {limit}")
-        kept = indices[:limit]
-        # A channel axis put in by numpy could have strides that torch takes for channels last.
-        inputs = torch.from_numpy(standardised[kept]).unsqueeze(1)
-        return Examples(inputs=inputs, labels=torch.from_numpy(labels[kept]))
+        return Examples(inputs=inputs[:limit], labels=labels[:limit])
 
     return Task(
         name="digits",
         num_classes=10,
         input_shape=(1, 8, 8),
-        class_names=tuple(str(digit) for digit in range(10)),
-        train=examples("max_train", train_indices, max_train),
-        test=examples("max_test", test_indices, max_test),
+        class_names=digits.class_names,
+        train=examples("max_train", digits.train_inputs, digits.train_labels, max_train),
+        test=examples("max_test", digits.test_inputs, digits.test_labels, max_test),
         notes=_NOTES,
+    )
+
+
+def _content() -> dict[str, object]:
+    """Return all that the tensors depend on."""
+    return {
+        "task": "digits",
+        "format": 1,
+        "scikit-learn": version("scikit-learn"),
+        "split": [_TEST_FRACTION, _SPLIT_SEED],
+    }
+
+
+def _standardised_digits() -> DecodedImages:
+    """Return both parts in full.
+
+    Kept on disk, for scikit-learn takes seconds to import, which every worker of a simulation and
+    every message to a SuperNode would spend.
+    """
+    from sklearn.datasets import load_digits
+
+    bunch = load_digits()
+    pixels: NDArray[np.float64] = bunch.images / _MAX_PIXEL  # [1797, 8, 8]
+    labels: NDArray[np.int64] = bunch.target.astype(np.int64)  # [1797]
+    train, test = _stratified_split(labels)
+    mean, std = pixels[train].mean(), pixels[train].std()
+    standardised = ((pixels - mean) / std).astype(np.float32)
+
+    def inputs(indices: NDArray[np.int64]) -> Tensor:
+        # A channel axis put in by numpy could have strides that torch takes for channels last.
+        return torch.from_numpy(standardised[indices]).unsqueeze(1)
+
+    return DecodedImages(
+        train_inputs=inputs(train),
+        train_labels=torch.from_numpy(labels[train]),
+        test_inputs=inputs(test),
+        test_labels=torch.from_numpy(labels[test]),
+        class_names=tuple(str(digit) for digit in range(10)),
+        jpeg_share=0.0,
     )
 
 

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import product
 
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
+
+_Cell = tuple[int, int, Direction, Kind]
+_COLUMNS: list[tuple[Direction, Kind]] = list(product(DIRECTIONS, KINDS))
+_MOST_LOOSE = 4096  # entries that are kept where they can still be added to
 
 
 @dataclass(frozen=True)
@@ -23,11 +29,13 @@ class Ledger:
     """An append-only account of traffic.
 
     Entries of the same round, client, direction and kind are added up. Totals are exact
-    integers.
+    integers. What was booked long ago is kept in columns, an entry in 32 bytes: a run of thousands
+    of rounds has hundreds of thousands.
     """
 
     def __init__(self) -> None:
-        self._cells: dict[tuple[int, int, Direction, Kind], int] = {}
+        self._cells: dict[_Cell, int] = {}
+        self._packed = array("q")  # round, client, place in _COLUMNS and bytes, one after another
         self._totals: dict[tuple[Direction, Kind], int] = {}
 
     def record(
@@ -40,6 +48,10 @@ class Ledger:
                 self._cells[cell] = self._cells.get(cell, 0) + num_bytes
                 total = (direction, kind)
                 self._totals[total] = self._totals.get(total, 0) + num_bytes
+        if len(self._cells) >= _MOST_LOOSE:
+            for (r, m, d, k), num_bytes in self._cells.items():
+                self._packed.extend((r, m, _COLUMNS.index((d, k)), num_bytes))
+            self._cells.clear()
 
     def add(self, entries: Iterable[LedgerEntry]) -> None:
         """Book what another ledger held."""
@@ -67,8 +79,17 @@ class Ledger:
 
     def __iter__(self) -> Iterator[LedgerEntry]:
         """Iterate over all entries in order of round, client, direction and kind."""
-        for cell in sorted(self._cells):
-            yield LedgerEntry(*cell, self._cells[cell])
+        cells = self._all_cells()
+        for cell in sorted(cells):
+            yield LedgerEntry(*cell, cells[cell])
 
     def __len__(self) -> int:
-        return len(self._cells)
+        return len(self._all_cells())
+
+    def _all_cells(self) -> dict[_Cell, int]:
+        cells = dict(self._cells)
+        fields = iter(self._packed)
+        for round, client_id, column, num_bytes in zip(fields, fields, fields, fields, strict=True):
+            cell = (round, client_id, *_COLUMNS[column])
+            cells[cell] = cells.get(cell, 0) + num_bytes
+        return cells

@@ -18,6 +18,7 @@ from leansplit.allocation import allocated_as
 from leansplit.noise import Direction, draw_perturbation, draw_perturbations
 
 _MAX_BYTES = 64 * 1024 * 1024
+_MAX_DIRECTIONS = 4096
 _PART_ELEMENTS = 131_072
 _SHORTEST_PART = 8_192
 _TOGETHER = 4  # times what is kept for good may be held of directions drawn together
@@ -27,14 +28,18 @@ _Key = tuple[int, int, str, str]
 
 
 class DirectionCache:
-    """The most recently used directions, up to ``max_bytes`` of them.
+    """The most recently used directions, up to ``max_bytes`` and ``max_directions`` of them.
+
+    The number is for small models, whose directions would fill the bytes for thousands of rounds
+    and are drawn again in no time.
 
     Attributes:
         num_bytes: what the kept directions take.
     """
 
-    def __init__(self, max_bytes: int) -> None:
+    def __init__(self, max_bytes: int, max_directions: int = _MAX_DIRECTIONS) -> None:
         self.max_bytes = max_bytes
+        self.max_directions = max_directions
         self.num_bytes = 0
         self._kept: OrderedDict[_Key, Tensor] = OrderedDict()
 
@@ -50,7 +55,7 @@ class DirectionCache:
         if drawn.nbytes and self.keeps(num_elements):
             self._kept[key] = drawn
             self.num_bytes += drawn.nbytes
-            while self.num_bytes > self.max_bytes:
+            while self.num_bytes > self.max_bytes or len(self._kept) > self.max_directions:
                 _, oldest = self._kept.popitem(last=False)
                 self.num_bytes -= oldest.nbytes
         return drawn
@@ -71,8 +76,8 @@ def draw_direction(
 ) -> Tensor:
     """Return the whole perturbation of ``seed``, shape [d]; shared, so never write to it.
 
-    The most recently used directions are kept, up to 64 MiB in a process; larger ones are drawn
-    anew each time.
+    The most recently used directions are kept, up to 64 MiB and 4,096 of them in a process; larger
+    ones are drawn anew each time.
     """
     return _caches[-1].draw(seed, num_elements, direction, device)
 
