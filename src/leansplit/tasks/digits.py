@@ -5,17 +5,22 @@ No download, trains in seconds: the task of the tests, the first example and the
 
 from __future__ import annotations
 
+from importlib.metadata import version
+
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from leansplit.errors import UserError
+from leansplit.tasks.image_cache import DecodedImages, cache_key, load_or_decode
 from leansplit.tasks.task import Examples, Task
 
 _MAX_PIXEL = 16.0  # scikit-learn's digits hold counts from 0 to 16
 _TEST_FRACTION = 0.2
 # Part of the task's definition: changing it changes every published digits number.
 _SPLIT_SEED = 20240817
+_FORMAT = 1  # of what is cached: raise it with any change to `_decode`
 
 _NOTES = (
     "scikit-learn load_digits (test part of the UCI optical recognition of handwritten digits "
@@ -23,7 +28,9 @@ _NOTES = (
 )
 
 
-def build_digits_task(*, max_train: int | None = None, max_test: int | None = None) -> Task:
+def build_digits_task(
+    *, max_train: int | None = None, max_test: int | None = None, copies: int = 1
+) -> Task:
     """Return the digits task: inputs (1, 8, 8), 10 classes, 1,437 training and 360 test images.
 
     Pixels are scaled to [0, 1], then shifted and scaled by the mean and standard deviation of all
@@ -36,10 +43,50 @@ def build_digits_task(*, max_train: int | None = None, max_test: int | None = No
     Args:
         max_train: keep only this many training images, the first ones of the fixed split order.
         max_test: the same for test images.
+        copies: times that each training image is there, for populations that outnumber the images:
+            different clients then hold the same ones.
 
     Raises:
         UserError: if a limit is not positive.
     """
+    if copies < 1:
+        raise UserError(f"copies must be at least 1, got {copies}")
+    images = load_or_decode(_key(), _decode)
+
+    def first(what: str, inputs: Tensor, labels: Tensor, limit: int | None) -> Examples:
+        if limit is not None and limit < 1:
+            raise UserError(f"{what} must be at least 1, got {limit}")
+        return Examples(inputs=inputs[:limit], labels=labels[:limit])
+
+    train = first("max_train", images.train_inputs, images.train_labels, max_train)
+    notes = _NOTES
+    if copies > 1:
+        train = Examples(train.inputs.repeat(copies, 1, 1, 1), train.labels.repeat(copies))
+        notes = f"{_NOTES}; every training image {copies} times"
+    return Task(
+        name="digits",
+        num_classes=10,
+        input_shape=(1, 8, 8),
+        class_names=images.class_names,
+        train=train,
+        test=first("max_test", images.test_inputs, images.test_labels, max_test),
+        notes=notes,
+    )
+
+
+def _key() -> str:
+    return cache_key(
+        {
+            "task": "digits",
+            "format": _FORMAT,
+            "seed": _SPLIT_SEED,
+            "scikit-learn": version("scikit-learn"),
+        }
+    )
+
+
+def _decode() -> DecodedImages:
+    """Read, split and standardise all images; scikit-learn alone takes seconds to import."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -49,22 +96,21 @@ def build_digits_task(*, max_train: int | None = None, max_test: int | None = No
     mean, std = pixels[train_indices].mean(), pixels[train_indices].std()
     standardised = ((pixels - mean) / std).astype(np.float32)
 
-    def examples(what: str, indices: NDArray[np.int64], limit: int | None) -> Examples:
-        if limit is not None and limit < 1:
-            raise UserError(f"{what} must be at least 1, got {limit}")
-        kept = indices[:limit]
+    def part(indices: NDArray[np.int64]) -> tuple[Tensor, Tensor]:
         # A channel axis put in by numpy could have strides that torch takes for channels last.
-        inputs = torch.from_numpy(standardised[kept]).unsqueeze(1)
-        return Examples(inputs=inputs, labels=torch.from_numpy(labels[kept]))
+        inputs = torch.from_numpy(standardised[indices]).unsqueeze(1)
+        return inputs, torch.from_numpy(labels[indices])
 
-    return Task(
-        name="digits",
-        num_classes=10,
-        input_shape=(1, 8, 8),
+    (train_inputs, train_labels), (test_inputs, test_labels) = map(
+        part, (train_indices, test_indices)
+    )
+    return DecodedImages(
+        train_inputs=train_inputs,
+        train_labels=train_labels,
+        test_inputs=test_inputs,
+        test_labels=test_labels,
         class_names=tuple(str(digit) for digit in range(10)),
-        train=examples("max_train", train_indices, max_train),
-        test=examples("max_test", test_indices, max_test),
-        notes=_NOTES,
+        jpeg_share=0.0,
     )
 
 
