@@ -1,64 +1,80 @@
-"""What drawing perturbations costs, as a ratio to ``torch.randn`` in one interleaved run.
+"""What perturbations cost: to draw, beside ``torch.randn``; to use, beside drawing them.
 
-python -m leansplit.experiments.noise_benchmark
+python -m leansplit.experiments.benchmarks.noise
 """
 
 from __future__ import annotations
 
-import statistics
-import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from itertools import count
 from typing import Annotated
 
+import numpy as np
 import torch
 import typer
 
-from leansplit.noise import draw_perturbation
+from leansplit.experiments.benchmarks.turns import interleaved_ratios, spread
+from leansplit.federated import OptimizerConfig, Replica, Update
+from leansplit.noise import draw_perturbation, numpy_generator
+from leansplit.server_app.environment import collect_environment
+from leansplit.zeroth_order import ZerothOrderConfig, perturbed, unshared_directions
+
+_SEED = 1
+_OPTIMIZERS = {
+    "plain SGD": OptimizerConfig(lr=1e-3),
+    "SGD with momentum": OptimizerConfig(lr=1e-3, momentum=0.9),
+    "AdamW": OptimizerConfig(name="adamw", lr=1e-3),
+}
 
 
-def interleaved_ratios(
-    baseline: Callable[[], object], others: dict[str, Callable[[], object]], repeats: int
-) -> dict[str, list[float]]:
-    """Time the baseline and the others in turn; return each one's ratios to the baseline."""
-    ratios: dict[str, list[float]] = {name: [] for name in others}
-    for _ in range(repeats):
-        reference_s = _seconds(baseline)
-        for name, other in others.items():
-            ratios[name].append(_seconds(other) / reference_s)
-    return ratios
+def uses(parameters: int) -> dict[str, Callable[[], object]]:
+    """Return name -> what one direction is used for: theta + mu u, and the step along it.
 
+    Args:
+        parameters: d.
+    """
+    config = ZerothOrderConfig(num_perturbations=1)
+    theta = torch.from_numpy(numpy_generator(0).standard_normal(parameters, np.float32))
+    rounds = count(1)
 
-def spread(values: Sequence[float]) -> str:
-    """Return minimum, median and maximum of all but the first, which warms up."""
-    counted = values[1:]
-    low, high = min(counted), max(counted)
-    return f"min {low:.2f}, median {statistics.median(counted):.2f}, max {high:.2f}"
+    def step(optimizer: OptimizerConfig) -> Callable[[], object]:
+        replica = Replica({"weights": theta}, optimizer, config)
+        return lambda: replica.apply_(Update(next(rounds), (_SEED,), (1e-3,)))
 
-
-def _seconds(call: Callable[[], object]) -> float:
-    started = time.perf_counter()
-    call()
-    return time.perf_counter() - started
+    perturb = {"perturb": lambda: perturbed(theta, config.perturbation_scale, _SEED, config)}
+    return perturb | {f"update, {name}": step(each) for name, each in _OPTIMIZERS.items()}
 
 
 def main(
     elements: Annotated[int, typer.Option(help="Elements of each draw.")] = 4_000_000,
-    repeats: Annotated[int, typer.Option(help="Rounds of the interleaved run.")] = 15,
+    parameters: Annotated[int, typer.Option(help="d, parameters that move.")] = 10_000_000,
+    repeats: Annotated[int, typer.Option(help="Turns of the interleaved run.")] = 15,
 ) -> None:
     """Print minimum, median and maximum of the ratios, on one thread."""
     torch.set_num_threads(1)
+    versions, _, hardware = collect_environment()
+    typer.echo(
+        f"{hardware['cpu_model']}, one thread, torch {versions['torch']}, numpy {versions['numpy']}"
+    )
     generator = torch.Generator().manual_seed(0)
-    ratios = interleaved_ratios(
+    drawn = interleaved_ratios(
         lambda: torch.randn(elements, generator=generator),
         {
-            "gaussian": lambda: draw_perturbation(1, elements),
-            "rademacher": lambda: draw_perturbation(1, elements, direction="rademacher"),
+            "gaussian": lambda: draw_perturbation(_SEED, elements),
+            "rademacher": lambda: draw_perturbation(_SEED, elements, direction="rademacher"),
         },
         repeats + 1,
     )
-    typer.echo(f"torch {torch.__version__}, one thread, {elements:,} elements, to torch.randn")
-    for name, values in ratios.items():
-        typer.echo(f"{name}: {spread(values)}")
+    typer.echo(f"{elements:,} elements, to torch.randn of as many")
+    for name, values in drawn.items():
+        typer.echo(f"  {name}: {spread(values)}")
+    with unshared_directions():
+        used = interleaved_ratios(
+            lambda: draw_perturbation(_SEED, parameters), uses(parameters), repeats + 1
+        )
+    typer.echo(f"{parameters:,} parameters, one Gaussian direction, to drawing it")
+    for name, values in used.items():
+        typer.echo(f"  {name}: {spread(values)}")
 
 
 if __name__ == "__main__":
