@@ -7,20 +7,18 @@ message. Stored as safetensors, so reading it never executes code.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TypeVar
 
 import safetensors.torch
 import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 from torch import Tensor
 
 from leansplit.telling import leave_out
 from leansplit.wire import ClientPlan, tensor_bytes
 
-R = TypeVar("R", ArrayRecord, ConfigRecord)
-
 _PLAN = "leansplit-plan"
-_NOTES = "leansplit-notes"
+_TENSORS = "tensors-of-"
+_NOTES = "notes-of-"
 
 
 def save_plan(context: Context, plan_json: str) -> None:
@@ -31,86 +29,94 @@ def save_plan(context: Context, plan_json: str) -> None:
 
 def load_plan(context: Context) -> ClientPlan | None:
     """Return the plan, or None if this node has not been set up (or was restarted)."""
-    record = _record(context.state, _PLAN, ConfigRecord)
+    record = _record(context.state, _PLAN)
     return None if record is None else ClientPlan.from_json(str(record["json"]))
 
 
-def _record(state: RecordDict, key: str, kind: type[R]) -> R | None:
+def _record(state: RecordDict, key: str) -> ConfigRecord | None:
     """Return one record of the state.
 
     Flower's views by type, such as ``state.config_records``, copy every record at every access:
     on a node that hosts many clients that costs more than the clients' work.
     """
     record = state.get(key)
-    return record if isinstance(record, kind) else None
+    return record if isinstance(record, ConfigRecord) else None
 
 
 class ClientMemory:
-    """One client's named tensors and numbers within its node's context."""
+    """One client's named tensors and numbers within its node's context.
+
+    A record of the context holds what all clients of the node keep under one name. In a simulation
+    the context crosses to a worker process and back with every message: a few large records cost
+    next to nothing there, a few for each client more than the work of those that were asked.
+    """
 
     def __init__(self, context: Context, client_id: int) -> None:
         self._state = context.state
-        self._prefix = f"client-{client_id}-"
+        self._key = str(client_id)
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Store tensors under ``name``, replacing what was there."""
-        self._keep(name, tensor_bytes(tensors))
-
-    def _keep(self, name: str, blob: bytes) -> None:
-        array = Array(dtype="uint8", shape=(len(blob),), stype="safetensors", data=blob)
-        self._state[self._prefix + name] = ArrayRecord({"tensors": array})
+        self._keep(_TENSORS + name, tensor_bytes(tensors))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors under ``name``, or None."""
-        record = _record(self._state, self._prefix + name, ArrayRecord)
-        if record is None:
+        blob = self._held(_TENSORS + name)
+        if not isinstance(blob, bytes):
             return None
-        tensors = safetensors.torch.load(record["tensors"].data)
+        tensors = safetensors.torch.load(blob)
         leave_out(tensors.values())  # they are copied to where a device holds them all along
         return tensors
 
     def forget(self, name: str) -> None:
         """Drop the tensors under ``name`` if they are there."""
-        if self._prefix + name in self._state:
-            del self._state[self._prefix + name]
+        record = _record(self._state, _TENSORS + name)
+        if record is not None and self._key in record:
+            del record[self._key]
 
     def note(self, name: str, value: int) -> None:
         """Store a number."""
-        key = self._prefix + _NOTES
-        record = _record(self._state, key, ConfigRecord) or ConfigRecord()
-        record[name] = value
-        self._state[key] = record
+        self._keep(_NOTES + name, value)
 
     def noted(self, name: str, default: int) -> int:
         """Return a number, or ``default``."""
-        record = _record(self._state, self._prefix + _NOTES, ConfigRecord)
-        if record is None or name not in record:
-            return default
-        return int(str(record[name]))
+        value = self._held(_NOTES + name)
+        return value if isinstance(value, int) else default
 
     def blobs(self) -> dict[str, Tensor]:
         """Return all stored tensors by name, each entry as the bytes that hold it (uint8 [n])."""
-        blobs: dict[str, Tensor] = {}
-        for key in self._keys():
-            record = _record(self._state, key, ArrayRecord)
-            if record is not None:
-                data = bytearray(record["tensors"].data)
-                blobs[key.removeprefix(self._prefix)] = torch.frombuffer(data, dtype=torch.uint8)
-        return blobs
+        return {
+            name: torch.frombuffer(bytearray(blob), dtype=torch.uint8)
+            for name, blob in self._all(_TENSORS).items()
+            if isinstance(blob, bytes)
+        }
 
     def notes(self) -> dict[str, int]:
         """Return all numbers by name."""
-        record = _record(self._state, self._prefix + _NOTES, ConfigRecord) or ConfigRecord()
-        return {name: int(str(value)) for name, value in record.items()}
+        return {n: value for n, value in self._all(_NOTES).items() if isinstance(value, int)}
 
     def replace(self, blobs: Mapping[str, Tensor], notes: Mapping[str, int]) -> None:
         """Forget everything, then remember what :meth:`blobs` and :meth:`notes` returned."""
-        for key in self._keys():
-            del self._state[key]
+        for record in self._state.values():
+            if isinstance(record, ConfigRecord) and self._key in record:
+                del record[self._key]
         for name, blob in blobs.items():
-            self._keep(name, blob.numpy().tobytes())
+            self._keep(_TENSORS + name, blob.numpy().tobytes())
         for name, value in notes.items():
             self.note(name, value)
 
-    def _keys(self) -> list[str]:
-        return [key for key in self._state if key.startswith(self._prefix)]
+    def _keep(self, key: str, value: bytes | int) -> None:
+        record = _record(self._state, key)
+        if record is None:
+            self._state[key] = record = ConfigRecord()
+        record[self._key] = value
+
+    def _held(self, key: str) -> object:
+        record = _record(self._state, key)
+        return None if record is None else record.get(self._key)
+
+    def _all(self, prefix: str) -> dict[str, object]:
+        """Return name -> what this client keeps in the records whose keys begin so."""
+        keys = [key for key in self._state if key.startswith(prefix)]
+        held = {key.removeprefix(prefix): self._held(key) for key in keys}
+        return {name: value for name, value in held.items() if value is not None}

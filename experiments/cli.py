@@ -83,6 +83,14 @@ def run(
     workers: Annotated[
         int | None, typer.Option(help="Ray workers; 0 = one a core, -1 = no Ray, one process.")
     ] = None,
+    clients_per_node: Annotated[
+        str | None,
+        typer.Option(metavar="N|auto", help="Clients that one SuperNode hosts; auto = chosen."),
+    ] = None,
+    ray_address: Annotated[
+        str | None,
+        typer.Option(metavar="HOST:PORT", help="Run on the Ray cluster there; docs/scale-out.md."),
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder for results.")] = None,
     set_: Annotated[
         list[str] | None,
@@ -125,6 +133,8 @@ def run(
         "alpha": alpha,
         "partition": None if alpha is None else "dirichlet",
         "workers": workers,
+        "clients_per_node": clients_per_node,
+        "ray_address": ray_address,
     }
     require_choice("method", method, METHODS)
     if lr is not None:  # stands for both, so a method without one of them takes the other

@@ -16,7 +16,8 @@ from leansplit.experiments.experiment_file import title_with
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.tuning_config import Tuning, method_tuning, read_tuning
 from leansplit.plugins import load_plugin
-from leansplit.server_app.config import RunConfig, flatten, run_config
+from leansplit.server_app.config import RunConfig, run_config
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import METHODS, is_used
 
 _KEYS: dict[str, tuple[tuple[type, ...], str]] = {

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from leansplit.errors import RunFailedError
-from leansplit.server_app.config import flatten
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.results import write_files
 

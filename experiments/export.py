@@ -9,7 +9,8 @@ import safetensors.torch
 
 from leansplit.errors import UserError
 from leansplit.models.language.halves import WholeLanguageModel
-from leansplit.server_app.config import RunConfig, flatten, run_config
+from leansplit.server_app.config import RunConfig, run_config
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import is_used
 from leansplit.server_app.outputs import MODEL_FILE
 from leansplit.server_app.results import RunResult, read_run

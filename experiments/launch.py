@@ -8,14 +8,17 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
+from leansplit.experiments.ray_cluster import CLIENT_RESOURCES, joined
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import execute
 from leansplit.server_app.interruption import stop_on_interrupt
+from leansplit.server_app.placement import Placement
 from leansplit.server_app.recording import Outcome, Progress
 
 IN_PROCESS = -1
@@ -55,10 +58,17 @@ def _in_process(
     from leansplit.clients.app import task_client_app
     from leansplit.strategies.in_process_grid import InProcessGrid
 
-    num_nodes = -(-config.clients // config.clients_per_node)
+    placement = Placement.in_process(config)
     with quiet():
-        grid = InProcessGrid(task_client_app(), num_nodes)
-        return execute(config, grid, stop=stop, on_progress=on_progress, checkpoints=checkpoints)
+        grid = InProcessGrid(task_client_app(), placement.num_nodes(config.clients))
+        return execute(
+            config,
+            grid,
+            stop=stop,
+            on_progress=on_progress,
+            checkpoints=checkpoints,
+            placement=placement,
+        )
 
 
 def _on_ray(
@@ -67,6 +77,32 @@ def _on_ray(
     on_progress: Callable[[Progress], None] | None,
     checkpoints: Checkpoints | None,
 ) -> Outcome:
+    with quiet():
+        if config.ray_address:
+            with joined(config.ray_address) as cluster:
+                placement = Placement.on_ray(config, cluster.num_workers, cluster.num_nodes)
+                return _simulate(config, placement, {}, stop, on_progress, checkpoints)
+        num_workers = config.workers or available_cores()
+        init_args = {
+            "address": "local",  # also where this machine belongs to a cluster
+            "num_cpus": num_workers,
+            "include_dashboard": False,
+            "log_to_driver": False,
+            "logging_level": logging.ERROR,
+        }
+        placement = Placement.on_ray(config, num_workers)
+        return _simulate(config, placement, init_args, stop, on_progress, checkpoints)
+
+
+def _simulate(
+    config: RunConfig,
+    placement: Placement,
+    init_args: dict[str, Any],
+    stop: threading.Event,
+    on_progress: Callable[[Progress], None] | None,
+    checkpoints: Checkpoints | None,
+) -> Outcome:
+    """Run on Flower's engine, which starts Ray with ``init_args`` unless this process has it."""
     from flwr.simulation import run_simulation
 
     from leansplit.clients.app import task_client_app
@@ -80,38 +116,31 @@ def _on_ray(
         outcome = Outcome(run_config, status="failed", ended_by="failed")
         try:
             outcome = execute(
-                run_config, grid, stop=stop, on_progress=on_progress, checkpoints=checkpoints
+                run_config,
+                grid,
+                stop=stop,
+                on_progress=on_progress,
+                checkpoints=checkpoints,
+                placement=placement,
             )
             outcomes.append(outcome)
         except Exception as error:
             errors.append(error)
         return outcome
 
-    num_workers = config.workers or available_cores()
-    with quiet():
-        try:
-            run_simulation(
-                server_app=server_app(config, run),
-                client_app=task_client_app(),
-                num_supernodes=-(-config.clients // config.clients_per_node),
-                backend_config={
-                    "init_args": {
-                        "num_cpus": num_workers,
-                        "include_dashboard": False,
-                        "log_to_driver": False,
-                        "logging_level": logging.ERROR,
-                    },
-                    # A worker that dies is replaced: without restarts it would go back into the
-                    # pool and fail every message it gets from then on.
-                    "client_resources": {"num_cpus": 1, "num_gpus": 0.0, "max_restarts": -1},
-                },
-            )
-        except Exception as error:
-            if not errors and not outcomes:
-                cause: BaseException = error
-                while cause.__cause__ is not None:
-                    cause = cause.__cause__
-                raise RunFailedError(f"the simulation engine stopped: {cause}") from error
+    try:
+        run_simulation(
+            server_app=server_app(config, run),
+            client_app=task_client_app(),
+            num_supernodes=placement.num_nodes(config.clients),
+            backend_config={"init_args": init_args, "client_resources": CLIENT_RESOURCES},
+        )
+    except Exception as error:
+        if not errors and not outcomes:
+            cause: BaseException = error
+            while cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise RunFailedError(f"the simulation engine stopped: {cause}") from error
     if errors:
         raise errors[0]
     if not outcomes:

@@ -8,10 +8,12 @@ divided among the processes that share them) of its whole process tree is sample
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 import tempfile
 import time
+from pathlib import Path
 from typing import Annotated
 
 import psutil
@@ -31,7 +33,7 @@ def peak_memory_bytes(command: list[str]) -> int:
         root = psutil.Process(process.pid)
         peak = 0
         while process.poll() is None:
-            peak = max(peak, _tree_bytes(root))
+            peak = max(peak, memory_bytes(root)[0])
             time.sleep(_PERIOD_S)
         _, stderr = process.communicate()
     if process.returncode:
@@ -39,17 +41,32 @@ def peak_memory_bytes(command: list[str]) -> int:
     return peak
 
 
-def _tree_bytes(root: psutil.Process) -> int:
-    total = 0
+def memory_bytes(root: psutil.Process) -> tuple[int, int]:
+    """Return (PSS of a process and all below it, the sum of the most that each ever held).
+
+    The second counts pages that processes share for each of them: it is never too little. It is 0
+    where the system does not say.
+    """
+    held = peaks = 0
     try:
         for process in [root, *root.children(recursive=True)]:
             try:
-                total += process.memory_full_info().pss
+                held += process.memory_full_info().pss
+                peaks += _peak_bytes(process.pid)
             except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
                 continue  # it ended while we looked
     except psutil.NoSuchProcess:
-        return total
-    return total
+        pass
+    return held, peaks
+
+
+def _peak_bytes(pid: int) -> int:
+    try:
+        status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
+    except OSError:
+        return 0
+    found = re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)
+    return 1024 * int(found[1]) if found else 0
 
 
 def main(

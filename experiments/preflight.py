@@ -22,9 +22,10 @@ def check_run(config: RunConfig) -> None:
     Raises:
         UserError: for the first thing that is wrong.
     """
-    if METHODS[config.method].one_client_per_node and config.clients_per_node > 1:
+    if METHODS[config.method].one_client_per_node and config.clients_per_node not in (1, "auto"):
         raise UserError(
-            f"{config.method} needs clients_per_node = 1: Flower averages one reply a SuperNode"
+            f"{config.method} needs clients_per_node = 1 (which auto takes): Flower averages one "
+            "reply a SuperNode"
         )
     if config.workers != IN_PROCESS and " " in sys.executable:
         raise UserError(

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from leansplit.experiments.summary import group_runs
-from leansplit.server_app.config import flatten
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.results import RESULT_FILE, Run, RunResult
 

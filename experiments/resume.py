@@ -22,7 +22,7 @@ from leansplit.server_app.checkpoint_files import (
     find_checkpoints,
 )
 from leansplit.server_app.checkpoints import resumable
-from leansplit.server_app.config import config_changes
+from leansplit.server_app.key_values import config_changes
 from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import RESULT_FILE, Run, config_hash, read_run
 

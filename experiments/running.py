@@ -12,8 +12,9 @@ from leansplit.experiments.preflight import check_run
 from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.server_app.checkpoint_files import CHECKPOINTS, Checkpoint, remove_checkpoints
 from leansplit.server_app.checkpoints import Checkpoints
-from leansplit.server_app.config import RunConfig, config_changes
+from leansplit.server_app.config import RunConfig
 from leansplit.server_app.interruption import finish_first, stop_on_interrupt
+from leansplit.server_app.key_values import config_changes
 from leansplit.server_app.outputs import write_outcome
 from leansplit.server_app.recording import Progress
 from leansplit.server_app.results import (

@@ -31,8 +31,8 @@ from leansplit.experiments.resume import (
 )
 from leansplit.experiments.tuning_config import ClientChoice, Tuning, has_zeroth_client
 from leansplit.experiments.tuning_grid import Grid, Point, method_grid
-from leansplit.server_app.config import flatten
 from leansplit.server_app.interruption import stop_on_interrupt
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS
 from leansplit.server_app.results import RunResult, results_folder

@@ -9,7 +9,7 @@ from typing import Any
 
 from leansplit.errors import UserError, did_you_mean, section_named
 from leansplit.federated import OptimizerConfig
-from leansplit.server_app.config import flatten
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import METHODS, is_used
 
 _WHOLE_NUMBERS = {"seed": 0, "max_settings": 1, "max_extensions": 0, "finalists": 1}

@@ -119,8 +119,10 @@ def _from_flower(context: Context, grid: Grid) -> RunConfig:
         settings = {key: value for key, value in settings.items() if is_used(method, key)}
     settings |= more  # asked for by name, so a key that the method does not use is an error
     if not settings.get("clients"):
-        per_node = int(str(settings.get("clients_per_node", 1)))
-        settings["clients"] = len(connected_nodes(grid, 1, _FIRST_NODE_TIMEOUT_S)) * per_node
+        per_node = str(settings.get("clients_per_node", 1))
+        if per_node == "auto":
+            raise UserError("clients_per_node=auto needs clients: the number of them in all")
+        settings["clients"] = len(connected_nodes(grid, 1, _FIRST_NODE_TIMEOUT_S)) * int(per_node)
     config = run_config(method, settings)
     if config.out:
         _absolute("out", config.out)

@@ -23,7 +23,8 @@ from leansplit.server_app.checkpoint_files import (
     read_checkpoint,
     write_checkpoint,
 )
-from leansplit.server_app.config import RunConfig, config_changes
+from leansplit.server_app.config import RunConfig
+from leansplit.server_app.key_values import config_changes
 from leansplit.server_app.recording import Outcome, Recorder
 from leansplit.server_app.results import (
     LEDGER_COLUMNS,

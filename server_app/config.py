@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 from pydantic import TypeAdapter
 
@@ -30,10 +30,9 @@ from leansplit.federated import (
 )
 from leansplit.models import MODELS, weights_digest
 from leansplit.server_app.budget import Budget
-from leansplit.server_app.key_values import literal, typed
+from leansplit.server_app.key_values import flatten, literal, typed
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.server_app.methods.spec import SECTIONS, SHARED_FIELDS, why_unused
-from leansplit.server_app.results import CHECKPOINT_KEYS, to_plain
 from leansplit.strategies.failures import Quorum
 from leansplit.tasks import TASKS
 from leansplit.tasks.workload import EvaluateOn, WorkloadConfig, default_cut_layer, default_model
@@ -120,8 +119,12 @@ class RunConfig:
     is to write text; 0 = none."""
     workers: int = 0
     """Ray worker processes; 0 = one for each core; -1 = no Ray, everything in this process."""
-    clients_per_node: int = 1
-    """Virtual clients that one SuperNode hosts."""
+    ray_address: str = ""
+    """Head node of a Ray cluster that is there already, HOST:PORT; its nodes are the workers
+    (docs/scale-out.md). Neither recorded nor part of what makes a run another run."""
+    clients_per_node: int | Literal["auto"] = 1
+    """Virtual clients that one SuperNode hosts; ``auto``: all that each worker can have, where that
+    changes no result (docs/performance.md)."""
     num_threads: int = 1
     """Torch threads of each computation; results are bit-equal only for equal numbers."""
     replica_storage: ReplicaStorage = "context"
@@ -172,7 +175,8 @@ class RunConfig:
             digest = weights_digest(self.initial_weights)
             object.__setattr__(self, "initial_weights_digest", digest)
         object.__setattr__(self, "fleet_digest", self.fleet.digest())
-        counts = ("clients", "cohort", "batch_size", "evaluation_batch_size", "clients_per_node")
+        counts = ["clients", "cohort", "batch_size", "evaluation_batch_size"]
+        counts += ["clients_per_node"] * (self.clients_per_node != "auto")
         lowest_allowed = dict.fromkeys((*counts, "num_threads", "checkpoint_keep"), 1) | {
             "generated_texts": 0,
             "evaluate_every": 0,
@@ -184,6 +188,11 @@ class RunConfig:
         for name, lowest in lowest_allowed.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        if self.ray_address and self.workers:
+            raise UserError(
+                f"workers must be 0 with ray_address, got {self.workers}: there are as many as the "
+                "cluster has CPUs"
+            )
         require_cohort(self.cohort, self.clients)
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         require_positive("max_reply_mb", self.max_reply_mb)
@@ -261,9 +270,10 @@ class RunConfig:
         return self.checkpoint_every > 0 or self.checkpoint_seconds > 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Return all fields as nested plain values; those of `ADDED` only if they are set."""
+        """Return what is recorded, as nested plain values; fields of `ADDED` only if set."""
         unset = {f.name: f.default for f in dataclasses.fields(self) if f.name in ADDED}
         left_out = {name for name, default in unset.items() if getattr(self, name) == default}
+        left_out.add("ray_address")  # names a host, and decides nothing
         values = {k: v for k, v in dataclasses.asdict(self).items() if k not in left_out}
         if not self.probe.seed_pool:
             del values["probe"]["seed_pool"]  # it came later, too
@@ -340,26 +350,6 @@ def option_keys(method: str) -> dict[str, TypeAdapter[Any]]:
         else:
             keys[name] = TypeAdapter(kind)
     return keys
-
-
-def flatten(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings under dotted keys, so that ``client.lr`` replaces only that key."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= flatten(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def config_changes(before: Mapping[str, Any], after: Mapping[str, Any], at_most: int = 4) -> str:
-    """Say which keys of two configurations differ; those of checkpoints do not count."""
-    old, new = flatten(to_plain(before)), flatten(to_plain(after))
-    keys = [k for k in {**old, **new} if old.get(k) != new.get(k) and k not in CHECKPOINT_KEYS]
-    changes = [f"{key}: {old.get(key, 'none')} -> {new.get(key, 'none')}" for key in keys]
-    more = len(changes) - at_most
-    return ", ".join(changes[:at_most]) + (f" and {more} more" if more > 0 else "")
 
 
 _FIELD_TYPES: dict[str, Any] = get_type_hints(RunConfig)

@@ -30,6 +30,7 @@ from leansplit.server_app.cost_check import add_cost_check
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import write_texts
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.placement import Placement
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.server_app.results import ROUNDS_COLUMNS
 from leansplit.server_app.taking_part import ClientCosts, attending, measure_clients
@@ -48,6 +49,7 @@ def execute(
     stop: threading.Event | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     checkpoints: Checkpoints | None = None,
+    placement: Placement | None = None,
 ) -> Outcome:
     """Run ``config`` on ``grid``.
 
@@ -57,6 +59,7 @@ def execute(
         stop: set it to end the run after the current round or evaluation.
         on_progress: called after every round and evaluation.
         checkpoints: where they are written, and the one that the run goes on from.
+        placement: where the clients are; default: as the connected SuperNodes allow.
 
     Returns:
         What was measured; ``status`` says whether the run came to its end.
@@ -78,13 +81,14 @@ def execute(
     known = client_costs_of(start) if start else None
     settings, costs = attending_config(config, task, model, known=known)
     outcome = new_outcome(config, settings, task, model, costs)
+    outcome.placement = placement = placement or Placement.on_grid(config, grid)
     strategy = METHODS[config.method].strategy(
         model,
         task.loss,
         settings,
         deployment=Deployment(
             num_clients=config.clients,
-            clients_per_node=config.clients_per_node,
+            clients_per_node=placement.clients_per_node,
             replica_storage=config.replica_storage,
             joint_passes=config.joint_passes,
             num_threads=config.num_threads,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -64,6 +65,7 @@ def run_result(
         error=outcome.error,
         engine=outcome.engine,
         device=outcome.device,
+        placement=asdict(outcome.placement) if outcome.placement else {},
         config=config.to_dict(),
         config_hash=config_hash(config.to_dict()),
         root_seed=config.seed,

@@ -23,6 +23,7 @@ from leansplit.server_app.config import RunConfig
 from leansplit.server_app.cost_figures import CostFigures
 from leansplit.server_app.evaluation import evaluate
 from leansplit.server_app.generation import Written
+from leansplit.server_app.placement import Placement
 from leansplit.server_app.results import Engine, Status
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.running import RoundReport, StopRunning
@@ -94,6 +95,8 @@ class Outcome:
     """Who ran it: Flower, or the method's plain loop."""
     device: str = "cpu"
     """Where it was computed."""
+    placement: Placement | None = None
+    """How Flower's clients were spread."""
     measures: dict[str, float] = field(default_factory=dict)
     """The task's further metrics of the final model, by name."""
     written: Written | None = None

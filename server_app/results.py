@@ -123,6 +123,7 @@ class RunResult:
     error: str | None = None
     engine: Engine = "flower"  # plain: the method's plain loop, no messages
     device: str = "cpu"  # where it was computed
+    placement: dict[str, Count] = Field(default_factory=dict)  # clients_per_node, ray_workers, ...
     config: PlainDict
     config_hash: str  # config_hash(config)
     root_seed: Count

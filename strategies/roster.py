@@ -122,13 +122,17 @@ class Roster:
         self.num_samples: dict[int, int] = {}
         self.label_counts: dict[int, list[int]] = {}
         self.samples: dict[int, Sample] = {}
+        self._alike: dict[Sample, Sample] = {}  # one of each kind, however many clients have it
         self._node_of_client: dict[int, int] = {}
+        self._population: list[int] = []
         self._lost_nodes: dict[int, str] = {}  # node id -> why it cannot be asked
 
     @property
     def population(self) -> list[int]:
-        """Ids of all clients, ascending."""
-        return sorted(self._node_of_client)
+        """Ids of all clients, ascending; to be read only."""
+        if len(self._population) != len(self._node_of_client):
+            self._population = sorted(self._node_of_client)
+        return self._population
 
     def node_of(self, client_id: int) -> int:
         """Return the address of a client's node."""
@@ -193,6 +197,7 @@ class Roster:
         Nodes with a report that cannot be accepted are lost, the others are not.
         """
         blob = encode(SetupRequest(plan=self.plan.to_json()))
+        priced = price(encode(SetupRequest(plan=self.plan.for_one_client().to_json())))
         messages = [
             Message(pack({NODE: blob}), node_id, "query.leansplit_setup", group_id=str(SETUP_ROUND))
             for node_id in node_ids
@@ -208,7 +213,7 @@ class Roster:
             self._lost_nodes.pop(node_id, None)
             reports += [(m, node_id, answer) for m, answer in unpack(reply.content).items()]
         for client_id, node_id, answer in sorted(reports):
-            self.grid.book(SETUP_ROUND, client_id, price(blob))
+            self.grid.book(SETUP_ROUND, client_id, priced)
             self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
             try:
                 self._take_report(client_id, node_id, decode_as(answer, SetupReply))
@@ -247,7 +252,7 @@ class Roster:
         self._node_of_client[client_id] = node_id
         self.num_samples[client_id] = report.num_samples
         self.label_counts[client_id] = report.label_counts
-        self.samples[client_id] = sample
+        self.samples[client_id] = self._alike.setdefault(sample, sample)
 
     def _require_alike(self, client_id: int, sample: Sample) -> None:
         """Refuse samples that one server model cannot take together with the others'."""

@@ -12,7 +12,7 @@ import torch
 import typer
 
 from leansplit.errors import RunFailedError
-from leansplit.experiments.noise_benchmark import interleaved_ratios, spread
+from leansplit.experiments.benchmarks.turns import interleaved_ratios, spread
 from leansplit.federated import OptimizerConfig, Replica, Update
 from leansplit.noise import draw_perturbation, numpy_generator
 from leansplit.server_app.environment import collect_environment

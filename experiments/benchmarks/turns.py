@@ -1,4 +1,4 @@
-"""Programs that take steps in turn, one at a time, so that their times can be compared."""
+"""Programs and calls that take turns, one at a time, so that their times can be compared."""
 
 from __future__ import annotations
 
@@ -82,3 +82,28 @@ def ratios(above: Sequence[float], below: Sequence[float], warm_up: int) -> tupl
     each = [a / b for a, b in zip(above[warm_up:], below[warm_up:], strict=False)]
     low, middle, high = statistics.quantiles(each, n=4, method="inclusive")
     return low, middle, high
+
+
+def interleaved_ratios(
+    baseline: Callable[[], object], others: Mapping[str, Callable[[], object]], repeats: int
+) -> dict[str, list[float]]:
+    """Time the baseline and the others in turn; return each one's ratios to the baseline."""
+    each: dict[str, list[float]] = {name: [] for name in others}
+    for _ in range(repeats):
+        reference_s = _seconds(baseline)
+        for name, other in others.items():
+            each[name].append(_seconds(other) / reference_s)
+    return each
+
+
+def spread(values: Sequence[float]) -> str:
+    """Return minimum, median and maximum of all but the first, which warms up."""
+    counted = values[1:]
+    low, high = min(counted), max(counted)
+    return f"min {low:.2f}, median {statistics.median(counted):.2f}, max {high:.2f}"
+
+
+def _seconds(call: Callable[[], object]) -> float:
+    started = time.perf_counter()
+    call()
+    return time.perf_counter() - started

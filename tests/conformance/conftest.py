@@ -17,6 +17,7 @@ from leansplit.server_app.closed_form import split_shape, uploaded_positions
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.execution import attending_config, execute, settled_config
 from leansplit.server_app.methods import METHODS, is_used
+from leansplit.server_app.placement import Placement
 from leansplit.server_app.recording import Outcome
 from leansplit.strategies.in_process_grid import Fault, InProcessGrid
 from leansplit.tasks.task import Task
@@ -94,8 +95,9 @@ def run_in_process(outcomes: dict[str, Outcome]) -> Callable[..., Outcome]:
         is_plain = fault is None and not afresh
         if is_plain and key in outcomes:
             return outcomes[key]
-        num_nodes = -(-config.clients // config.clients_per_node)
-        outcome = execute(config, InProcessGrid(app, num_nodes, fault=fault))
+        placement = Placement.in_process(config)
+        grid = InProcessGrid(app, placement.num_nodes(config.clients), fault=fault)
+        outcome = execute(config, grid, placement=placement)
         if is_plain:
             outcomes[key] = outcome
         return outcome

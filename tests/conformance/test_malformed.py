@@ -13,6 +13,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from leansplit.clients.app import task_client_app
+from leansplit.clients.memory import ClientMemory
 from leansplit.server_app.execution import execute
 from leansplit.server_app.methods import METHODS, is_used
 from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS, pack, unpack
@@ -229,8 +230,7 @@ def test_a_client_that_cannot_even_say_that_it_is_behind_is_dropped(method, conf
     class Forgetful(Tampered):
         def __call__(self, message, context):
             if message.metadata.group_id == "3":
-                for key in [k for k in context.state if k == f"client-{VICTIM}-replica"]:
-                    del context.state[key]
+                ClientMemory(context, VICTIM).forget("replica")
             return super().__call__(message, context)
 
     _, app = run(config)

@@ -1,22 +1,25 @@
-"""The same run on Flower's engine: one worker, two, one that dies, and a run that goes on."""
+"""The same run on Flower's engine: one worker, two, two machines, a dying worker, going on."""
 
+import shutil
+import tempfile
 import threading
 
 import pytest
 
-from leansplit.experiments.launch import launch
+from leansplit.experiments.launch import launch, quiet
 from leansplit.server_app.checkpoint_files import CHECKPOINTS
 from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.methods import METHODS
+from leansplit.server_app.placement import Placement
 from tests.whole_grid import WHOLE_GRID
 
 # In one process every method equals its plain loop, and the main job runs four of them on this
 # engine. A simulation costs half a minute of a core: here are those that differ most in what they
 # hold between messages, and in the whole grid one of each set of handlers and records.
 ONE, TWO = (1, "momentum"), (2, "adamw")
-FIRST = [("ho-sfl", *TWO), ("sflv2", *TWO), ("fedavg", *ONE)]
+FIRST = [("sflv2", *TWO), ("fedavg", *ONE)]
 if WHOLE_GRID:
-    FIRST += [("ho-sfl", *ONE), ("sflv1", *ONE), ("frozen", *TWO)]
+    FIRST += [("ho-sfl", *TWO), ("ho-sfl", *ONE), ("sflv1", *ONE), ("frozen", *TWO)]
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
@@ -27,6 +30,36 @@ def test_any_number_of_workers_equals_the_reference(
     config = configure(method, optimizer, workers=workers, replica_storage="worker", rounds=20)
     outcome = launch(config)
     assert outcome.status == "completed", outcome.error
+    assert set(outcome.events) <= {"worker_refills"}
+    assert outcome.final_model_checksum == reference_checksum(config)
+
+
+@pytest.fixture
+def two_machines(monkeypatch):
+    """A Ray cluster of two nodes with one CPU each, as `ray start` would make it."""
+    from ray.cluster_utils import Cluster
+
+    # Ray notes the newest cluster in this folder, and would have other tests join it.
+    folder = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: names of sockets are
+    monkeypatch.setenv("RAY_TMPDIR", folder)
+    node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    cluster = Cluster()
+    try:
+        with quiet():
+            cluster.add_node(**node)
+            cluster.add_node(**node)
+        yield cluster.address
+    finally:
+        cluster.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def test_two_machines_equal_the_reference(two_machines, configure, reference_checksum):
+    keys = {"clients_per_node": "auto", "replica_storage": "worker", "ray_address": two_machines}
+    config = configure("ho-sfl", "adamw", **keys)
+    outcome = launch(config)
+    assert outcome.status == "completed", outcome.error
+    assert outcome.placement == Placement(clients_per_node=4, ray_workers=2, ray_nodes=2)
     assert set(outcome.events) <= {"worker_refills"}
     assert outcome.final_model_checksum == reference_checksum(config)
 

@@ -1,8 +1,9 @@
 import pytest
 
 from leansplit.errors import RunFailedError
-from leansplit.experiments.benchmarks import catch_up
+from leansplit.experiments.benchmarks import catch_up, messages, noise
 from leansplit.federated import Replica
+from leansplit.wire import decode, encode
 
 
 def test_catch_up_prints_ratios_of_equal_work(capsys):
@@ -21,3 +22,26 @@ def test_catch_up_fails_where_replicas_differ(monkeypatch):
     monkeypatch.setattr(Replica, "catch_up_", wrong)
     with pytest.raises(RunFailedError, match="replicas differ"):
         catch_up.main(rounds=2, parameters=50, directions=2, pool=4, repeats=1)
+
+
+def test_noise_is_compared_with_randn_and_its_uses_with_drawing_it(capsys):
+    noise.main(elements=64, parameters=100, repeats=1)
+    _, drawn, *lines = capsys.readouterr().out.splitlines()
+    assert drawn == "64 elements, to torch.randn of as many"
+    assert lines[2] == "100 parameters, one Gaussian direction, to drawing it"
+    named = [line.strip().rpartition(":")[0] for line in lines if "median" in line]
+    assert named == [
+        *("gaussian", "rademacher", "perturb"),
+        *(f"update, {optimizer}" for optimizer in ("plain SGD", "SGD with momentum", "AdamW")),
+    ]
+
+
+def test_messages_are_whole_ones_and_larger_than_what_they_carry(capsys):
+    messages.main(batch=2, values=3, parameters=40, directions=2, repeats=2)
+    _, _, *lines = capsys.readouterr().out.splitlines()
+    sent = messages.messages(2, 3, 40, 2)
+    assert len(lines) == len(sent)
+    for line, (name, record) in zip(lines, sent.items(), strict=True):
+        blob = encode(record)
+        assert encode(decode(blob)) == blob
+        assert line.startswith(f"  {name}: {len(blob):,} bytes, ") and "quartiles" in line

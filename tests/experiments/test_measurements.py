@@ -4,8 +4,8 @@ import sys
 
 import pytest
 
+from leansplit.experiments.benchmarks.turns import interleaved_ratios
 from leansplit.experiments.memory import peak_memory_bytes
-from leansplit.experiments.noise_benchmark import interleaved_ratios
 
 
 def test_peak_memory_sees_children_and_failures():

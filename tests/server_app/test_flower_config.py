@@ -8,7 +8,8 @@ import pytest
 
 from leansplit.errors import UserError
 from leansplit.server_app import app as module
-from leansplit.server_app.config import KEYS, flatten, option_keys, run_config
+from leansplit.server_app.config import KEYS, option_keys, run_config
+from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import METHODS
 
 TABLE = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["tool"]["flwr"]

@@ -3,11 +3,11 @@
 import random
 
 import pytest
-import safetensors.torch
-from flwr.app import Array, ArrayRecord, Message
+from flwr.app import Message
 
 from leansplit.clients import workload
 from leansplit.clients.app import app
+from leansplit.clients.memory import ClientMemory
 from leansplit.federated import sample_cohort
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
@@ -65,19 +65,14 @@ def second_participation(client_id):
 
 
 def tamper(context):
-    key = "client-1-replica"
-    tensors = safetensors.torch.load(context.state[key]["tensors"].data)
+    memory = ClientMemory(context, 1)
+    tensors = memory.load("replica")
     tensors["parameters.conv1.bias"] += 1e-7
-    blob = safetensors.torch.save(tensors)
-    context.state[key] = ArrayRecord(
-        {"tensors": Array(dtype="uint8", shape=(len(blob),), stype="safetensors", data=blob)}
-    )
+    memory.save("replica", tensors)
 
 
 def lose_replica(context):
-    for key in list(context.state):
-        if key.startswith("client-1-"):
-            del context.state[key]
+    ClientMemory(context, 1).replace({}, {})
 
 
 @pytest.mark.parametrize("meddle", [tamper, lose_replica])

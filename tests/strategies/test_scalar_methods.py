@@ -1,12 +1,12 @@
 """HOSL and DeComFL: replicas stay exact over absences and lost answers; FedZO: bad weights."""
 
 import pytest
-import safetensors.torch
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from leansplit.clients.app import app, split_client_app
+from leansplit.clients.memory import ClientMemory
 from leansplit.federated import (
     DeComFLConfig,
     FedZOConfig,
@@ -78,8 +78,7 @@ def test_a_client_that_was_absent_ends_as_if_it_never_had_been(method):
     assert len(participants) > 2  # with cohorts of two, somebody has been away
     expected = strategy.mirror.state()
     for m in participants:
-        blob = grid.context_of(m).state[f"client-{m}-replica"]["tensors"].data
-        held = safetensors.torch.load(blob)
+        held = ClientMemory(grid.context_of(m), m).load("replica")
         assert held.keys() == expected.keys()
         assert all(torch.equal(held[name], expected[name]) for name in expected)
     assert strategy.events == {}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,29 @@ def test_limits_keep_the_first_images(digits: Task) -> None:
     assert torch.equal(small.train.inputs, digits.train.inputs[:50])
 
 
-def test_a_limit_must_be_positive() -> None:
+def test_limits_must_be_positive() -> None:
     with pytest.raises(UserError, match="max_test must be at least 1, got 0"):
         build_digits_task(max_test=0)
+    with pytest.raises(UserError, match="copies must be at least 1, got 0"):
+        build_digits_task(copies=0)
+
+
+def test_copies_let_more_clients_than_images_hold_some(digits: Task) -> None:
+    many = build_digits_task(copies=3)
+    assert len(many.train) == 3 * len(digits.train)
+    for part in (many.train.inputs.chunk(3), many.train.labels.chunk(3)):
+        assert torch.equal(part[0], part[1]) and torch.equal(part[1], part[2])
+    assert torch.equal(many.train.inputs[: len(digits.train)], digits.train.inputs)
+    assert torch.equal(many.test.inputs, digits.test.inputs)
+    assert "3 times" in many.notes and "times" not in digits.notes
+
+
+def test_what_is_cached_is_read_without_scikit_learn(
+    digits: Task, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every worker process loads the task; the library takes seconds to import."""
+    monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
+    again = build_digits_task()
+    for mine, known in ((again.train, digits.train), (again.test, digits.test)):
+        assert torch.equal(mine.inputs, known.inputs) and torch.equal(mine.labels, known.labels)
+        assert mine.inputs.stride() == known.inputs.stride() == (64, 64, 8, 1)

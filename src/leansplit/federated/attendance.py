@@ -46,6 +46,7 @@ class Attendance:
         self._place_type = place_type(len(pool))
         self._snapshot_bytes = mirror.snapshot_bytes
         self._snapshot: tuple[int, dict[str, Tensor]] | None = None
+        self._told: dict[tuple[int, int | None], dict[str, Any]] = {}  # since the last update
         self._checked_at = 0
         self._versions: dict[int, int] = {}
         self._known_seed_rounds: dict[int, int] = {}
@@ -86,6 +87,7 @@ class Attendance:
         """
         self.log.append(update)
         self._snapshot = None
+        self._told.clear()
         if self._catch_up == "snapshot":
             self.log.keep_newest(1)
         elif self._catch_up == "auto":
@@ -110,6 +112,7 @@ class Attendance:
     def load_state_(self, state: State) -> None:
         """Go on from :meth:`state`; the initial parameters stay."""
         self.log.load_state_(state["log"])
+        self._told.clear()
         self._versions = {int(m): v for m, v in state["versions"].items()}
         self._known_seed_rounds = {int(m): t for m, t in state["known_seed_rounds"].items()}
 
@@ -128,8 +131,15 @@ class Attendance:
     def _chosen(self, version: int, known: int | None, mirror: Replica) -> dict[str, Any]:
         """Return what takes the fewest bytes of what is allowed; the log if both take as many.
 
-        A log that does not reach back far enough leaves no choice.
+        A log that does not reach back far enough leaves no choice. Of the many clients of a round,
+        those that were last there in the same one are told the same.
         """
+        told = self._told.get((version, known))
+        if told is None:
+            told = self._told[version, known] = self._choice(version, known, mirror)
+        return told
+
+    def _choice(self, version: int, known: int | None, mirror: Replica) -> dict[str, Any]:
         if max(version, 0) < self.log.base_version:
             return self.snapshot(mirror)
         by_log = self._by_log(version, known)

@@ -27,7 +27,7 @@ class Presence:
         Any round can be drawn without drawing the earlier ones. A client with a higher chance is
         there in all the rounds in which it would have been with a lower one.
         """
-        able = sorted(set(population) - self.excluded)
+        able = sorted(set(population) - self.excluded if self.excluded else population)
         if not self.availability:
             return able
         return [m for m in able if _is_there(root_seed, round, m, self.availability[m])]

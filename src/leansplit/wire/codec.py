@@ -135,7 +135,7 @@ def decode(blob: bytes) -> Record:
             raise TypeError("the header is no JSON object")
     except (SafetensorError, *_MALFORMED) as error:
         raise DecodeError(f"not a leansplit record: {error}") from error
-    fields = {f.name: f.metadata for f in dataclasses.fields(record_type) if KIND_KEY in f.metadata}
+    fields = _payload_fields(record_type)  # type: ignore[arg-type]
     is_many = {name: metadata[MANY_KEY] for name, metadata in fields.items()}
     if misplaced := sorted(is_many.keys() & values.keys()):
         raise DecodeError(f"{record_type.__name__} has payload fields {misplaced} in its header")
@@ -175,6 +175,12 @@ def _may_hold_mask(metadata: Mapping[str, Any]) -> bool:
 
 
 @functools.cache
+def _payload_fields(record_type: type[Record]) -> Mapping[str, Mapping[str, Any]]:
+    """Return name -> metadata of the fields that are tensors."""
+    return {f.name: f.metadata for f in dataclasses.fields(record_type) if KIND_KEY in f.metadata}
+
+
+@functools.cache
 def _header_types(record_type: type[Record]) -> Mapping[str, TypeAdapter[Any]]:
     """Return what reads the header fields of a record; JSON alone knows no types."""
     hints = get_type_hints(record_type)
@@ -206,11 +212,8 @@ def price(blob: bytes) -> dict[Kind, int]:
         header = _read_header(blob)
         (type_name,) = header.pop("__metadata__")
         record_type = Record.types[type_name]
-        kinds: Mapping[str, Kind] = {
-            f.name: f.metadata[KIND_KEY]
-            for f in dataclasses.fields(record_type)
-            if KIND_KEY in f.metadata
-        }
+        payloads = _payload_fields(record_type)  # type: ignore[arg-type]
+        kinds: Mapping[str, Kind] = {name: fields[KIND_KEY] for name, fields in payloads.items()}
         priced: dict[Kind, int] = {}
         for name, entry in header.items():
             begin, end = entry["data_offsets"]

@@ -17,6 +17,8 @@ from leansplit.zeroth_order import JointPassesMode
 
 ReplicaStorage = Literal["context", "worker"]
 
+_SIMULATED = ("clients_per_node", "replica_storage", "joint_passes")
+
 
 @dataclass(frozen=True, kw_only=True)
 class ClientPlan:
@@ -76,6 +78,16 @@ class ClientPlan:
     def digest(self) -> str:
         """A short name for exactly this plan."""
         return hashlib.blake2b(self.to_json().encode(), digest_size=8).hexdigest()
+
+    def for_one_client(self) -> ClientPlan:
+        """Return what a client with a SuperNode of its own would be told.
+
+        Without what only a simulation has, so that a set-up costs the same wherever it is.
+        """
+        alone: dict[str, Any] = {
+            f.name: f.default for f in dataclasses.fields(self) if f.name in _SIMULATED
+        }
+        return dataclasses.replace(self, **alone)
 
     def hosted_clients(self, partition_id: int) -> list[int]:
         """Return the ids of the clients that the node with ``partition_id`` hosts."""
