@@ -58,7 +58,7 @@ def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path
         return original(session, request)
 
     monkeypatch.setitem(handlers._handlers, "ho_sfl_forward", (record_type, note_process))
-    keys = {"cohort": 4, "rounds": 5, "evaluate_every": 5, "faults.die": 0.05}
+    keys = {"cohort": 4, "rounds": 5, "evaluate_every": 5, "quorum_rounds": 5, "faults.die": 0.05}
     config = configure("ho-sfl", "sgd", workers=1, replica_storage="worker", **keys)
     method = config.method_config()
     deaths = [
