@@ -102,6 +102,7 @@ def configuration(rounds: int, workers: int, clients: int, cohort: int) -> RunCo
             "evaluate_every": max(1, rounds // 10),
             "workers": workers,
             "replica_storage": "worker",
+            "quorum_rounds": 100,  # one worker that is being replaced is everybody
             "client.name": "adamw",
             "faults.drop": 0.1,
             "faults.late": 0.05,

@@ -31,7 +31,12 @@ class InProcessGrid(Grid):
         num_nodes: SuperNodes; partition ids are 0 to ``num_nodes - 1``.
         fault: decides for each message whether its client fails; default: none does.
         node_configs: partition id -> what else stands in that node's configuration.
+
+    Attributes:
+        replaces_processes: false: there are none, so nobody waits for them.
     """
+
+    replaces_processes = False
 
     def __init__(
         self,

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.25
 _POLL_GROWTH = 1.3
+_FIRST_RESPITE_S, _LONGEST_RESPITE_S = 1.0, 30.0
 _HEADER_START = 128  # a record's type stands at the very beginning of its encoding
 
 
@@ -63,6 +64,7 @@ class ObservedGrid(Grid):
         self._node_of_message: dict[str, int] = {}
         self._is_priced = True
         self._is_booked = True
+        self._respite_s = _FIRST_RESPITE_S
 
     def name_nodes(self, client_of_node: dict[int, int]) -> None:
         """Say which client a node stands for in messages that do not name one (FedAvg's)."""
@@ -105,7 +107,9 @@ class ObservedGrid(Grid):
     ) -> Iterable[Message]:
         """Send, then poll for the replies: often at first, ever less often later.
 
-        Replies that do not come within ``timeout`` seconds are missing from what is returned.
+        Replies that do not come within ``timeout`` seconds are missing from what is returned. If
+        all of them are errors of nodes, some time passes first, and more if it happens again:
+        processes that died are being replaced, and until then every message fails at once.
         """
         sent = list(messages)
         if not sent:
@@ -130,7 +134,15 @@ class ObservedGrid(Grid):
             if message_ids:
                 time.sleep(pause)
                 pause = _FIRST_POLL_S if arrived else min(pause * _POLL_GROWTH, _LONGEST_POLL_S)
+        self._await_replacements(replies)
         return replies
+
+    def _await_replacements(self, replies: list[Message]) -> None:
+        if not replies or not all(reply.has_error() for reply in replies):
+            self._respite_s = _FIRST_RESPITE_S
+        elif getattr(self._grid, "replaces_processes", True):
+            time.sleep(self._respite_s)
+            self._respite_s = min(2 * self._respite_s, _LONGEST_RESPITE_S)
 
     def sender_of(self, reply: Message) -> int:
         """Return the node that a reply stands for.

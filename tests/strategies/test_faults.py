@@ -11,7 +11,7 @@ from leansplit.federated import AttackConfig, FaultsConfig
 from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
-from leansplit.strategies import federation
+from leansplit.strategies import federation, observed_grid
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
@@ -179,6 +179,24 @@ def test_an_answer_with_more_than_was_asked_for_is_refused():
     with pytest.raises(DecodeError) as refused:
         wanted.read(0, encode(more))
     assert refused.value.rejection == "record"
+
+
+def test_processes_that_died_are_given_time_to_be_replaced(monkeypatch):
+    """Until then every message fails at once, and rounds would be over in no time."""
+    waited = []
+    monkeypatch.setattr(observed_grid.time, "sleep", waited.append)
+    monkeypatch.setattr(InProcessGrid, "replaces_processes", True)
+
+    def dead_in_two_rounds(message, partition_id):
+        is_dead = message.metadata.group_id in {"2", "3"} or (
+            message.metadata.group_id == "5" and partition_id < 3
+        )
+        return "the worker died" if is_dead else None
+
+    settings = config(clients=4, cohort=4, rounds=6)
+    outcome = run(settings, fault=dead_in_two_rounds)
+    assert outcome.status == "completed" and outcome.events["empty_rounds"] == 2
+    assert [pause for pause in waited if pause >= 1] == [1.0, 2.0]  # in round 5 one answered
 
 
 def test_too_long_an_answer_is_not_read():
