@@ -16,8 +16,16 @@ def test_peak_memory_sees_children_and_failures():
         peak_memory_bytes([sys.executable, "-c", "raise SystemExit('broken')"])
 
 
-def test_ratios_are_to_the_baseline():
-    ratios = interleaved_ratios(
-        lambda: sum(range(20_000)), {"twice": lambda: sum(range(400_000))}, 5
-    )
-    assert len(ratios["twice"]) == 5 and min(ratios["twice"]) > 2
+def test_ratios_are_to_the_baseline(monkeypatch):
+    clock = [0.0]
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def taking(seconds):
+        def call():
+            clock[0] += next(seconds)
+
+        return call
+
+    others = {"slow": taking(iter([6.0, 9.0, 1.0])), "quick": taking(iter([1.0, 1.0, 1.0]))}
+    ratios = interleaved_ratios(taking(iter([2.0, 4.0, 0.5])), others, 3)
+    assert ratios == {"slow": [3.0, 2.25, 2.0], "quick": [0.5, 0.25, 2.0]}

@@ -29,7 +29,7 @@ def test_built_in_tasks() -> None:
 
 
 def test_options_are_the_builders_arguments_with_defaults() -> None:
-    assert TASKS["digits"].options == {"max_train": None, "max_test": None}
+    assert TASKS["digits"].options == {"max_train": None, "max_test": None, "copies": 1}
     assert set(TASKS["cifar10"].options) == {"data_path", "image_size", "max_train", "max_test"}
     assert {"data_path", "dataset", "image_column", "test_split"} <= set(TASKS["images"].options)
 
