@@ -179,6 +179,7 @@ def test_what_cannot_be_built_is_said():
         ({"kind": "linaer"}, "did you mean 'linear'"),
         ({"initialise": "zeros"}, "unknown auxiliary initialise"),
         ({"num_blocks": 0}, "num_blocks must be at least 1"),
+        ({"num_blocks": 2}, "does nothing for a head of kind linear; set auxiliary.kind=blocks"),
     ],
 )
 def test_bad_settings_are_refused(fields, message):

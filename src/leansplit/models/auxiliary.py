@@ -50,6 +50,11 @@ class AuxiliaryConfig:
         require_choice("auxiliary initialise", self.initialise, INITIALISATIONS)
         if self.num_blocks < 1:
             raise UserError(f"num_blocks must be at least 1, got {self.num_blocks}")
+        if self.num_blocks > 1 and self.kind != "blocks":
+            raise UserError(
+                f"auxiliary.num_blocks = {self.num_blocks} does nothing for a head of kind "
+                f"{self.kind}; set auxiliary.kind=blocks, or leave it out"
+            )
 
 
 class LocalModel(nn.Module):
