@@ -75,7 +75,8 @@ def test_a_batch_s_logits_are_never_held(differentiates):
 @pytest.mark.parametrize("name", DECODERS)
 def test_a_head_of_server_blocks_predicts_what_they_do(name, kind):
     split = split_at(language_model(name, "tokens").eval(), "1")
-    config = AuxiliaryConfig(kind=kind, num_blocks=3, initialise="server")
+    blocks = {"num_blocks": 3} if kind == "blocks" else {}
+    config = AuxiliaryConfig(kind=kind, initialise="server", **blocks)
     head = build_auxiliary(config, split, (9, 17), seed=0).eval()
     tokens = batch("none")
     labels = tokens[:, 0].roll(-1, 1)
