@@ -132,6 +132,7 @@ def summarise(
     warnings = [*_status_warnings(runs, order), *fairness_warnings(completed)]
     results_of = {label: [run.result for run in runs] for label, runs in completed.items()}
     warnings += [*device_warnings(completed), *cost_warnings(results_of)]
+    warnings += _easy_target_warnings(completed, target)
     finals = {label: _final_accuracies(group) for label, group in completed.items()}
     if ended_at_target(completed):  # where a run ended there, its accuracy is the target's
         controls = controls.without_accuracies()
@@ -215,6 +216,26 @@ def _default_target(completed: Mapping[str, Sequence[Run]]) -> float | None:
     means = [_mean(run.result.final_accuracy for run in group) for group in sfl]
     best = max((mean for mean in means if mean is not None), default=None)
     return None if best is None else DEFAULT_TARGET_SHARE * best
+
+
+def _easy_target_warnings(
+    completed: Mapping[str, Sequence[Run]], target: float | None
+) -> list[str]:
+    """Name the rows whose runs were all at the target when they were first looked at."""
+
+    def is_easy_for(run: Run) -> bool:
+        first = run.rounds["samples_seen"].min()
+        crossing = run.first_crossing(target or math.inf)
+        return len(run.rounds) > 1 and crossing is not None and crossing[0] == first
+
+    easy = [label for label, group in completed.items() if group and all(map(is_easy_for, group))]
+    if not easy:
+        return []
+    return [
+        f"The target of {target:.1%} is reached at the first evaluation by {', '.join(easy)}: "
+        "their samples and MB to target only say when that was. Set target_accuracy higher, or "
+        "evaluate_every lower."
+    ]
 
 
 def _final_accuracies(group: Sequence[Run]) -> dict[int, float]:

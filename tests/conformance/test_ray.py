@@ -14,16 +14,20 @@ from leansplit.server_app.placement import Placement
 from tests.whole_grid import WHOLE_GRID
 
 # In one process every method equals its plain loop, and the main job runs four of them on this
-# engine. A simulation costs half a minute of a core: here are those that differ most in what they
-# hold between messages, and in the whole grid one of each set of handlers and records.
+# engine. A simulation costs half a minute of a core, so only what is on Ray alone is always tested;
+# the whole grid has methods that differ in what they hold between messages, and one of each set of
+# handlers and records.
 ONE, TWO = (1, "momentum"), (2, "adamw")
-FIRST = [("sflv2", *TWO), ("fedavg", *ONE)]
-if WHOLE_GRID:
-    FIRST += [("ho-sfl", *TWO), ("ho-sfl", *ONE), ("sflv1", *ONE), ("frozen", *TWO)]
+METHODS_AND_WORKERS = [
+    *((method, *TWO) for method in ("sflv2", "ho-sfl", "frozen")),
+    *((method, *ONE) for method in ("fedavg", "ho-sfl", "sflv1")),
+]
+whole_grid = pytest.mark.skipif(not WHOLE_GRID, reason="LEANSPLIT_WHOLE_GRID=1 runs them")
 pytestmark = [pytest.mark.ray, pytest.mark.timeout(600)]
 
 
-@pytest.mark.parametrize(("method", "workers", "optimizer"), FIRST)
+@whole_grid
+@pytest.mark.parametrize(("method", "workers", "optimizer"), METHODS_AND_WORKERS)
 def test_any_number_of_workers_equals_the_reference(
     method, workers, optimizer, configure, reference_checksum
 ):
@@ -64,7 +68,7 @@ def test_two_machines_equal_the_reference(two_machines, configure, reference_che
     assert outcome.final_model_checksum == reference_checksum(config)
 
 
-@pytest.mark.skipif(not WHOLE_GRID, reason="LEANSPLIT_WHOLE_GRID=1 runs them")
+@whole_grid
 @pytest.mark.parametrize("method", ["fsl-sage", "mu-splitfed", "decomfl", "ho-fl"])
 def test_the_other_families_run_on_ray_as_well(method, configure, reference_checksum):
     packing = 1 if METHODS[method].one_client_per_node else 4
@@ -110,10 +114,11 @@ def test_a_dying_worker_does_not_poison_the_run(configure, monkeypatch, tmp_path
     assert "unsynchronised_clients" not in outcome.events
 
 
+@pytest.mark.parametrize("then", [-1, *([1] if WHOLE_GRID else [])])
 def test_a_stopped_run_goes_on_with_another_number_of_workers(
-    configure, reference_checksum, tmp_path
+    configure, reference_checksum, tmp_path, then
 ):
-    """Moments that only clients hold travel through the checkpoint."""
+    """Two workers equal the reference, and moments that only they hold go through checkpoints."""
     keys = {"replica_storage": "worker", "client.lifetime": "run", "checkpoint_every": 1}
     config = configure("sflv2", "momentum", workers=2, rounds=5, **keys)
     stop = threading.Event()
@@ -125,7 +130,7 @@ def test_a_stopped_run_goes_on_with_another_number_of_workers(
     folder = tmp_path / CHECKPOINTS
     stopped = launch(config, stop=stop, on_progress=watch, checkpoints=Checkpoints(folder))
     assert stopped.status == "interrupted"
-    config = configure("sflv2", "momentum", workers=1, rounds=5, **keys)
+    config = configure("sflv2", "momentum", workers=then, rounds=5, **keys)
     start = resumable(tmp_path, config)
     resumed = launch(config, checkpoints=Checkpoints(folder, start))
     assert resumed.status == "completed", resumed.error

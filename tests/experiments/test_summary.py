@@ -202,6 +202,13 @@ def test_a_mean_over_the_lucky_seeds_only_is_not_given() -> None:
     assert "| 1/2 seeds |" in summary_markdown(summary, comparison())
 
 
+def test_a_target_that_is_reached_when_first_looked_at_is_said_to_say_nothing() -> None:
+    (warning,) = summarise(comparison(), target_accuracy=0.6).warnings
+    assert "target of 60.0% is reached at the first evaluation by SFLV1:" in warning
+    once = [make_run("ho-sfl", 0, [0.8]), make_run("sflv1", 0, [0.8])]
+    assert summarise(once, target_accuracy=0.6).warnings == summarise(once).warnings
+
+
 def test_the_best_of_several_sfl_methods_sets_the_default_target_but_v1_is_the_reference() -> None:
     runs = [*comparison(), make_run("sflv2", 0, [0.5, 0.96]), make_run("sflv2", 1, [0.5, 0.98])]
     summary = summarise(runs)
@@ -294,7 +301,7 @@ def test_servers_that_step_in_turn_have_controls_of_their_own() -> None:
 
 
 def test_a_control_of_the_other_kind_of_server_stands_in_with_a_warning() -> None:
-    runs = [*comparison(), make_run("heron-sfl", 0, [0.86] * 4, label="HERON-SFL")]
+    runs = [*comparison(), make_run("heron-sfl", 0, [0.5, 0.86, 0.86, 0.86], label="HERON-SFL")]
     summary = summarise(runs)
     assert row_of(summary, "heron-sfl").gain_recovered_mean_percent == pytest.approx(80)
     (warning,) = summary.warnings
