@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable
 from functools import partial
 
+import torch
 from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
@@ -64,11 +65,13 @@ from leansplit.wire import (
     SetupRequest,
     decode_as,
     encode,
+    moved,
 )
 
 OWN_DATA = "data"
 """Key of the configuration of nodes that bring data of their own: an absolute folder or file."""
 
+CPU = torch.device("cpu")
 log = logging.getLogger("leansplit")
 
 for _module in (
@@ -135,7 +138,8 @@ def client_app(provider: Provider) -> ClientApp:
             requests: dict[int, Record] = {}
             for client_id, blob in payloads.items():
                 try:
-                    requests[client_id] = request = decode_as(blob, request_type)
+                    request = moved(decode_as(blob, request_type), worker.device)
+                    requests[client_id] = request
                     faults[client_id] = strikes(plan, client_id, request)
                 except DecodeError as error:
                     failures[client_id] = f"DecodeError: {error}"
@@ -148,11 +152,13 @@ def client_app(provider: Provider) -> ClientApp:
                 for client_id, request in requests.items()
             }
             working = {m: asked[m] for m, fault in faults.items() if takes_its_step(fault)}
-            settled, costs = answer_all(handler, working, worker.passes, watching)
+            with worker.computing():
+                settled, costs = answer_all(handler, working, worker.passes, watching)
             for client_id, (session, request) in asked.items():
                 # One client's failure must not take down the others that share its node.
                 try:
                     reply = disturbed(faults[client_id], partial(answer_of, settled, client_id))
+                    reply = moved(reply, CPU)
                     reply = corrupted(session, request, released(session, request, reply))
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except InjectedFault as fault:
@@ -180,7 +186,8 @@ def client_app(provider: Provider) -> ClientApp:
         die_if_struck([fault], context)
         is_watched = take_watch(message.content) is not None
         step = partial(answer_one, session, fedavg.answer, message.content, is_watched)
-        content, costs = disturbed(fault, step)
+        with worker.computing():
+            content, costs = disturbed(fault, step)
         return Message(with_costs(content, costs), reply_to=message)
 
     return app
@@ -232,7 +239,7 @@ def _report(plan: ClientPlan, worker: Worker, client_id: int, fixed_checksum: st
     samples = {}
     if not plan.is_whole_model and len(labels):
         smashed = worker.smashed_data_of_none(data.inputs[: plan.config.batch_size])
-        samples = {"smashed_data": smashed, "labels": labels[:0]}
+        samples = {"smashed_data": smashed.to(CPU), "labels": labels[:0]}
     num_classes = worker.workload.num_classes
     counts = labels.bincount(minlength=num_classes).tolist() if num_classes else []
     return SetupReply(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Protocol
 
 from torch import Tensor, nn
@@ -78,16 +79,21 @@ class DeferredForward:
 
     def alone(self) -> Record:
         """Return the answer."""
-        return self.finish(self._pass(self.inputs))
+        return self.finish(self._pass(self._parameters(), self.inputs))
 
     def together(self, others: Sequence[DeferredForward], passes: JointPasses) -> Iterator[Record]:
         """Yield the answers of all of ``others``."""
-        outputs = passes.run(self._pass, [other.inputs for other in others])
+        outputs = passes.run(
+            partial(self._pass, self._parameters()), [other.inputs for other in others]
+        )
         for other, smashed in zip(others, outputs, strict=True):
             yield other.finish(smashed)
 
-    def _pass(self, inputs: Tensor) -> Tensor:
-        return forward_only(self.model, self.replica.parameters, inputs, self.micro_batch)
+    def _parameters(self) -> ParameterDict:
+        return self.replica.spec.views(_theta(self.replica, self.inputs))
+
+    def _pass(self, parameters: ParameterDict, inputs: Tensor) -> Tensor:
+        return forward_only(self.model, parameters, inputs, self.micro_batch)
 
 
 @dataclass(frozen=True)
@@ -123,20 +129,19 @@ class DeferredProbe:
 
     def alone(self) -> Record:
         """Return the answer."""
-        at = self.replica
+        theta = _theta(self.replica, self.objective.inputs)
         differences = probe(
-            self.objective, at.spec, at.vector, self.seeds, self.config, anchor=self.anchor
+            self.objective, self.replica.spec, theta, self.seeds, self.config, anchor=self.anchor
         )
         return self.finish(differences)
 
     def together(self, others: Sequence[DeferredProbe], passes: JointPasses) -> Iterator[Record]:
         """Yield the answers of all of ``others``."""
         objectives = [other.objective for other in others]
-        at = self.replica
         differences = probe_each(
             evaluate_jointly(passes, self.objective.client_model, objectives),
-            at.spec,
-            at.vector,
+            self.replica.spec,
+            _theta(self.replica, self.objective.inputs),
             self.seeds,
             self.config,
             anchors=[other.anchor for other in others],
@@ -200,7 +205,7 @@ class DeferredProbedForward:
         return probe_smashed_data_each(
             run,
             self.replica.spec,
-            self.replica.vector,
+            _theta(self.replica, self.inputs),
             self.seeds,
             self.config,
             with_anchor=True,  # the server trains on it
@@ -212,6 +217,15 @@ def then(answer: Record | Deferred, change: Callable[[Record], Record]) -> Recor
     if isinstance(answer, Record):
         return change(answer)
     return answer.then(change)
+
+
+def _theta(replica: Replica, inputs: Tensor) -> Tensor:
+    """Return theta, shape [d], where the inputs are.
+
+    Replicas stay where the server's mirror is, on the CPU: another device would round their updates
+    differently, and they must agree with it bit for bit.
+    """
+    return replica.vector.to(inputs.device)
 
 
 def _where(replica: Replica, inputs: Tensor) -> tuple[Hashable, ...]:

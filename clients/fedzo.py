@@ -22,7 +22,7 @@ def train(session: Session, request: FedZORequest) -> FedZOReply:
     config = session.config(FedZOConfig)
     keeps_moments = config.client_optimizer.outlives_round
     local = TrainedVector(
-        request.weights,
+        session.here(request.weights),
         config.client_optimizer,
         session.memory.load(_MOMENTS) if keeps_moments else None,
     )

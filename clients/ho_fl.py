@@ -5,6 +5,7 @@ Layers below the boundary run under inference mode only; the graph begins at the
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor, stack
 
 from leansplit.clients.handlers import HandlerTable
@@ -15,6 +16,7 @@ from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, to_send
 from leansplit.wire import HybridTrainReply, HybridTrainRequest
 
+CPU = torch.device("cpu")  # where the server rebuilds the half that this one must agree with
 _AGREED = "agreed-moments"
 _LATEST = "latest-moments"
 
@@ -25,7 +27,7 @@ def train(session: Session, request: HybridTrainRequest) -> HybridTrainReply:
     segments = session.worker.segments_at(request.boundary)
     load_parameters_(session.worker.workload.model.full_model, request.weights)
     moments_round, moments = _moments(session, request.moments_round)
-    training = HybridTraining(segments, session.loss, config, moments)
+    training = HybridTraining(segments, session.loss, config, moments, replica_device=CPU)
     scalars: list[Tensor] = []
     num_samples, loss_sum = 0, 0.0
     for h in range(config.local_steps):

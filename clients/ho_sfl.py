@@ -64,7 +64,7 @@ def answer_probe(session: Session, request: ProbeRequest) -> DeferredProbe | Beh
     objective = SurrogateObjective(
         session.client_model.eval(), inputs, request.smashed_gradient, config.micro_batch
     )
-    anchor = objective.value_of(stored.pop("smashed_data"))
+    anchor = objective.value_of(stored.pop("smashed_data").to(inputs.device))
     session.memory.forget(_ANCHOR)
 
     def upload(differences: Tensor) -> ProbeReply:

@@ -37,5 +37,5 @@ def probe_loss(
     inputs, labels = session.batch(round, local_step)
     model = session.worker.workload.model.full_model.eval()
     objective = LossObjective(model, session.loss, inputs, labels)
-    differences = probe(objective, at.spec, at.vector, seeds, config)
+    differences = probe(objective, at.spec, at.vector.to(inputs.device), seeds, config)
     return differences.float(), len(labels)

@@ -57,10 +57,11 @@ class ClientMemory:
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Store tensors under ``name``, replacing what was there."""
-        self._keep(_TENSORS + name, tensor_bytes(tensors))
+        here = {key: tensor.cpu() for key, tensor in tensors.items()}
+        self._keep(_TENSORS + name, tensor_bytes(here))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
-        """Return the tensors under ``name``, or None."""
+        """Return the tensors under ``name``, on the CPU, or None."""
         blob = self._held(_TENSORS + name)
         if not isinstance(blob, bytes):
             return None

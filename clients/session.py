@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -61,9 +62,16 @@ class Session:
             raise ValueError("this method needs a loss at the client; pass `loss` to the app")
         return self.worker.workload.loss
 
+    def here(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return tensors of a request or of the memory where the model is.
+
+        Not for what the server rebuilds bit for bit, such as replicas: devices round differently.
+        """
+        return {name: tensor.to(self.worker.device) for name, tensor in tensors.items()}
+
     def batch(self, round: int, local_step: int = 0) -> tuple[Tensor, Tensor]:
-        """Return the (inputs, labels) of one step."""
-        return take_batch(
+        """Return the (inputs, labels) of one step, where the model is."""
+        inputs, labels = take_batch(
             self.data,
             self.plan.config.root_seed,
             round,
@@ -71,3 +79,4 @@ class Session:
             local_step,
             batch_size=self.plan.config.batch_size,
         )
+        return inputs.to(self.worker.device), labels.to(self.worker.device)

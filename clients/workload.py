@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
+from leansplit.devices import exact_float32, usable_device
 from leansplit.federated import ClientData, Replica
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
@@ -42,6 +44,8 @@ class Worker:
     """What one process keeps for one plan: the workload, cuts of it, a simulation's replica."""
 
     workload: Workload
+    device: torch.device = torch.device("cpu")
+    """Where it computes for its clients, and where the model is; their data are on the CPU."""
     shared_replica: Replica | None = None
     data: dict[int, ClientData] = field(default_factory=dict)
     segments: dict[str, Segments] = field(default_factory=dict)
@@ -51,6 +55,10 @@ class Worker:
     """Client model and auxiliary head, for the methods that have one; built at the first need."""
     no_smashed_data: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     """Shape of an input -> z of no samples; see :meth:`smashed_data_of_none`."""
+
+    def computing(self) -> AbstractContextManager[None]:
+        """Return the context in which this process computes for its clients."""
+        return nullcontext() if self.device.type == "cpu" else exact_float32()
 
     def client_data(self, client_id: int) -> ClientData:
         """Return a client's samples, loading them at the first call."""
@@ -67,7 +75,7 @@ class Worker:
         shape = tuple(batch.shape[1:])
         if shape not in self.no_smashed_data:
             with torch.inference_mode():
-                smashed = self.workload.model.client_model.eval()(batch)
+                smashed = self.workload.model.client_model.eval()(batch.to(self.device))
             self.no_smashed_data[shape] = smashed[:0].clone()
         return self.no_smashed_data[shape]
 
@@ -87,11 +95,19 @@ def forget_workers() -> None:
 
 
 def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
-    """Return this process's worker for ``plan``, building it at the first call."""
+    """Return this process's worker for ``plan``, building it at the first call.
+
+    Raises:
+        UserError: if there is no such device here, or the provider finds something wrong.
+    """
     if plan.digest not in _workers:
         if plan.num_threads:
             torch.set_num_threads(plan.num_threads)
-        worker = Worker(provider(plan), passes=JointPasses(plan.joint_passes))
+        device = usable_device(plan.client_device)
+        workload = provider(plan)
+        trained = workload.model.full_model if plan.is_whole_model else workload.model.client_model
+        trained.to(device)
+        worker = Worker(workload, device, passes=JointPasses(plan.joint_passes))
         _workers.clear()  # an earlier run's data and model are not needed any more
         _workers[plan.digest] = worker
     return _workers[plan.digest]

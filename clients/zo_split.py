@@ -31,7 +31,7 @@ def forward(session: Session, request: TrainForwardRequest) -> ProbedSmashedData
     if not optimizer.outlives_round:
         session.memory.forget(_MOMENTS)
     # Moments are not used before the step, but a device holds them while it probes.
-    theta = TrainedVector(request.weights, optimizer, session.memory.load(_MOMENTS))
+    theta = TrainedVector(session.here(request.weights), optimizer, session.memory.load(_MOMENTS))
     return _probe(session, theta, request.round, request.local_step)
 
 
@@ -45,7 +45,9 @@ def step(session: Session, request: DifferencesRequest) -> ProbedSmashedDataRepl
     weights = session.memory.load(_WEIGHTS)
     if weights is None or session.memory.noted(_ROUND, 0) != request.round:
         raise ValueError(f"scalars of round {request.round} came without a forward request")
-    theta = TrainedVector(weights, config.client_optimizer, session.memory.load(_MOMENTS))
+    theta = TrainedVector(
+        session.here(weights), config.client_optimizer, session.memory.load(_MOMENTS)
+    )
     seeds = _seeds(session, request.round, request.local_step)
     theta.step_(
         estimate(

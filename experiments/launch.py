@@ -10,10 +10,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from flwr.serverapp import Grid
 
-from leansplit.errors import RunFailedError
-from leansplit.experiments.ray_cluster import CLIENT_RESOURCES, joined
+from leansplit.devices import usable_device
+from leansplit.errors import RunFailedError, UserError
+from leansplit.experiments.ray_cluster import gpu_share, joined, worker_resources
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.execution import execute
@@ -39,14 +41,28 @@ def launch(
     nothing. ``checkpoints``: where they are written, and the one that the run goes on from.
 
     Raises:
-        UserError: if the configuration does not fit the data.
+        UserError: if the configuration does not fit the data, or there is no such
+            ``client_device``.
         RunFailedError: if the simulation engine itself stopped.
     """
     stop = stop or threading.Event()
+    _require_device(config)
     with stop_on_interrupt(stop):
         if config.workers == IN_PROCESS:
             return _in_process(config, stop, on_progress, checkpoints)
         return _on_ray(config, stop, on_progress, checkpoints)
+
+
+def _require_device(config: RunConfig) -> None:
+    """Refuse a ``client_device`` before anything starts, as far as this machine can tell."""
+    name = config.client_device
+    if config.workers != IN_PROCESS and name not in ("cpu", "cuda"):
+        raise UserError(
+            f"client_device must be cpu or cuda on Ray, which says what worker has which GPU, got "
+            f"{name!r}; workers = -1 takes any device"
+        )
+    if not config.ray_address:  # the machines of a cluster need not be like this one
+        usable_device(name)
 
 
 def _in_process(
@@ -77,11 +93,13 @@ def _on_ray(
     on_progress: Callable[[Progress], None] | None,
     checkpoints: Checkpoints | None,
 ) -> Outcome:
+    wants_gpus = config.client_device == "cuda"
     with quiet():
         if config.ray_address:
-            with joined(config.ray_address) as cluster:
+            with joined(config.ray_address, wants_gpus=wants_gpus) as cluster:
                 placement = Placement.on_ray(config, cluster.num_workers, cluster.num_nodes)
-                return _simulate(config, placement, {}, stop, on_progress, checkpoints)
+                backend = {"client_resources": worker_resources(cluster.gpu_share)}
+                return _simulate(config, placement, backend, stop, on_progress, checkpoints)
         num_workers = config.workers or available_cores()
         init_args = {
             "address": "local",  # also where this machine belongs to a cluster
@@ -91,18 +109,20 @@ def _on_ray(
             "logging_level": logging.ERROR,
         }
         placement = Placement.on_ray(config, num_workers)
-        return _simulate(config, placement, init_args, stop, on_progress, checkpoints)
+        share = gpu_share(num_workers, torch.cuda.device_count()) if wants_gpus else 0.0
+        backend = {"init_args": init_args, "client_resources": worker_resources(share)}
+        return _simulate(config, placement, backend, stop, on_progress, checkpoints)
 
 
 def _simulate(
     config: RunConfig,
     placement: Placement,
-    init_args: dict[str, Any],
+    backend: dict[str, Any],
     stop: threading.Event,
     on_progress: Callable[[Progress], None] | None,
     checkpoints: Checkpoints | None,
 ) -> Outcome:
-    """Run on Flower's engine, which starts Ray with ``init_args`` unless this process has it."""
+    """Run on Flower's engine, which starts Ray as ``backend`` says unless this process has it."""
     from flwr.simulation import run_simulation
 
     from leansplit.clients.app import task_client_app
@@ -133,7 +153,7 @@ def _simulate(
             server_app=server_app(config, run),
             client_app=task_client_app(),
             num_supernodes=placement.num_nodes(config.clients),
-            backend_config={"init_args": init_args, "client_resources": CLIENT_RESOURCES},
+            backend_config={"init_args": {}, **backend},
         )
     except Exception as error:
         if not errors and not outcomes:

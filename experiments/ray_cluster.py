@@ -3,24 +3,40 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from leansplit.errors import UserError
 from leansplit.plugins import VARIABLE
 
-CLIENT_RESOURCES: Final[dict[str, Any]] = {
-    "num_cpus": 1,
-    "num_gpus": 0.0,
-    # A worker that dies is replaced: without restarts it would go back into the pool and fail every
-    # message that it gets from then on.
-    "max_restarts": -1,
-}
-"""What each worker takes of a machine."""
+
+def worker_resources(gpu_share: float) -> dict[str, Any]:
+    """Return what each worker takes of a machine: a core, and a share of a GPU."""
+    return {
+        "num_cpus": 1,
+        "num_gpus": gpu_share,
+        # A worker that dies is replaced: without restarts it would go back into the pool and fail
+        # every message that it gets from then on.
+        "max_restarts": -1,
+    }
+
+
+def gpu_share(num_workers: float, num_gpus: float) -> float:
+    """Return the share of a GPU that each of a machine's workers takes, at most a whole one.
+
+    Ray never spreads a worker over two GPUs: a share is one over a whole number.
+
+    Raises:
+        UserError: if there is no GPU.
+    """
+    if num_gpus < 1:
+        raise UserError("client_device is a GPU, but a machine of the run offers Ray none")
+    return 1 / max(1, math.ceil(num_workers / num_gpus))
 
 
 @dataclass(frozen=True)
@@ -30,21 +46,24 @@ class Cluster:
     Attributes:
         num_workers: that Flower will start on it, one for each CPU.
         num_nodes: machines that they are on.
+        gpu_share: of a GPU that each of them takes.
     """
 
     num_workers: int
     num_nodes: int
+    gpu_share: float = 0.0
 
 
 @contextmanager
-def joined(address: str) -> Iterator[Cluster]:
+def joined(address: str, *, wants_gpus: bool = False) -> Iterator[Cluster]:
     """Join the cluster inside the block; Flower's engine then takes it as it is.
 
     Workers get this process's import path and the names of plugins. All else of their environment,
     such as where data are, is that of the Ray process on their own machine.
 
     Raises:
-        UserError: if there is no such cluster, or none of its machines has a CPU to offer.
+        UserError: if there is no such cluster, or none of its machines has a CPU to offer, or one
+            that does has no GPU although ``wants_gpus``.
     """
     import ray
     from flwr.simulation.ray_transport.ray_actor import pool_size_from_resources
@@ -77,6 +96,9 @@ def joined(address: str) -> Iterator[Cluster]:
         alive = [node for node in nodes if node["Resources"].get("CPU")]
         if not alive:
             raise UserError(f"no machine of the Ray cluster at {address!r} offers a CPU")
-        yield Cluster(pool_size_from_resources(CLIENT_RESOURCES), len(alive))
+        offers = [node["Resources"] for node in alive]
+        shares = [gpu_share(o["CPU"], o.get("GPU", 0)) for o in offers] if wants_gpus else [0.0]
+        share = min(shares)  # one for all machines, so that all cores of each have a place
+        yield Cluster(pool_size_from_resources(worker_resources(share)), len(alive), share)
     finally:
         ray.shutdown()

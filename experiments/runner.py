@@ -6,11 +6,12 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from leansplit.devices import usable_device
 from leansplit.experiments.launch import launch
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.interruption import stop_on_interrupt
-from leansplit.server_app.plain_execution import execute_plain, usable_device
+from leansplit.server_app.plain_execution import execute_plain
 from leansplit.server_app.recording import Outcome, Progress
 from leansplit.server_app.results import Engine, RunResult
 
@@ -21,7 +22,7 @@ class Runner:
 
     engine: Engine = "flower"
     device: str = "cpu"
-    """Of the plain loops; Flower's clients and server compute on the CPU."""
+    """Of the plain loops; where Flower's clients compute is a key of the run, ``client_device``."""
 
     def run(
         self,

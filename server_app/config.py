@@ -127,6 +127,8 @@ class RunConfig:
     changes no result (docs/performance.md)."""
     num_threads: int = 1
     """Torch threads of each computation; results are bit-equal only for equal numbers."""
+    client_device: str = "cpu"
+    """Where clients compute, such as ``cuda``; workers share GPUs (docs/scale-out.md)."""
     replica_storage: ReplicaStorage = "context"
     """``context``: each client keeps its own replica; ``worker``: one for each worker process
     (simulations only; the leansplit command's default)."""
@@ -361,7 +363,7 @@ NO_KEYS = ("method", "options", "initial_weights_digest", "fleet_digest")
 
 ADDED = (
     *("fleet", "fleet_digest", "robust", "faults", "attack", "privacy"),
-    *("quorum", "quorum_rounds", "max_reply_mb", "joint_passes"),
+    *("quorum", "quorum_rounds", "max_reply_mb", "joint_passes", "client_device"),
 )
 """Fields that came after results were published: unset, they leave a run's hash as it was."""
 

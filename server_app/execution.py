@@ -82,6 +82,7 @@ def execute(
     settings, costs = attending_config(config, task, model, known=known)
     outcome = new_outcome(config, settings, task, model, costs)
     outcome.placement = placement = placement or Placement.on_grid(config, grid)
+    outcome.device = config.client_device
     strategy = METHODS[config.method].strategy(
         model,
         task.loss,
@@ -92,6 +93,7 @@ def execute(
             replica_storage=config.replica_storage,
             joint_passes=config.joint_passes,
             num_threads=config.num_threads,
+            client_device=config.client_device,
             exchange_timeout_s=config.exchange_timeout_s,
             max_reply_mb=config.max_reply_mb,
             quorum=config.quorum,

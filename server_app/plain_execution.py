@@ -10,14 +10,13 @@ import dataclasses
 import inspect
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 
 import torch
 
 from leansplit.clients.task_workload import task_client_data
+from leansplit.devices import exact_float32
 from leansplit.errors import UserError
-from leansplit.noise import draw_perturbation
 from leansplit.parameters import copied
 from leansplit.server_app.closed_form import ClosedForm
 from leansplit.server_app.config import RunConfig
@@ -33,23 +32,6 @@ from leansplit.server_app.methods import METHODS
 from leansplit.server_app.recording import Outcome, Progress, Recorder
 from leansplit.strategies.running import StopRunning
 from leansplit.tasks import Examples
-
-
-def usable_device(name: str) -> torch.device:
-    """Return the device called ``name``, such as ``cpu``, ``cuda`` or ``cuda:1``.
-
-    Raises:
-        UserError: if there is none here, or it does not draw the noise that the CPU draws.
-    """
-    try:
-        device = torch.device(name)
-        drawn = draw_perturbation(1, 8, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"device {name!r} cannot be used here: {reason}") from error
-    if not torch.equal(drawn, draw_perturbation(1, 8)):
-        raise UserError(f"device {name!r} does not draw the noise that the CPU draws")
-    return device
 
 
 def require_watchable(method: str) -> None:
@@ -76,7 +58,7 @@ def execute_plain(
 
     Args:
         config: what to run; keys of the deployment, such as ``workers``, are not used.
-        device: where everything is computed; see :func:`usable_device`.
+        device: where everything is computed; see :func:`leansplit.devices.usable_device`.
         stop: set it to end the run after the current round or evaluation.
         on_progress: called after every round and evaluation.
 
@@ -148,24 +130,6 @@ def execute_plain(
     alone = method.clients_alone(settings, model, clients, trained) if is_whole else None
     record_end(outcome, there, model, alone)
     return outcome
-
-
-@contextmanager
-def exact_float32() -> Iterator[None]:
-    """Keep GPUs from rounding operands to TF32 inside the block, and from choosing kernels by time.
-
-    A finite difference of 1e-3 drowns in the ten bits of a TF32 mantissa.
-    """
-    cudnn = torch.backends.cudnn
-    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
-    precision = torch.get_float32_matmul_precision()
-    cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, True, False
-    torch.set_float32_matmul_precision("highest")
-    try:
-        yield
-    finally:
-        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
-        torch.set_float32_matmul_precision(precision)
 
 
 def _moved(data: Examples, device: torch.device) -> Examples:

@@ -49,6 +49,8 @@ class Deployment:
     """See :class:`leansplit.zeroth_order.JointPasses`."""
     num_threads: int = 0
     """Torch threads of a client's computation; 0 leaves them as they are."""
+    client_device: str = "cpu"
+    """Where clients compute, such as ``cuda``: to rounding, what the CPU computes."""
     exchange_timeout_s: float = 600.0
     """Clients that take longer than this to answer are dropped from the step."""
     max_reply_mb: float = 1024.0
@@ -174,6 +176,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             replica_storage=self.deployment.replica_storage,
             joint_passes=self.deployment.joint_passes,
             num_threads=self.deployment.num_threads,
+            client_device=self.deployment.client_device,
             is_whole_model=self.is_whole_model,
             has_mask=self.model.has_mask,
             fixed_checksum=checksum(fixed_state(self.trained_module)),

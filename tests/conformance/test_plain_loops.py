@@ -7,16 +7,13 @@ import pytest
 import torch
 
 from leansplit import reference
+from leansplit.devices import exact_float32, usable_device
 from leansplit.errors import UserError
 from leansplit.server_app.closed_form import ALL_CLIENTS
 from leansplit.server_app.methods import METHODS
 from leansplit.server_app.methods.spec import _methods as methods_by_name
 from leansplit.server_app.outputs import run_result, write_outcome
-from leansplit.server_app.plain_execution import (
-    exact_float32,
-    execute_plain,
-    usable_device,
-)
+from leansplit.server_app.plain_execution import execute_plain
 from leansplit.server_app.results import read_run
 
 WATCHABLE = [

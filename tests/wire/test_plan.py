@@ -68,6 +68,7 @@ def test_every_field_changes_the_digest():
         "replica_storage": "worker",
         "joint_passes": "off",
         "num_threads": 1,
+        "client_device": "cuda",
         "is_whole_model": True,
         "has_mask": True,
         "fixed_checksum": "0123456789abcdef",

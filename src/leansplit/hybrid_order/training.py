@@ -60,6 +60,8 @@ class HybridTraining:
         loss: (outputs, labels) -> mean loss.
         config: the optimizer of both halves, and how to probe.
         moments: what :meth:`moments` returned at the end of an earlier participation.
+        replica_device: where the zeroth-order half takes its steps: where others do that must end
+            in the same bits. Default: where the model is.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class HybridTraining:
         loss: Loss,
         config: HOFLConfig,
         moments: Mapping[str, Tensor] | None = None,
+        replica_device: torch.device | None = None,
     ) -> None:
         self._segments = segments
         self._loss = loss
@@ -75,7 +78,10 @@ class HybridTraining:
         self._replica = None
         if segments.zeroth is not None:
             zeroth_moments = zeroth_part(moments or {})
-            self._replica = _replica(segments.zeroth_parameters, config, zeroth_moments)
+            start = segments.zeroth_parameters
+            if replica_device is not None:
+                start = {name: value.to(replica_device) for name, value in start.items()}
+            self._replica = _replica(start, config, zeroth_moments)
             leave_out(segments.zeroth_parameters.values())  # a vector stands for them
         first = segments.first
         self._optimizer = build_optimizer(
@@ -108,6 +114,8 @@ class HybridTraining:
             )
             return value, torch.empty(0)
         zeroth.eval()
+        theta = self._replica.vector.to(inputs.device)
+        parameters = self._replica.spec.views(theta)
         objective: Objective
         if first is None:
             objective = SumObjective(
@@ -115,10 +123,10 @@ class HybridTraining:
                     functional_call(zeroth, parameters, (inputs,)), labels
                 )
             )
-            value = anchor = objective.evaluate(self._replica.parameters)
+            value = anchor = objective.evaluate(parameters)
         else:
             # Inference tensors cannot start a graph; a copy can.
-            smashed = forward_only(zeroth, self._replica.parameters, inputs).clone()
+            smashed = forward_only(zeroth, parameters, inputs).clone()
             upper = server_step(
                 first, self._loss, self._optimizer, [smashed], [labels], [1.0],
                 dropout_seed=dropout_seed,
@@ -127,14 +135,11 @@ class HybridTraining:
             objective = SurrogateObjective(zeroth, inputs, upper.smashed_gradients[0])
             anchor = objective.value_of(smashed)
             del smashed  # probes hold no more than inference and lambda
-        scalars = probe(
-            objective,
-            self._replica.spec,
-            self._replica.vector,
-            seeds,
-            self._zeroth_order,
-            anchor=anchor,
-        ).float()  # as they cross the wire
+        differences = probe(
+            objective, self._replica.spec, theta, seeds, self._zeroth_order, anchor=anchor
+        )
+        del theta, parameters
+        scalars = differences.float()  # as they cross the wire
         version = self._replica.version + 1
         self._replica.apply_(Update(version, tuple(seeds), tuple(scalars.tolist())))
         return value, scalars

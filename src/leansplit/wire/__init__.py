@@ -45,6 +45,7 @@ from leansplit.wire.records import (
     SyncRequest,
     TrainForwardRequest,
     WeightsReply,
+    moved,
     with_payloads,
 )
 from leansplit.wire.tensor_bytes import tensor_bytes
@@ -99,6 +100,7 @@ __all__ = [
     "decode_as",
     "encode",
     "forms_of",
+    "moved",
     "price",
     "require_form",
     "require_forms",

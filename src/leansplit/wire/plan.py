@@ -17,7 +17,7 @@ from leansplit.zeroth_order import JointPassesMode
 
 ReplicaStorage = Literal["context", "worker"]
 
-_SIMULATED = ("clients_per_node", "replica_storage", "joint_passes")
+_SIMULATED = ("clients_per_node", "replica_storage", "joint_passes", "client_device")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +39,8 @@ class ClientPlan:
     """Whether a process runs the batches of several clients at once."""
     num_threads: int = 0
     """Torch threads of a client's computation; 0 leaves them as they are."""
+    client_device: str = "cpu"
+    """Where a process computes for its clients, such as ``cuda``; messages never depend on it."""
     is_whole_model: bool = False
     """Whether clients train the whole model and not only the layers below the cut."""
     has_mask: bool = False

@@ -7,6 +7,7 @@ from leansplit.wire.records.base import (
     MANY_KEY,
     Payloads,
     Record,
+    moved,
     payload,
     with_payloads,
 )
@@ -76,6 +77,7 @@ __all__ = [
     "SyncRequest",
     "TrainForwardRequest",
     "WeightsReply",
+    "moved",
     "payload",
     "with_payloads",
 ]

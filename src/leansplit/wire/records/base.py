@@ -9,16 +9,18 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
+import torch
 from torch import Tensor
 
 from leansplit.errors import UserError
-from leansplit.wire.kinds import Kind
+from leansplit.wire.kinds import KINDS, Kind
 
 KIND_KEY = "leansplit.kind"
 MANY_KEY = "leansplit.many"
 ALIKE_KEY = "leansplit.alike"
+_READ_BY_PASSES: Final[tuple[Kind, ...]] = ("smashed_data", "labels", "masks", "smashed_gradient")
 
 
 def payload(kind: Kind, *, many: bool = False, alike: bool = False, **options: Any) -> Any:
@@ -60,6 +62,22 @@ class Record:
 
 Payloads = Mapping[str, Tensor]
 """The tensors of one field, by name."""
+
+
+def moved(record: Record, device: torch.device) -> Record:
+    """Return a record with what passes of a model read on ``device``; on the CPU all of it.
+
+    Elsewhere seeds and scalars, which are read as numbers, stay where they are, and so do weights:
+    who takes them decides where they are trained.
+    """
+    wanted = KINDS if device.type == "cpu" else _READ_BY_PASSES
+
+    def change(kind: Kind, tensors: Payloads) -> Payloads | None:
+        if kind not in wanted or all(tensor.device == device for tensor in tensors.values()):
+            return None
+        return {name: tensor.to(device) for name, tensor in tensors.items()}
+
+    return with_payloads(record, change)
 
 
 def with_payloads(record: Record, change: Callable[[Kind, Payloads], Payloads | None]) -> Record:

@@ -1,0 +1,48 @@
+"""Devices other than the CPU: which can be used, and how they must compute."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from leansplit.errors import UserError
+from leansplit.noise import draw_perturbation
+
+
+def usable_device(name: str) -> torch.device:
+    """Return the device called ``name``, such as ``cpu``, ``cuda`` or ``cuda:1``.
+
+    Raises:
+        UserError: if there is none here, or it does not draw the noise that the CPU draws.
+    """
+    if name == "cpu":
+        return torch.device(name)
+    try:
+        device = torch.device(name)
+        drawn = draw_perturbation(1, 8, device=device).cpu()
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(f"device {name!r} cannot be used here: {reason}") from error
+    if not torch.equal(drawn, draw_perturbation(1, 8)):
+        raise UserError(f"device {name!r} does not draw the noise that the CPU draws")
+    return device
+
+
+@contextmanager
+def exact_float32() -> Iterator[None]:
+    """Keep GPUs from rounding operands to TF32 inside the block, and from choosing kernels by time.
+
+    A finite difference of 1e-3 drowns in the ten bits of a TF32 mantissa.
+    """
+    cudnn = torch.backends.cudnn
+    before = cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark
+    precision = torch.get_float32_matmul_precision()
+    cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = False, True, False
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        cudnn.allow_tf32, cudnn.deterministic, cudnn.benchmark = before
+        torch.set_float32_matmul_precision(precision)

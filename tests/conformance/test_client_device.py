@@ -1,0 +1,69 @@
+"""Clients that compute on another device: the same messages, and here the same bits."""
+
+import pytest
+
+from leansplit.errors import UserError
+from leansplit.experiments.launch import launch
+from leansplit.experiments.ray_cluster import gpu_share
+from leansplit.server_app.methods import METHODS
+from leansplit.zeroth_order import unshared_directions
+from tests.pretended_device import PretendedDevice
+
+STORAGES = ("context", "worker")
+WITH_REPLICAS = ("ho-sfl", "hosl", "decomfl")
+OPTIMIZERS = {method: ["adamw", "momentum"][i % 2] for i, method in enumerate(METHODS)}
+
+
+@pytest.mark.parametrize(
+    ("method", "storage"),
+    [*((m, "context") for m in METHODS), *((m, "worker") for m in WITH_REPLICAS)],
+)
+def test_every_method_ends_in_the_same_bits(method, storage, configure):
+    packing = 1 if METHODS[method].one_client_per_node else 4
+    keys = {"workers": -1, "rounds": 3, "replica_storage": storage, "clients_per_node": packing}
+    config = configure(method, OPTIMIZERS[method], **keys)
+    expected = launch(config)
+    assert expected.status == "completed", expected.error
+    with PretendedDevice(), unshared_directions():
+        found = launch(configure(method, OPTIMIZERS[method], client_device="meta", **keys))
+    assert found.status == "completed", found.error
+    assert found.final_model_checksum == expected.final_model_checksum
+    assert found.events == expected.events
+    assert found.ledger.by_kind() == expected.ledger.by_kind()
+
+
+@pytest.mark.parametrize(
+    ("method", "storage"),
+    [*((m, s) for m in WITH_REPLICAS for s in STORAGES), ("ho-fl", "context")],
+)
+def test_replicas_agree_with_the_server_whatever_the_device_rounds(method, storage, configure):
+    """Where the server rebuilds what clients hold, both must end in the same bits."""
+    keys = {"workers": -1, "rounds": 3, "replica_storage": storage, "client_device": "meta"}
+    config = configure(method, OPTIMIZERS[method], **keys)
+    ends = []
+    for rounds_otherwise in (False, True):
+        with PretendedDevice(rounds_otherwise=rounds_otherwise), unshared_directions():
+            outcome = launch(config)
+        assert outcome.status == "completed", outcome.error
+        assert outcome.events == {}
+        ends.append(outcome.final_model_checksum)
+    assert ends[0] != ends[1]
+
+
+def test_a_device_that_is_not_there_is_refused_before_anything_starts(configure):
+    with pytest.raises(UserError, match="device 'cudda' cannot be used here"):
+        launch(configure("ho-sfl", client_device="cudda", workers=-1))
+    with pytest.raises(UserError, match="must be cpu or cuda on Ray"):
+        launch(configure("ho-sfl", client_device="cuda:1", workers=2))
+
+
+def test_shares_of_a_gpu_leave_a_place_for_every_worker():
+    assert gpu_share(4, 1) == 0.25
+    assert gpu_share(3, 2) == 0.5  # two on one, one on the other
+    assert gpu_share(1, 4) == 1
+    for workers in range(1, 40):
+        for gpus in range(1, 9):
+            share = gpu_share(workers, gpus)
+            assert gpus * int(1 / share + 1e-9) >= workers
+    with pytest.raises(UserError, match="offers Ray none"):
+        gpu_share(2, 0)
