@@ -12,8 +12,9 @@ from leansplit.clients.deferred import Deferred
 from leansplit.clients.handlers import Handler
 from leansplit.clients.session import Session
 from leansplit.clients.watched import watched
+from leansplit.devices import CPU
 from leansplit.strategies.flower_records import CostReport
-from leansplit.wire import Record
+from leansplit.wire import Record, moved
 from leansplit.zeroth_order import JointPasses
 
 log = logging.getLogger("leansplit")
@@ -57,7 +58,8 @@ def answer_all(
     if watching is not None and watching in asked:
         session, request = asked[watching]
         try:
-            settled[watching], costs = watched(session, partial(_alone, handler), request)
+            answered, costs = watched(session, partial(_alone, handler), request)
+            settled[watching] = _sent(answered)
         except Exception as error:
             settled[watching] = error
     for client_id, (session, request) in asked.items():
@@ -65,7 +67,7 @@ def answer_all(
             continue
         answer = _attempt(partial(handler, session, request))
         if isinstance(answer, Record | Exception):
-            settled[client_id] = answer
+            settled[client_id] = _sent(answer)
         else:
             deferred[client_id] = answer
     return settled | _settle(deferred, passes), costs
@@ -99,13 +101,18 @@ def _settle(deferred: Mapping[int, Deferred], passes: JointPasses) -> dict[int, 
             everybody = [deferred[client_id] for client_id in members]
             answers = everybody[0].together(everybody, passes)
             try:
-                settled.update(zip(members, answers, strict=True))
+                settled.update(zip(members, map(_sent, answers), strict=True))
             except Exception:  # the rest each by itself, to find out who fails
                 log.debug("clients could not compute together", exc_info=True)
         for client_id in members:
             if client_id not in settled:
-                settled[client_id] = _attempt(deferred[client_id].alone)
+                settled[client_id] = _sent(_attempt(deferred[client_id].alone))
     return settled
+
+
+def _sent(answer: Settled) -> Settled:
+    """Return an answer as it is sent: no device holds those of several clients at once."""
+    return moved(answer, CPU) if isinstance(answer, Record) else answer
 
 
 def _attempt(step: Callable[[], A]) -> A | Exception:

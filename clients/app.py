@@ -42,6 +42,7 @@ from leansplit.clients.privacy import released
 from leansplit.clients.session import Session
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.clients.workload import Provider, Worker, Workload, worker_for
+from leansplit.devices import CPU, usable_device
 from leansplit.errors import UserError
 from leansplit.federated import ClientData, Fault
 from leansplit.first_order import Loss
@@ -71,7 +72,6 @@ from leansplit.wire import (
 OWN_DATA = "data"
 """Key of the configuration of nodes that bring data of their own: an absolute folder or file."""
 
-CPU = torch.device("cpu")
 log = logging.getLogger("leansplit")
 
 for _module in (
@@ -107,6 +107,11 @@ def client_app(provider: Provider) -> ClientApp:
         save_plan(context, plan.to_json())
         hosted = plan.hosted_clients(_partition_id(context))
         try:
+            usable_device(plan.client_device)
+        except UserError as error:
+            log.error("this node cannot take part: %s", error)
+            return Message(pack({}, dict.fromkeys(hosted, str(error))), reply_to=message)
+        try:
             if OWN_DATA in context.node_config and len(hosted) > 1:
                 raise UserError("a node with data of its own hosts one client: clients_per_node=1")
             worker = worker_for(plan, provider)
@@ -141,8 +146,8 @@ def client_app(provider: Provider) -> ClientApp:
                     request = moved(decode_as(blob, request_type), worker.device)
                     requests[client_id] = request
                     faults[client_id] = strikes(plan, client_id, request)
-                except DecodeError as error:
-                    failures[client_id] = f"DecodeError: {error}"
+                except (DecodeError, torch.OutOfMemoryError) as error:
+                    failures[client_id] = f"{type(error).__name__}: {error}"
             die_if_struck(faults.values(), context)
             asked = {
                 client_id: (
@@ -158,7 +163,6 @@ def client_app(provider: Provider) -> ClientApp:
                 # One client's failure must not take down the others that share its node.
                 try:
                     reply = disturbed(faults[client_id], partial(answer_of, settled, client_id))
-                    reply = moved(reply, CPU)
                     reply = corrupted(session, request, released(session, request, reply))
                     replies[client_id] = encode(reply, has_mask=plan.has_mask)
                 except InjectedFault as fault:

@@ -13,6 +13,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from leansplit.devices import on
 from leansplit.federated import Replica
 from leansplit.parameters import ParameterDict
 from leansplit.wire import Record
@@ -90,7 +91,7 @@ class DeferredForward:
             yield other.finish(smashed)
 
     def _parameters(self) -> ParameterDict:
-        return self.replica.spec.views(_theta(self.replica, self.inputs))
+        return self.replica.spec.views(on(self.replica.vector, self.inputs.device))
 
     def _pass(self, parameters: ParameterDict, inputs: Tensor) -> Tensor:
         return forward_only(self.model, parameters, inputs, self.micro_batch)
@@ -129,7 +130,7 @@ class DeferredProbe:
 
     def alone(self) -> Record:
         """Return the answer."""
-        theta = _theta(self.replica, self.objective.inputs)
+        theta = on(self.replica.vector, self.objective.inputs.device)
         differences = probe(
             self.objective, self.replica.spec, theta, self.seeds, self.config, anchor=self.anchor
         )
@@ -141,7 +142,7 @@ class DeferredProbe:
         differences = probe_each(
             evaluate_jointly(passes, self.objective.client_model, objectives),
             self.replica.spec,
-            _theta(self.replica, self.objective.inputs),
+            on(self.replica.vector, self.objective.inputs.device),
             self.seeds,
             self.config,
             anchors=[other.anchor for other in others],
@@ -205,7 +206,7 @@ class DeferredProbedForward:
         return probe_smashed_data_each(
             run,
             self.replica.spec,
-            _theta(self.replica, self.inputs),
+            on(self.replica.vector, self.inputs.device),
             self.seeds,
             self.config,
             with_anchor=True,  # the server trains on it
@@ -217,15 +218,6 @@ def then(answer: Record | Deferred, change: Callable[[Record], Record]) -> Recor
     if isinstance(answer, Record):
         return change(answer)
     return answer.then(change)
-
-
-def _theta(replica: Replica, inputs: Tensor) -> Tensor:
-    """Return theta, shape [d], where the inputs are.
-
-    Replicas stay where the server's mirror is, on the CPU: another device would round their updates
-    differently, and they must agree with it bit for bit.
-    """
-    return replica.vector.to(inputs.device)
 
 
 def _where(replica: Replica, inputs: Tensor) -> tuple[Hashable, ...]:

@@ -9,6 +9,7 @@ from leansplit.clients.deferred import DeferredForward
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.replicas import up_to_date
 from leansplit.clients.session import Session
+from leansplit.devices import on
 from leansplit.federated import FrozenConfig
 from leansplit.parameters import ParameterDict
 from leansplit.sequences import join
@@ -30,7 +31,8 @@ def forward(
         return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
 
     if inputs is None:
-        return upload(_features(session, model, replica.parameters))
+        theta = on(replica.vector, session.worker.device)
+        return upload(_features(session, model, replica.spec.views(theta)))
     return DeferredForward(model, replica, inputs, upload)
 
 
@@ -39,10 +41,13 @@ def _features(session: Session, model: nn.Module, parameters: ParameterDict) -> 
 
     Kernels round differently for other batch sizes, so the last batch is filled up from the start.
     """
-    inputs = session.data.inputs
+    inputs, device = session.data.inputs, session.worker.device
     size = min(session.plan.config.batch_size, len(inputs))
     filled = torch.arange(-(-len(inputs) // size) * size) % len(inputs)
-    parts = [forward_only(model, parameters, inputs[part]) for part in torch.split(filled, size)]
+    parts = [
+        forward_only(model, parameters, inputs[part].to(device)).cpu()
+        for part in torch.split(filled, size)
+    ]
     return join(parts)[: len(inputs)]
 
 

@@ -5,18 +5,17 @@ Layers below the boundary run under inference mode only; the graph begins at the
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, stack
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
+from leansplit.devices import CPU
 from leansplit.federated import HOFLConfig
 from leansplit.hybrid_order import HybridTraining
 from leansplit.noise import client_dropout_seed
 from leansplit.parameters import load_parameters_, to_send
 from leansplit.wire import HybridTrainReply, HybridTrainRequest
 
-CPU = torch.device("cpu")  # where the server rebuilds the half that this one must agree with
 _AGREED = "agreed-moments"
 _LATEST = "latest-moments"
 
@@ -27,6 +26,7 @@ def train(session: Session, request: HybridTrainRequest) -> HybridTrainReply:
     segments = session.worker.segments_at(request.boundary)
     load_parameters_(session.worker.workload.model.full_model, request.weights)
     moments_round, moments = _moments(session, request.moments_round)
+    # Its zeroth-order half is rebuilt by the server, which computes on the CPU.
     training = HybridTraining(segments, session.loss, config, moments, replica_device=CPU)
     scalars: list[Tensor] = []
     num_samples, loss_sum = 0, 0.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from leansplit.clients.session import Session
+from leansplit.devices import on
 from leansplit.federated import Replica, TrainedVector
 from leansplit.zeroth_order import LossObjective, ZerothOrderConfig, probe
 
@@ -37,5 +38,5 @@ def probe_loss(
     inputs, labels = session.batch(round, local_step)
     model = session.worker.workload.model.full_model.eval()
     objective = LossObjective(model, session.loss, inputs, labels)
-    differences = probe(objective, at.spec, at.vector.to(inputs.device), seeds, config)
+    differences = probe(objective, at.spec, on(at.vector, inputs.device), seeds, config)
     return differences.float(), len(labels)

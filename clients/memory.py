@@ -13,6 +13,8 @@ import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 from torch import Tensor
 
+from leansplit.allocation import allocated_as
+from leansplit.devices import CPU
 from leansplit.telling import leave_out
 from leansplit.wire import ClientPlan, tensor_bytes
 
@@ -57,8 +59,9 @@ class ClientMemory:
 
     def save(self, name: str, tensors: Mapping[str, Tensor]) -> None:
         """Store tensors under ``name``, replacing what was there."""
-        here = {key: tensor.cpu() for key, tensor in tensors.items()}
-        self._keep(_TENSORS + name, tensor_bytes(here))
+        with allocated_as(None):
+            stored = {key: tensor.to(CPU) for key, tensor in tensors.items()}
+        self._keep(_TENSORS + name, tensor_bytes(stored))
 
     def load(self, name: str) -> dict[str, Tensor] | None:
         """Return the tensors under ``name``, on the CPU, or None."""

@@ -8,6 +8,7 @@ from typing import TypeVar
 
 from torch import Tensor, nn
 
+from leansplit.allocation import allocated_as
 from leansplit.clients.attacks import attack_of, relabelled
 from leansplit.clients.memory import ClientMemory
 from leansplit.clients.workload import Worker
@@ -67,7 +68,8 @@ class Session:
 
         Not for what the server rebuilds bit for bit, such as replicas: devices round differently.
         """
-        return {name: tensor.to(self.worker.device) for name, tensor in tensors.items()}
+        with allocated_as(None):  # a device has them there as they come
+            return {name: tensor.to(self.worker.device) for name, tensor in tensors.items()}
 
     def batch(self, round: int, local_step: int = 0) -> tuple[Tensor, Tensor]:
         """Return the (inputs, labels) of one step, where the model is."""

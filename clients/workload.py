@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from leansplit.devices import exact_float32, usable_device
+from leansplit.errors import UserError
 from leansplit.federated import ClientData, Replica
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
@@ -106,7 +107,13 @@ def worker_for(plan: ClientPlan, provider: Provider) -> Worker:
         device = usable_device(plan.client_device)
         workload = provider(plan)
         trained = workload.model.full_model if plan.is_whole_model else workload.model.client_model
-        trained.to(device)
+        try:
+            trained.to(device)
+        except torch.OutOfMemoryError as error:
+            raise UserError(
+                f"the clients' model does not fit on {device} beside those of other processes; set "
+                "fewer workers"
+            ) from error
         worker = Worker(workload, device, passes=JointPasses(plan.joint_passes))
         _workers.clear()  # an earlier run's data and model are not needed any more
         _workers[plan.digest] = worker

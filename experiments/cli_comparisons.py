@@ -59,7 +59,8 @@ def compare(
 
     if device is not None and not plain:
         raise UserError(
-            "--device is for plain loops: add --plain; a federation computes on the CPU"
+            "--device is for plain loops: add --plain; for clients of a federation give --set "
+            "client_device=cuda"
         )
     runner = plain_loops("cpu" if device is None else device) if plain else FLOWER
     path = find_experiment(experiment)

@@ -147,7 +147,7 @@ def _dropped_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
 def _runner_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
     made_by: dict[str, list[str]] = {}
     for label, group in groups.items():
-        for runner in sorted({str(Runner.of(run.result)) for run in group}):
+        for runner in sorted({_made_by(run.result) for run in group}):
             made_by.setdefault(runner, []).append(label)
     if len(made_by) < 2:
         return []
@@ -156,6 +156,13 @@ def _runner_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:
         f"Runs were not all made in the same way ({who}): traffic of plain loops leaves envelopes "
         "out, and another device computes other bits. Make all of them in one way."
     ]
+
+
+def _made_by(result: RunResult) -> str:
+    """Name who made a run, and where clients computed if that was not the CPU."""
+    runner = str(Runner.of(result))
+    is_elsewhere = result.engine != "plain" and result.device != "cpu"
+    return f"{runner} with clients on {result.device}" if is_elsewhere else runner
 
 
 def _budget_warnings(groups: Mapping[str, Sequence[Run]]) -> list[str]:

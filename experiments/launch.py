@@ -61,8 +61,11 @@ def _require_device(config: RunConfig) -> None:
             f"client_device must be cpu or cuda on Ray, which says what worker has which GPU, got "
             f"{name!r}; workers = -1 takes any device"
         )
-    if not config.ray_address:  # the machines of a cluster need not be like this one
+    if config.workers == IN_PROCESS:
         usable_device(name)
+    elif name == "cuda" and not config.ray_address and not torch.cuda.is_available():
+        # More is found out by the workers: a context here would hold a part of a GPU all run long.
+        raise UserError("client_device is cuda, but torch finds no GPU here")
 
 
 def _in_process(
@@ -109,7 +112,10 @@ def _on_ray(
             "logging_level": logging.ERROR,
         }
         placement = Placement.on_ray(config, num_workers)
-        share = gpu_share(num_workers, torch.cuda.device_count()) if wants_gpus else 0.0
+        share = 0.0
+        if wants_gpus:
+            init_args["num_gpus"] = num_gpus = torch.cuda.device_count()
+            share = gpu_share(num_workers, num_gpus)
         backend = {"init_args": init_args, "client_resources": worker_resources(share)}
         return _simulate(config, placement, backend, stop, on_progress, checkpoints)
 

@@ -14,6 +14,8 @@ from typing import Any
 from leansplit.errors import UserError
 from leansplit.plugins import VARIABLE
 
+_RAYS_DIGITS = 10_000
+
 
 def worker_resources(gpu_share: float) -> dict[str, Any]:
     """Return what each worker takes of a machine: a core, and a share of a GPU."""
@@ -29,14 +31,18 @@ def worker_resources(gpu_share: float) -> dict[str, Any]:
 def gpu_share(num_workers: float, num_gpus: float) -> float:
     """Return the share of a GPU that each of a machine's workers takes, at most a whole one.
 
-    Ray never spreads a worker over two GPUs: a share is one over a whole number.
+    Ray never spreads a worker over two GPUs: a share is one over a whole number, cut off after the
+    four digits that Ray counts in.
 
     Raises:
         UserError: if there is no GPU.
     """
     if num_gpus < 1:
-        raise UserError("client_device is a GPU, but a machine of the run offers Ray none")
-    return 1 / max(1, math.ceil(num_workers / num_gpus))
+        raise UserError(
+            "client_device is a GPU, but a machine of the run offers Ray none; start it with "
+            "--num-gpus, or with --num-cpus=0 to leave it out"
+        )
+    return math.floor(_RAYS_DIGITS / max(1, math.ceil(num_workers / num_gpus))) / _RAYS_DIGITS
 
 
 @dataclass(frozen=True)

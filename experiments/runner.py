@@ -47,7 +47,7 @@ class Runner:
     @classmethod
     def of(cls, result: RunResult) -> Runner:
         """Return who made a result."""
-        return cls(result.engine, result.device)
+        return cls(result.engine, result.device) if result.engine == "plain" else cls()
 
     def __str__(self) -> str:
         """Return what a reader calls it."""

@@ -224,9 +224,9 @@ def _easy_target_warnings(
     """Name the rows whose runs were all at the target when they were first looked at."""
 
     def is_easy_for(run: Run) -> bool:
-        first = run.rounds["samples_seen"].min()
+        seen = sorted(n for n in run.rounds["samples_seen"].unique() if n > 0)  # 0: untrained
         crossing = run.first_crossing(target or math.inf)
-        return len(run.rounds) > 1 and crossing is not None and crossing[0] == first
+        return len(seen) > 1 and crossing is not None and crossing[0] <= seen[0]
 
     easy = [label for label, group in completed.items() if group and all(map(is_easy_for, group))]
     if not easy:

@@ -116,6 +116,7 @@ def provenance(results: Sequence[RunResult]) -> list[str]:
             for r in results
             if r.engine == "plain"
         ],
+        "Clients on": [r.device for r in results if r.engine != "plain" and r.device != "cpu"],
         "Hardware": [", ".join(f"{k}: {v}" for k, v in r.hardware.items()) for r in results],
         "Command": [f"`{shlex.join(r.command)}`" if r.command else "" for r in results],
         "Seeds": [", ".join(map(str, sorted({r.root_seed for r in results})))],

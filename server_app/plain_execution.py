@@ -68,6 +68,8 @@ def execute_plain(
     require_watchable(config.method)
     if config.faults.are_any or config.attack.kind != "none":
         raise UserError("plain loops have no clients that could fail or lie; leave --plain out")
+    if config.client_device != "cpu":
+        raise UserError("plain loops have no clients; leave client_device out and give --device")
     torch.set_num_threads(config.num_threads)
     workload, method = config.workload(), METHODS[config.method]
     task = workload.load_task()

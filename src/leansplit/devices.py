@@ -1,4 +1,4 @@
-"""Devices other than the CPU: which can be used, and how they must compute."""
+"""Devices other than the CPU: which can be used, how they must compute, what they hold."""
 
 from __future__ import annotations
 
@@ -6,9 +6,26 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
+from torch import Tensor
 
 from leansplit.errors import UserError
 from leansplit.noise import draw_perturbation
+from leansplit.telling import leave_out
+
+CPU = torch.device("cpu")
+_UNUSABLE = (RuntimeError, AssertionError, NotImplementedError, TypeError)
+
+
+def on(vector: Tensor, device: torch.device) -> Tensor:
+    """Return a trained vector on ``device``; if that is a copy, it is what a client holds of it.
+
+    Replicas stay where the server's mirror is, on the CPU: another device would round their updates
+    differently, and they must agree with it bit for bit.
+    """
+    there = vector.to(device)
+    if there is not vector:
+        leave_out([vector])
+    return there
 
 
 def usable_device(name: str) -> torch.device:
@@ -18,12 +35,14 @@ def usable_device(name: str) -> torch.device:
         UserError: if there is none here, or it does not draw the noise that the CPU draws.
     """
     if name == "cpu":
-        return torch.device(name)
+        return CPU
     try:
         device = torch.device(name)
+        if device.type == "cpu":
+            raise RuntimeError("the CPU has no number; its name is cpu")
         drawn = draw_perturbation(1, 8, device=device).cpu()
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+    except (*_UNUSABLE, AttributeError, ImportError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here: {reason}") from error
     if not torch.equal(drawn, draw_perturbation(1, 8)):
         raise UserError(f"device {name!r} does not draw the noise that the CPU draws")

@@ -1,12 +1,18 @@
 """Clients that compute on another device: the same messages, and here the same bits."""
 
 import pytest
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from leansplit.clients import deferred
 from leansplit.errors import UserError
 from leansplit.experiments.launch import launch
 from leansplit.experiments.ray_cluster import gpu_share
 from leansplit.server_app.methods import METHODS
+from leansplit.telling import leave_out
 from leansplit.zeroth_order import unshared_directions
+from tests.conformance.test_language_models import configure as configure_language_model
+from tests.language import write_texts
 from tests.pretended_device import PretendedDevice
 
 STORAGES = ("context", "worker")
@@ -32,6 +38,53 @@ def test_every_method_ends_in_the_same_bits(method, storage, configure):
     assert found.ledger.by_kind() == expected.ledger.by_kind()
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_models_of_clients_really_run_there(method, configure):
+    """Otherwise the bits above would be equal for nothing."""
+    keys = {"workers": -1, "rounds": 2, "client_device": "meta"}
+    keys |= {"features_once": True} if method == "frozen" else {}
+    ends = set()
+    for rounds_otherwise in (False, True):
+        with PretendedDevice(rounds_otherwise=rounds_otherwise), unshared_directions():
+            outcome = launch(configure(method, OPTIMIZERS[method], **keys))
+        assert outcome.status == "completed", outcome.error
+        ends.add(outcome.final_model_checksum)
+    assert len(ends) == 2
+
+
+@pytest.mark.parametrize(
+    ("method", "keys"),
+    [("ho-sfl", {}), ("frozen", {"features_once": True}), ("heron-sfl", {}), ("sflv2", {})],
+)
+def test_so_do_language_models_with_masks_and_frozen_weights(method, keys, tmp_path):
+    keys = {"workers": -1, "rounds": 2, **keys}
+    texts = write_texts(tmp_path)
+    configs = [
+        configure_language_model(method, "bert", texts, **keys, **more)
+        for more in ({}, {"client_device": "meta"})
+    ]
+    with sdpa_kernel(SDPBackend.MATH):  # what a device without a kernel of its own falls back to
+        expected = launch(configs[0])
+        with PretendedDevice(), unshared_directions():
+            found = launch(configs[1])
+    assert found.status == "completed", found.error
+    assert found.events == expected.events == {}
+    assert found.final_model_checksum == expected.final_model_checksum
+
+
+def test_a_copy_on_the_device_is_not_counted_beside_the_replica(configure, monkeypatch):
+    """What a client holds is on its device; the replica on the CPU is a simulation's."""
+
+    def copied(vector, device):
+        leave_out([vector])
+        return vector.clone()
+
+    expected = launch(configure("ho-sfl", "adamw", workers=-1, rounds=2)).measured
+    monkeypatch.setattr(deferred, "on", copied)
+    found = launch(configure("ho-sfl", "adamw", workers=-1, rounds=2)).measured
+    assert found == expected != type(expected)()
+
+
 @pytest.mark.parametrize(
     ("method", "storage"),
     [*((m, s) for m in WITH_REPLICAS for s in STORAGES), ("ho-fl", "context")],
@@ -53,6 +106,11 @@ def test_replicas_agree_with_the_server_whatever_the_device_rounds(method, stora
 def test_a_device_that_is_not_there_is_refused_before_anything_starts(configure):
     with pytest.raises(UserError, match="device 'cudda' cannot be used here"):
         launch(configure("ho-sfl", client_device="cudda", workers=-1))
+    with pytest.raises(UserError, match="the CPU has no number"):
+        launch(configure("ho-sfl", client_device="cpu:1", workers=-1))
+    if not torch.cuda.is_available():
+        with pytest.raises(UserError, match="torch finds no GPU here"):
+            launch(configure("ho-sfl", client_device="cuda", workers=2))
     with pytest.raises(UserError, match="must be cpu or cuda on Ray"):
         launch(configure("ho-sfl", client_device="cuda:1", workers=2))
 
@@ -61,9 +119,10 @@ def test_shares_of_a_gpu_leave_a_place_for_every_worker():
     assert gpu_share(4, 1) == 0.25
     assert gpu_share(3, 2) == 0.5  # two on one, one on the other
     assert gpu_share(1, 4) == 1
-    for workers in range(1, 40):
+    assert gpu_share(93, 1) == 0.0107
+    for workers in range(1, 130):
         for gpus in range(1, 9):
             share = gpu_share(workers, gpus)
-            assert gpus * int(1 / share + 1e-9) >= workers
+            assert gpus * int(1 / share) >= workers
     with pytest.raises(UserError, match="offers Ray none"):
         gpu_share(2, 0)

@@ -36,6 +36,21 @@ def test_a_short_run_with_faults(monkeypatch):
     assert said[1].startswith("driver: ") and len(said) == 2  # there are no workers
 
 
+def test_an_engine_that_is_not_there_all_along_says_nothing(monkeypatch):
+    monkeypatch.setattr(psutil.Process, "children", lambda self, recursive: [])
+    config, said = configuration(rounds=40, workers=-1, clients=10, cohort=3), []
+
+    def run(config, on_progress):
+        for t in range(1, config.rounds + 1):
+            on_progress(Progress(t, t, t, None, config.budget()))
+            if t == 30:
+                on_progress.__self__.rows[-1]["engine"] = 1e6
+        return Outcome(config, config.method_config(), client_costs=None, rounds_completed=t)
+
+    soak(config, 0.5, said.append, run=run)
+    assert [line.split(":")[0] for line in said[1:]] == ["driver"]
+
+
 def test_what_is_kept_of_every_round_is_found():
     config, kept = configuration(rounds=40, workers=-1, clients=10, cohort=3), []
 

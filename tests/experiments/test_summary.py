@@ -12,6 +12,7 @@ import pytest
 from rich.console import Console
 
 from leansplit.errors import UserError
+from leansplit.experiments.runner import FLOWER, Runner
 from leansplit.experiments.summary import MethodSummary, Summary, summarise
 from leansplit.experiments.summary_text import summary_markdown, summary_table, write_summary
 from leansplit.experiments.table_text import plus_minus
@@ -207,6 +208,17 @@ def test_a_target_that_is_reached_when_first_looked_at_is_said_to_say_nothing() 
     assert "target of 60.0% is reached at the first evaluation by SFLV1:" in warning
     once = [make_run("ho-sfl", 0, [0.8]), make_run("sflv1", 0, [0.8])]
     assert summarise(once, target_accuracy=0.6).warnings == summarise(once).warnings
+    for run in (runs := comparison()):  # as runs are: evaluated before the first round
+        untrained = run.rounds.iloc[:1].assign(round=0, samples_seen=0, accuracy=0.1)
+        object.__setattr__(run, "rounds", pd.concat([untrained, run.rounds], ignore_index=True))
+    assert summarise(runs, target_accuracy=0.6).warnings == (warning,)
+
+
+def test_clients_on_another_device_are_said_and_their_runs_are_flowers() -> None:
+    runs = [*comparison(), make_run("hosl", 0, [0.7, 0.8], device="cuda")]
+    (warning,) = [w for w in summarise(runs).warnings if "made in the same way" in w]
+    assert "Flower with clients on cuda: hosl" in warning
+    assert Runner.of(runs[-1].result) == FLOWER
 
 
 def test_the_best_of_several_sfl_methods_sets_the_default_target_but_v1_is_the_reference() -> None:

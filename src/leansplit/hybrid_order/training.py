@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.func import functional_call
 
 from leansplit.costs import ClientStep, held_weights
+from leansplit.devices import on
 from leansplit.federated import (
     HOFLConfig,
     Lifetime,
@@ -114,7 +115,7 @@ class HybridTraining:
             )
             return value, torch.empty(0)
         zeroth.eval()
-        theta = self._replica.vector.to(inputs.device)
+        theta = on(self._replica.vector, inputs.device)
         parameters = self._replica.spec.views(theta)
         objective: Objective
         if first is None:
