@@ -27,26 +27,13 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 # Processes that tests start would otherwise have a thread for each core, each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# What waits for processes of its own comes first, and not at the end, where nothing is left to do
-# meanwhile. Processes that run tests begin with a contiguous share of the list each: all of them
-# begin with some of the slow ones.
+# What waits for processes of its own comes first: side by side with all the rest, and not at the
+# end, where nothing is left to do meanwhile.
 _SLOW = {"test_parallel", "test_extending", "test_resuming_commands", "test_plain_comparison"}
 
 
-def pytest_collection_modifyitems(config, items):
-    def is_slow(item):
-        return bool(item.get_closest_marker("ray") or item.path.stem in _SLOW)
-
-    slow = [item for item in items if is_slow(item)]
-    quick = [item for item in items if not is_slow(item)]
-    shares = getattr(config, "workerinput", {}).get("workercount", 1)
-    ordered = []
-    for n in range(shares):
-        first = slow[n::shares]
-        size = len(items) * (n + 1) // shares - len(ordered) - len(first)
-        ordered += first + quick[: max(0, size)]
-        del quick[: max(0, size)]
-    items[:] = ordered + quick
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: not (item.get_closest_marker("ray") or item.path.stem in _SLOW))
 
 
 @pytest.fixture(autouse=True, scope="session")
