@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,6 +86,7 @@ def joined(address: str, *, wants_gpus: bool = False) -> Iterator[Cluster]:
     paths = [*sys.path, *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
     passed_on = {"PYTHONPATH": os.pathsep.join(dict.fromkeys(filter(None, paths)))}
     passed_on |= {VARIABLE: os.environ[VARIABLE]} if VARIABLE in os.environ else {}
+    ends = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(
             address=address,
@@ -97,6 +100,9 @@ def joined(address: str, *, wants_gpus: bool = False) -> Iterator[Cluster]:
             f"cannot join a Ray cluster at {address!r} ({reason}); start its head with "
             "`ray start --head --port=6379` and give the HOST:PORT that it prints"
         ) from error
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, ends)  # Ray's would end the process at once
     try:
         nodes = ray.nodes()  # type: ignore[no-untyped-call]
         alive = [node for node in nodes if node["Resources"].get("CPU")]

@@ -1,6 +1,7 @@
 """The same run on Flower's engine: one worker, two, two machines, a dying worker, going on."""
 
 import shutil
+import signal
 import tempfile
 import threading
 
@@ -47,6 +48,7 @@ def two_machines(monkeypatch):
     folder = tempfile.mkdtemp(dir="/tmp", prefix="ray-")  # short: names of sockets are
     monkeypatch.setenv("RAY_TMPDIR", folder)
     node = {"num_cpus": 1, "object_store_memory": 80_000_000, "include_dashboard": False}
+    ends = signal.getsignal(signal.SIGTERM)
     cluster = Cluster()
     try:
         with quiet():
@@ -55,13 +57,16 @@ def two_machines(monkeypatch):
         yield cluster.address
     finally:
         cluster.shutdown()
+        signal.signal(signal.SIGTERM, ends)  # nodes of a cluster in this process take it
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_two_machines_equal_the_reference(two_machines, configure, reference_checksum):
     keys = {"clients_per_node": "auto", "replica_storage": "worker", "ray_address": two_machines}
     config = configure("ho-sfl", "adamw", **keys)
+    before = signal.getsignal(signal.SIGTERM)
     outcome = launch(config)
+    assert signal.getsignal(signal.SIGTERM) == before
     assert outcome.status == "completed", outcome.error
     assert outcome.placement == Placement(clients_per_node=4, ray_workers=2, ray_nodes=2)
     assert set(outcome.events) <= {"worker_refills"}

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.timeout(600)  # whole commands, side by side with other tests
 ROOT = Path(__file__).parents[2]
 EXPERIMENT = """
 plugins = ["q_frozen.py"]
