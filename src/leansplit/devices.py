@@ -13,7 +13,8 @@ from leansplit.noise import draw_perturbation
 from leansplit.telling import leave_out
 
 CPU = torch.device("cpu")
-_UNUSABLE = (RuntimeError, AssertionError, NotImplementedError, TypeError)
+_UNUSABLE = (RuntimeError, AssertionError, TypeError, AttributeError, ImportError)
+"""What torch raises for a device that it does not know, was not built for, or does not find."""
 
 
 def on(vector: Tensor, device: torch.device) -> Tensor:
@@ -41,7 +42,7 @@ def usable_device(name: str) -> torch.device:
         if device.type == "cpu":
             raise RuntimeError("the CPU has no number; its name is cpu")
         drawn = draw_perturbation(1, 8, device=device).cpu()
-    except (*_UNUSABLE, AttributeError, ImportError) as error:
+    except _UNUSABLE as error:
         reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"device {name!r} cannot be used here: {reason}") from error
     if not torch.equal(drawn, draw_perturbation(1, 8)):

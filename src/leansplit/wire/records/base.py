@@ -81,7 +81,7 @@ def moved(record: Record, device: torch.device) -> Record:
 
 
 def with_payloads(record: Record, change: Callable[[Kind, Payloads], Payloads | None]) -> Record:
-    """Return a record with other tensors.
+    """Return a record with other tensors, or the record itself if none is changed.
 
     Args:
         record: stays as it is.
@@ -97,4 +97,4 @@ def with_payloads(record: Record, change: Callable[[Kind, Payloads], Payloads | 
         changed = change(kind, value if part.metadata[MANY_KEY] else {part.name: value})
         if changed is not None:
             changes[part.name] = changed if part.metadata[MANY_KEY] else changed[part.name]
-    return dataclasses.replace(record, **changes)
+    return dataclasses.replace(record, **changes) if changes else record
