@@ -24,7 +24,7 @@ def forward(
     replica = up_to_date(session, request)
     if isinstance(replica, BehindReply):
         return replica
-    model, is_once = session.client_model.eval(), session.config(FrozenConfig).features_once
+    model, is_once = session.client_model_to_evaluate, session.config(FrozenConfig).features_once
     inputs, labels = (None, session.data.labels) if is_once else session.batch(request.round)
 
     def upload(smashed: Tensor) -> SmashedDataReply:

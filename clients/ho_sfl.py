@@ -40,7 +40,7 @@ def forward(session: Session, request: ForwardRequest) -> DeferredForward | Behi
         return SmashedDataReply(smashed_data=smashed, labels=labels, checksum=replica.checksum)
 
     micro_batch = session.config(HOSFLConfig).micro_batch
-    model = session.client_model.eval()
+    model = session.client_model_to_evaluate
     return DeferredForward(model, replica, inputs, keep_and_upload, micro_batch)
 
 
@@ -62,7 +62,7 @@ def answer_probe(session: Session, request: ProbeRequest) -> DeferredProbe | Beh
     config = session.config(HOSFLConfig)
     inputs, _ = session.batch(request.round)
     objective = SurrogateObjective(
-        session.client_model.eval(), inputs, request.smashed_gradient, config.micro_batch
+        session.client_model_to_evaluate, inputs, request.smashed_gradient, config.micro_batch
     )
     anchor = objective.value_of(stored.pop("smashed_data").to(inputs.device))
     session.memory.forget(_ANCHOR)

@@ -42,7 +42,7 @@ def probed_forward(
             checksum=replica.checksum,
         )
 
-    model, seeds = session.client_model.eval(), tuple(request.seeds.tolist())
+    model, seeds = session.client_model_to_evaluate, tuple(request.seeds.tolist())
     return DeferredProbedForward(model, replica, inputs, seeds, zeroth_order, upload, micro_batch)
 
 

@@ -53,6 +53,13 @@ class Session:
         return self.worker.workload.model.client_model
 
     @property
+    def client_model_to_evaluate(self) -> nn.Module:
+        """:attr:`client_model` in evaluation mode, as clients that only run it forward need it."""
+        model = self.client_model
+        # Looking costs a sixth of switching, and between such clients nothing is to be switched.
+        return model.eval() if any(module.training for module in model.modules()) else model
+
+    @property
     def loss(self) -> Loss:
         """The loss, for clients that evaluate it themselves.
 

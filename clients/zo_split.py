@@ -70,7 +70,7 @@ def _probe(
     config = session.config(ZOSplitConfig)
     inputs, labels = session.batch(round, local_step)
     probed = probe_smashed_data(
-        session.client_model.eval(),
+        session.client_model_to_evaluate,
         theta.spec,
         theta.vector,
         inputs,
