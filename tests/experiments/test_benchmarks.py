@@ -1,7 +1,10 @@
+import re
+
 import pytest
+import torch
 
 from leansplit.errors import RunFailedError
-from leansplit.experiments.benchmarks import catch_up, messages, noise
+from leansplit.experiments.benchmarks import catch_up, messages, noise, vectorised
 from leansplit.federated import Replica
 from leansplit.wire import decode, encode
 
@@ -45,3 +48,20 @@ def test_messages_are_whole_ones_and_larger_than_what_they_carry(capsys):
         blob = encode(record)
         assert encode(decode(blob)) == blob
         assert line.startswith(f"  {name}: {len(blob):,} bytes, ") and "quartiles" in line
+
+
+def test_vectorised_passes_are_those_one_after_the_other(capsys):
+    threads = torch.get_num_threads()
+    vectorised.main(only=["digits"], clients=3, directions=2, repeats=2)
+    torch.set_num_threads(threads)
+    printed = capsys.readouterr().out
+    for kind in ("directions", "clients", "gradients"):
+        assert re.search(rf"  {kind}: min .*; (equal bits|apart by \de-0[5-9])", printed)
+
+
+def test_what_vmap_does_not_run_is_said():
+    def refuses():
+        raise RuntimeError("no batching rule\nand more")
+
+    line = vectorised.report("directions", (lambda: torch.ones(1), refuses), repeats=2)
+    assert line == "  directions: vmap does not run this: no batching rule"
