@@ -1,6 +1,10 @@
 """What perturbations cost: to draw, beside ``torch.randn``; to use, beside drawing them.
 
-python -m leansplit.experiments.benchmarks.noise
+    python -m leansplit.experiments.benchmarks.noise
+    python -m leansplit.experiments.benchmarks.noise --device cuda
+
+On a GPU a direction is added in one kernel, which is compared with copying the parameters: both
+read and write them once, so the ratio is the share of a copy's bandwidth that the kernel reaches.
 """
 
 from __future__ import annotations
@@ -13,9 +17,12 @@ import numpy as np
 import torch
 import typer
 
+from leansplit.devices import usable_device
 from leansplit.experiments.benchmarks.turns import interleaved_ratios, spread
+from leansplit.experiments.command_line import exit_on_errors
 from leansplit.federated import OptimizerConfig, Replica, Update
-from leansplit.noise import draw_perturbation, numpy_generator
+from leansplit.noise import Direction, draw_perturbation, fused_kernel_for, numpy_generator
+from leansplit.noise.fused import FUSED_DIRECTIONS
 from leansplit.server_app.environment import collect_environment
 from leansplit.zeroth_order import ZerothOrderConfig, perturbed, unshared_directions
 
@@ -45,12 +52,48 @@ def uses(parameters: int) -> dict[str, Callable[[], object]]:
     return perturb | {f"update, {name}": step(each) for name, each in _OPTIMIZERS.items()}
 
 
+def beside_a_copy(parameters: int, device: torch.device, repeats: int) -> dict[str, list[float]]:
+    """Return use of a direction -> times of copying the parameters to its own.
+
+    Args:
+        parameters: d.
+        device: where they are.
+        repeats: turns of the interleaved run.
+    """
+    theta = torch.from_numpy(numpy_generator(0).standard_normal(parameters, np.float32)).to(device)
+    copied = torch.empty_like(theta)
+
+    def ended(call: Callable[[], object]) -> Callable[[], object]:
+        def run() -> None:
+            call()
+            if device.type == "cuda":
+                torch.cuda.synchronize(device)
+
+        return run
+
+    def perturb(direction: Direction) -> Callable[[], object]:
+        config = ZerothOrderConfig(num_perturbations=1, direction=direction)
+        return ended(lambda: perturbed(theta, config.perturbation_scale, _SEED, config))
+
+    times = interleaved_ratios(
+        ended(lambda: copied.copy_(theta)),
+        {f"perturb, {direction}": perturb(direction) for direction in FUSED_DIRECTIONS},
+        repeats,
+    )
+    return {name: [1 / ratio for ratio in values] for name, values in times.items()}
+
+
 def main(
     elements: Annotated[int, typer.Option(help="Elements of each draw.")] = 4_000_000,
     parameters: Annotated[int, typer.Option(help="d, parameters that move.")] = 10_000_000,
     repeats: Annotated[int, typer.Option(help="Turns of the interleaved run.")] = 15,
+    device: Annotated[str, typer.Option(help="Where the parameters are: cpu, cuda.")] = "cpu",
 ) -> None:
     """Print minimum, median and maximum of the ratios, on one thread."""
+    with exit_on_errors():
+        if device != "cpu":
+            _print_beside_a_copy(usable_device(device), parameters, repeats)
+            return
     torch.set_num_threads(1)
     versions, _, hardware = collect_environment()
     typer.echo(
@@ -75,6 +118,17 @@ def main(
     typer.echo(f"{parameters:,} parameters, one Gaussian direction, to drawing it")
     for name, values in used.items():
         typer.echo(f"  {name}: {spread(values)}")
+
+
+def _print_beside_a_copy(device: torch.device, parameters: int, repeats: int) -> None:
+    versions, _, _ = collect_environment()
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    typer.echo(f"{name}, torch {versions['torch']}")
+    in_one_kernel = fused_kernel_for(device, FUSED_DIRECTIONS[0]) is not None
+    typer.echo(f"perturbing in {'one kernel' if in_one_kernel else 'operations of torch'}")
+    typer.echo(f"{parameters:,} parameters: share of the bandwidth of a copy")
+    for use, values in beside_a_copy(parameters, device, repeats + 1).items():
+        typer.echo(f"  {use}: {spread(values)}")
 
 
 if __name__ == "__main__":

@@ -39,6 +39,23 @@ def test_noise_is_compared_with_randn_and_its_uses_with_drawing_it(capsys):
     ]
 
 
+def test_on_a_device_perturbing_is_compared_with_a_copy(capsys):
+    noise._print_beside_a_copy(torch.device("cpu"), 1000, repeats=2)
+    _, how, what, *lines = capsys.readouterr().out.splitlines()
+    assert how == "perturbing in operations of torch"
+    assert what == "1,000 parameters: share of the bandwidth of a copy"
+    assert [line.partition(":")[0] for line in lines] == [
+        "  perturb, gaussian",
+        "  perturb, rademacher",
+    ]
+
+
+def test_a_device_that_is_not_there_is_refused(capsys):
+    with pytest.raises(SystemExit, match="2"):
+        noise.main(device="cuda:93", repeats=1)
+    assert "device 'cuda:93' cannot be used here" in capsys.readouterr().err
+
+
 def test_messages_are_whole_ones_and_larger_than_what_they_carry(capsys):
     messages.main(batch=2, values=3, parameters=40, directions=2, repeats=2)
     _, _, *lines = capsys.readouterr().out.splitlines()

@@ -1,5 +1,6 @@
 """Seed -> perturbation: the one defined random stream."""
 
+from leansplit.noise.fused import fused_kernel_for
 from leansplit.noise.secret import secret_gaussian
 from leansplit.noise.seeds import (
     NO_INDEX,
@@ -38,6 +39,7 @@ __all__ = [
     "derive_seed",
     "draw_perturbation",
     "draw_perturbations",
+    "fused_kernel_for",
     "local_perturbation_seeds",
     "numpy_generator",
     "perturbation_seeds",

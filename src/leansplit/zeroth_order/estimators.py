@@ -24,6 +24,7 @@ from leansplit.noise import (
     DIRECTIONS,
     NO_INDEX,
     Direction,
+    fused_kernel_for,
     perturbation_seeds,
     pooled_perturbation_seeds,
     second_moment_inverse,
@@ -176,9 +177,12 @@ def probe_each(
 def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig) -> Tensor:
     """Return theta + scale u in new memory, shape [d]; ``scale`` is mu or -mu.
 
-    Beside theta and the result, 4 d bytes, it holds one part of u; see :func:`estimate`.
+    Beside theta and the result, 4 d bytes, it holds one part of u, and nothing where a device adds
+    it in one kernel (:mod:`leansplit.noise.fused`); see :func:`estimate`.
     """
     with allocated_as("perturbation"):
+        if add_scaled := fused_kernel_for(vector.device, config.direction):
+            return add_scaled(vector, (seed,), (scale,), config.direction)
         moved = torch.empty_like(vector)
         for part, u in direction_parts(seed, vector.numel(), config.direction, vector.device):
             torch.mul(u, scale, out=moved[part]).add_(vector[part])
@@ -215,6 +219,8 @@ def estimate(
     with allocated_as("gradients"):
         gradient = torch.zeros(spec.num_elements, device=device)
     factors = coefficients(differences.tolist(), spec.num_elements, config)
+    if add_scaled := fused_kernel_for(gradient.device, config.direction):
+        return add_scaled(gradient, seeds, factors, config.direction)
     for seed, factor in all_alike([*zip(seeds, factors, strict=True)]):
         with allocated_as("perturbation"):
             for part, u in direction_parts(seed, spec.num_elements, config.direction, device):
