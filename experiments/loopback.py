@@ -75,10 +75,10 @@ class Show:
         run_id = self._submit()
         say(f"run {run_id} is accepted")
         if trial.restart:
-            self._restart_last()
+            self._restart_last(run_id)
             say(f"the last SuperNode was ended by {_signal(trial.restart)} and started again")
         if trial.resume:
-            round = self._end_server_app()
+            round = self._end_server_app(run_id)
             say(f"the ServerApp was ended by {_signal(trial.resume)}; it left round {round}")
             run_id = self._submit(resume=str(self.out))
             say(f"run {run_id}, which goes on from there, is accepted")
@@ -120,12 +120,13 @@ class Show:
             self.loopback.flwr("run", str(app), CONNECTION, "--run-config", str(keys))["run-id"]
         )
 
-    def _restart_last(self) -> None:
+    def _restart_last(self, run_id: str) -> None:
         """End the last SuperNode once it has answered round 1, and start it until it is taken."""
         trial, loopback = self.trial, self.loopback
         name = node_name(trial.nodes - 1)
         answers_of_round_1 = 2 if trial.probe_ahead else 3  # set-up, and each exchange
         while loopback.log_of(name).count("Sent successfully") < answers_of_round_1:
+            self._require_running(run_id)
             self._pause()
         loopback.end_node(name, _SIGNALS[trial.restart])
         ended = len(loopback.log_of(name))
@@ -134,9 +135,10 @@ class Show:
             loopback.keep_node(name)
             self._pause()
 
-    def _end_server_app(self) -> int:
+    def _end_server_app(self, run_id: str) -> int:
         """End the ServerApp once it has left a checkpoint; return that of which round."""
         while not find_checkpoints(self.out):
+            self._require_running(run_id)
             self._pause()
         patience_s = self.deadline - time.monotonic()  # SIGTERM ends it after its round
         self.loopback.end_process(SUPERLINK, _SERVER_APP, _SIGNALS[self.trial.resume], patience_s)
@@ -152,18 +154,37 @@ class Show:
         It is asked once there are results, or the SuperLink logs the end: each `flwr ls` takes
         seconds of a core.
         """
+        while not self._has_ended(run_id):
+            self._pause()
+        while not self._is_completed(run_id):
+            self._pause()
+
+    def _has_ended(self, run_id: str) -> bool:
         end = re.compile(rf"Finished task \d+ of run {run_id}")
-        while not (
-            (self.out / RESULT_FILE).exists() or end.search(self.loopback.log_of(SUPERLINK))
-        ):
-            self._pause()
-        while True:
-            [run] = self.loopback.flwr("ls", CONNECTION, "--run-id", run_id)["runs"]
-            if run["status"] == "finished:completed":
-                return
-            if run["status"].startswith("finished"):
-                raise RunFailedError(f"the run is {run['status']}: {run['status-details']}")
-            self._pause()
+        is_over = end.search(self.loopback.log_of(SUPERLINK)) is not None
+        return is_over or (self.out / RESULT_FILE).exists()
+
+    def _is_completed(self, run_id: str) -> bool:
+        """Ask Flower.
+
+        Raises:
+            RunFailedError: if the run ended otherwise.
+        """
+        [run] = self.loopback.flwr("ls", CONNECTION, "--run-id", run_id)["runs"]
+        if run["status"] == "finished:completed":
+            return True
+        if run["status"].startswith("finished"):
+            raise RunFailedError(f"the run is {run['status']}: {run['status-details']}")
+        return False
+
+    def _require_running(self, run_id: str) -> None:
+        """Wait no longer for a run that is over.
+
+        Raises:
+            RunFailedError: if it is, with Flower's reason where it failed.
+        """
+        if self._has_ended(run_id) and self._is_completed(run_id):
+            raise RunFailedError("the run was over before anything was done to it: more rounds")
 
     def _results(self) -> Run:
         """Return what the run left behind."""

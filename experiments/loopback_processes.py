@@ -52,7 +52,7 @@ class Loopback:
         """
         self.folder = _new_folder(folder)
         self._commands = _find_commands()
-        self._authority = Authority(folder / "keys") if tls else None
+        self._authority = Authority.make(folder / "keys") if tls else None
         self._tls = self._authority.certify(SUPERLINK, LOOPBACK) if self._authority else None
         self._port = free_port()
         self._id = uuid4().hex

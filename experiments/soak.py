@@ -131,9 +131,11 @@ def soak(
         RunFailedError: if the run does not come to its end, or memory grows by ``limit`` or more.
     """
     found = Soak(every=max(1, config.rounds // _SAMPLES))
-    outcome = run(config, on_progress=found.on_progress)
-    if out:
-        pd.DataFrame(found.rows).to_csv(out, index=False)
+    try:
+        outcome = run(config, on_progress=found.on_progress)
+    finally:
+        if out:
+            pd.DataFrame(found.rows, columns=["round", *GROUPS]).to_csv(out, index=False)
     if outcome.status != "completed":
         raise RunFailedError(f"the run is {outcome.status}: {outcome.error}")
     say(f"{outcome.rounds_completed} rounds, {outcome.num_exchanges} exchanges; {outcome.events}")

@@ -11,8 +11,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from leansplit.errors import UserError
-from leansplit.experiments.loopback import main, show
+from leansplit.errors import RunFailedError, UserError
+from leansplit.experiments.loopback import Show, main, show
 from leansplit.experiments.loopback_processes import Loopback
 from leansplit.experiments.loopback_trial import Trial, away_as_in, simulate
 from leansplit.server_app.results import ledger_table, read_run
@@ -127,6 +127,32 @@ def test_an_end_of_the_command_ends_all_it_started(tmp_path):
     while processes_of(tmp_path) and time.monotonic() < waited_until:
         time.sleep(0.2)  # one that was killed may take a moment to be gone
     assert not processes_of(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("status", "message"),
+    [
+        ("finished:failed", "the run is finished:failed: out of paper"),
+        ("finished:completed", "the run was over before anything was done to it"),
+    ],
+)
+@pytest.mark.parametrize("options", [{"resume": "kill"}, {"restart": "term"}])
+def test_a_run_that_ends_early_is_not_waited_for(options, status, message, tmp_path):
+    class Ended:
+        def log_of(self, name):
+            return "Finished task 3 of run 7"
+
+        def flwr(self, *command):
+            return {"runs": [{"status": status, "status-details": "out of paper"}]}
+
+        def require_alive(self):
+            pass
+
+    trial = Trial(tmp_path, rounds=4, **options)
+    show = Show(trial, Ended(), lambda line: None, deadline=time.monotonic() + 60)
+    wait = show._end_server_app if trial.resume else show._restart_last
+    with pytest.raises(RunFailedError, match=message):
+        wait("7")
 
 
 def test_a_folder_in_use_is_refused(tmp_path):

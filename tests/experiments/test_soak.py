@@ -1,5 +1,6 @@
 """The soak: a run whose memory is flat passes, one that keeps something of every round does not."""
 
+import pandas as pd
 import psutil
 import pytest
 
@@ -62,6 +63,19 @@ def test_what_is_kept_of_every_round_is_found():
 
     with pytest.raises(RunFailedError, match="the memory of driver grew by 5% or more"):
         soak(config, 0.05, lambda _: None, run=leaky)
+
+
+def test_samples_of_a_run_that_raises_are_written(tmp_path):
+    config = configuration(rounds=40, workers=-1, clients=10, cohort=3)
+
+    def breaks(config, on_progress):
+        on_progress(Progress(1, 1, 1, None, config.budget()))
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        soak(config, 0.05, lambda _: None, run=breaks, out=tmp_path / "samples.csv")
+    written = pd.read_csv(tmp_path / "samples.csv")
+    assert [*written] == ["round", *GROUPS] and written["round"].tolist() == [1]
 
 
 def test_a_mistake_is_one_line(capsys):
