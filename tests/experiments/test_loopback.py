@@ -136,7 +136,7 @@ def test_an_end_of_the_command_ends_all_it_started(tmp_path):
         ("finished:completed", "the run was over before anything was done to it"),
     ],
 )
-@pytest.mark.parametrize("options", [{"resume": "kill"}, {"restart": "term"}])
+@pytest.mark.parametrize("options", [{"resume": "kill"}, {"restart": "term", "tls": True}])
 def test_a_run_that_ends_early_is_not_waited_for(options, status, message, tmp_path):
     class Ended:
         def log_of(self, name):
@@ -147,6 +147,9 @@ def test_a_run_that_ends_early_is_not_waited_for(options, status, message, tmp_p
 
         def require_alive(self):
             pass
+
+        def is_refused(self, name):
+            return False
 
     trial = Trial(tmp_path, rounds=4, **options)
     show = Show(trial, Ended(), lambda line: None, deadline=time.monotonic() + 60)
