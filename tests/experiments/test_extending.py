@@ -67,9 +67,8 @@ def test_it_is_listed_with_its_keys(plugin):
     assert "levels" in keys and "Steps from zero to the largest magnitude" in keys
 
 
-@pytest.mark.parametrize("workers", [-1, pytest.param(1, marks=pytest.mark.ray)])
-def test_it_takes_part_in_a_comparison(workers, plugin, tmp_path):
-    (tmp_path / "mine.toml").write_text(EXPERIMENT.format(workers=workers))
+def test_it_takes_part_in_a_comparison(plugin, tmp_path):
+    (tmp_path / "mine.toml").write_text(EXPERIMENT.format(workers=-1))
     out = tmp_path / "out"
     leansplit("compare", tmp_path / "mine.toml", "--out", out)
     plain, quantised = (
@@ -80,6 +79,15 @@ def test_it_takes_part_in_a_comparison(workers, plugin, tmp_path):
     assert quantised["config"]["options"] == {"levels": 7}
     smashed = [run["traffic"]["smashed_data"]["uplink_bytes"] for run in (plain, quantised)]
     assert smashed[0] == 4 * smashed[1] > 0
+
+
+@pytest.mark.ray
+def test_rays_workers_know_it_too(plugin, tmp_path):
+    (tmp_path / "mine.toml").write_text(EXPERIMENT.format(workers=1))
+    out = tmp_path / "out"
+    leansplit("compare", tmp_path / "mine.toml", "--methods", "q-frozen", "--out", out)
+    run = json.loads((out / "q-frozen" / "seed-0" / "result.json").read_text())
+    assert run["status"] == "completed" and run["rounds_completed"] == 3
 
 
 def test_it_passes_the_conformance_suite(plugin):
