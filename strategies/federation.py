@@ -106,7 +106,8 @@ class Federation(Roster):
                 continue
             said, answers = unpack_failures(reply.content), unpack(reply.content)
             spoken_for = hosted.get(node_id, [])  # a node speaks for nobody else's clients
-            self.grid.num_unasked += len((said.keys() | answers.keys()) - set(spoken_for))
+            unasked = (said.keys() | answers.keys()) - set(spoken_for)
+            self.grid.events["unasked_answers"] += len(unasked)
             for m in spoken_for:
                 if m in said:
                     reasons[m] = Failure.reported(said[m])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Final
@@ -17,7 +18,7 @@ _WATCHED = "leansplit-watched"
 _COSTS = "leansplit-costs"
 _CHOICES = "leansplit-joint-passes"
 _STYPE = "leansplit.safetensors"
-_LONGEST_ID = 20
+_ID = re.compile(r"-1|0|[1-9][0-9]{0,17}")  # as `pack` writes them; less than 2^63
 
 METRICS = "metrics"
 """The record of a FedAvg client's metrics, as Flower's own examples call it."""
@@ -146,4 +147,4 @@ def take_choices(content: RecordDict) -> list[JointPassChoice]:
 
 def _is_id(key: str) -> bool:
     """Say whether a key names a client or the node; a peer may send anything."""
-    return len(key) < _LONGEST_ID and key.removeprefix("-").isdecimal()
+    return _ID.fullmatch(key) is not None

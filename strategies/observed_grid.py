@@ -6,8 +6,10 @@ It stands between a strategy and the real grid, so strategies contain no account
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING
 
@@ -31,6 +33,23 @@ _FIRST_RESPITE_S, _LONGEST_RESPITE_S = 1.0, 30.0
 _HEADER_START = 128  # a record's type stands at the very beginning of its encoding
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What the server knows of a message that it sent; an answer's own word for it is not read.
+
+    Attributes:
+        node_id: whom it went to.
+        round: that it belongs to; 0 = set-up.
+        clients: that it asks. None are known of a message to a whole node.
+        watched: which of them is to count its costs; None: nobody is.
+    """
+
+    node_id: int
+    round: int
+    clients: frozenset[int]
+    watched: int | None
+
+
 class ObservedGrid(Grid):
     """Wraps a grid; everything else is passed on.
 
@@ -43,7 +62,8 @@ class ObservedGrid(Grid):
         ledger: books every record that crosses.
         num_exchanges: times that the server sent something and waited for the answers.
         contacted: clients that were sent anything since this was last emptied.
-        num_unasked: answers that nobody had asked for, such as the second to one message.
+        events: counts of what was refused, such as ``unasked_answers``: answers that nobody had
+            asked for, such as the second to one message, or for a client that was not asked.
         watch: chooses the client that counts its own costs; None: nobody does.
         joint_passes: which batches of several clients were run at once, as nodes told.
     """
@@ -54,14 +74,15 @@ class ObservedGrid(Grid):
         self._grid = grid
         self._repeats = repeats
         self._repeated: list[Message] = []
-        self.num_unasked = 0
+        self.events: Counter[str] = Counter()
         self.ledger = ledger
         self.num_exchanges = 0
         self.contacted: set[int] = set()
         self.watch: ClientWatch | None = None
         self.joint_passes: list[JointPassChoice] = []
         self._client_of_node: dict[int, int] = {}
-        self._node_of_message: dict[str, int] = {}
+        self._asked: dict[str, _Asked] = {}  # message id -> what it asks, of this exchange
+        self._answered: set[str] = set()
         self._is_priced = True
         self._is_booked = True
         self._respite_s = _FIRST_RESPITE_S
@@ -69,6 +90,11 @@ class ObservedGrid(Grid):
     def name_nodes(self, client_of_node: dict[int, int]) -> None:
         """Say which client a node stands for in messages that do not name one (FedAvg's)."""
         self._client_of_node = dict(client_of_node)
+
+    def take_events(self) -> Counter[str]:
+        """Return the counts of what was refused since the last time."""
+        taken, self.events = self.events, Counter()
+        return taken
 
     @contextmanager
     def unpriced_requests(self) -> Iterator[None]:
@@ -97,10 +123,12 @@ class ObservedGrid(Grid):
         finally:
             self._is_booked = before
 
-    def book(self, round: int, client_id: int, priced: Mapping[Kind, int]) -> None:
-        """Book what a message to a whole node carried for one of its clients."""
+    def book(
+        self, round: int, client_id: int, direction: Direction, priced: Mapping[Kind, int]
+    ) -> None:
+        """Book what a message to a whole node, or its answer, carried for one of its clients."""
         if self._is_booked:
-            self.ledger.record(round, client_id, "downlink", priced)
+            self.ledger.record(round, client_id, direction, priced)
 
     def send_and_receive(
         self, messages: Iterable[Message], *, timeout: float | None = None
@@ -114,22 +142,16 @@ class ObservedGrid(Grid):
         sent = list(messages)
         if not sent:
             return []
+        self._asked, self._answered = {}, set()
         message_ids = set(self.push_messages(sent))
-        self._node_of_message = {m.metadata.message_id: m.metadata.dst_node_id for m in sent}
         if self._is_priced:
             self.num_exchanges += 1
         replies: list[Message] = []
         deadline = None if timeout is None else time.monotonic() + timeout
         pause = _FIRST_POLL_S
         while message_ids and (deadline is None or time.monotonic() < deadline):
-            arrived = []
-            for reply in self.pull_messages(message_ids):
-                answered = reply.metadata.reply_to_message_id
-                if answered in message_ids:
-                    arrived.append(reply)
-                    message_ids.remove(answered)
-                else:
-                    self.num_unasked += 1
+            arrived = list(self.pull_messages(message_ids))
+            message_ids -= {reply.metadata.reply_to_message_id for reply in arrived}
             replies += arrived
             if message_ids:
                 time.sleep(pause)
@@ -150,77 +172,104 @@ class ObservedGrid(Grid):
         An error made on a node's behalf does not come from it, so the message that it answers
         decides.
         """
-        asked = self._node_of_message.get(reply.metadata.reply_to_message_id)
-        return reply.metadata.src_node_id if asked is None else asked
+        asked = self._asked.get(reply.metadata.reply_to_message_id)
+        return reply.metadata.src_node_id if asked is None else asked.node_id
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
         """Price the messages and pass them on."""
-        sent = list(messages)
-        self._book(sent, "downlink", [message.metadata.dst_node_id for message in sent])
+        sent, asked = list(messages), []
         for message in sent:
-            clients = self._clients_of(message)
+            round, clients = _round_of(message), self._clients_of(message)
             self.contacted |= clients
+            watched = None
             if self.watch is not None and self._is_booked:
-                watched = self.watch.on_asked(_round_of(message), clients)
-                if watched is not None:  # FedAvg's content is shared by all its messages
-                    message.content = with_watch(message.content, watched)
-        return self._grid.push_messages(sent)
+                watched = self.watch.on_asked(round, clients)
+            node_id = message.metadata.dst_node_id
+            asked.append(_Asked(node_id, round, frozenset(clients), watched))
+        self._book_requests(sent, asked)
+        for message, about in zip(sent, asked, strict=True):
+            if about.watched is not None:  # FedAvg's content is shared by all its messages
+                message.content = with_watch(message.content, about.watched)
+        message_ids = list(self._grid.push_messages(sent))
+        self._asked |= {m.metadata.message_id: a for m, a in zip(sent, asked, strict=True)}
+        return message_ids
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Fetch replies and price them."""
-        replies = list(self._grid.pull_messages(message_ids))
-        replies += self._inject_repeated(replies)
-        for reply in replies:
+        """Fetch the first answers to messages, and price them; all others are dropped unread.
+
+        To which message an answer belongs says everything about it: its round, and for whom its
+        node may speak. What it claims beyond that is counted and changes nothing.
+        """
+        pulled = list(self._grid.pull_messages(message_ids))
+        replies: list[Message] = []
+        for reply in pulled + self._inject_repeated(pulled):
+            answered = reply.metadata.reply_to_message_id
+            asked = self._asked.get(answered)
+            if asked is None or answered in self._answered:
+                self.events["unasked_answers"] += 1
+                continue
+            self._answered.add(answered)
+            replies.append(reply)
             if reply.has_error():
                 continue
             report = take_costs(reply.content)
-            if report is not None and self.watch is not None:
-                self.watch.on_report(_round_of(reply), report)
+            if report is not None and self.watch is not None and asked.watched is not None:
+                self.watch.on_report(asked.round, report)
             self.joint_passes += take_choices(reply.content)
-        self._book(replies, "uplink", [reply.metadata.src_node_id for reply in replies])
+            self._book_reply(reply.content, asked)
         return replies
 
     def _inject_repeated(self, replies: list[Message]) -> list[Message]:
         """Return copies of the replies of clients whose messages come twice, and older copies."""
         if self._repeats is None:
             return []
-        again = [
-            reply
-            for reply in replies
-            if any(self._repeats(_round_of(reply), m) for m in self._clients_of(reply))
-        ]
+        again = []
+        for reply in replies:
+            asked = self._asked.get(reply.metadata.reply_to_message_id)
+            if asked is None or reply.has_error():
+                continue
+            if any(self._repeats(asked.round, m) for m in asked.clients):
+                again.append(reply)
         stray, self._repeated = self._repeated, again
         return again + stray
 
     def _clients_of(self, message: Message) -> set[int]:
-        """Return the clients that a message to or from a node is about."""
-        if message.has_error():
-            return set()
-        node_id = message.metadata.dst_node_id
-        if message.metadata.reply_to_message_id:
-            node_id = message.metadata.src_node_id
+        """Return the clients that a message to a node is about."""
         clients = set(unpack(message.content))
+        node_id = message.metadata.dst_node_id
         if not clients and node_id in self._client_of_node:
             return {self._client_of_node[node_id]}
         return clients - {NODE}
 
-    def _book(self, messages: list[Message], direction: Direction, nodes: list[int]) -> None:
-        if not self._is_booked or (direction == "downlink" and not self._is_priced):
+    def _book_requests(self, messages: list[Message], asked: list[_Asked]) -> None:
+        if not self._is_booked or not self._is_priced:
             return
         shared: dict[int, dict[Kind, int]] = {}  # FedAvg sends one content object to many nodes
-        for message, node_id in zip(messages, nodes, strict=True):
-            if message.has_error():
-                continue
+        for message, about in zip(messages, asked, strict=True):
             payloads = unpack(message.content)
-            round = _round_of(message)
             for client_id, blob in payloads.items():
-                if client_id != NODE and not _is_worker_gap(blob):
-                    self.ledger.record(round, client_id, direction, price(blob))
-            if not payloads and node_id in self._client_of_node:
+                if client_id != NODE:
+                    self.ledger.record(about.round, client_id, "downlink", price(blob))
+            if not payloads and about.clients:
                 key = id(message.content)
                 if key not in shared:
                     shared[key] = _price_flower_records(message.content)
-                self.ledger.record(round, self._client_of_node[node_id], direction, shared[key])
+                [client_id] = about.clients
+                self.ledger.record(about.round, client_id, "downlink", shared[key])
+
+    def _book_reply(self, content: RecordDict, asked: _Asked) -> None:
+        """Book an answer to those clients that were asked; the reader counts the others."""
+        if not self._is_booked:
+            return
+        payloads = unpack(content)
+        for client_id in asked.clients & payloads.keys():
+            blob = payloads[client_id]
+            if not _is_worker_gap(blob):
+                self.ledger.record(asked.round, client_id, "uplink", price(blob))
+        if not payloads and len(asked.clients) == 1:
+            [client_id] = asked.clients
+            if self._client_of_node.get(asked.node_id) == client_id:
+                self.ledger.record(asked.round, client_id, "uplink", _price_flower_records(content))
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the connected nodes."""
@@ -259,9 +308,9 @@ def _is_worker_gap(blob: bytes) -> bool:
 
 
 def _round_of(message: Message) -> int:
-    """Return the round that a message belongs to, which strategies put into its group id."""
+    """Return the round that a request belongs to, which strategies put into its group id."""
     group = message.metadata.group_id
-    return int(group) if group.isdigit() else 0
+    return int(group) if group.isascii() and group.isdigit() else 0
 
 
 def _price_flower_records(content: RecordDict) -> dict[Kind, int]:
@@ -276,7 +325,7 @@ def _price_flower_records(content: RecordDict) -> dict[Kind, int]:
             for record in content.array_records.values()
             for array in record.values()
         )
-    except TypeError:
+    except Exception:  # numpy raises what it likes of a type that it does not know
         weights = 0
     if not 0 <= weights <= encoded:
         weights = 0

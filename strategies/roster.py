@@ -213,9 +213,11 @@ class Roster:
             self._lost_nodes.pop(node_id, None)
             reports += [(m, node_id, answer) for m, answer in unpack(reply.content).items()]
         for client_id, node_id, answer in sorted(reports):
-            self.grid.book(SETUP_ROUND, client_id, priced)
-            self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
             try:
+                self._require_host(client_id, node_id)
+                self.grid.book(SETUP_ROUND, client_id, "downlink", priced)
+                self.grid.book(SETUP_ROUND, client_id, "uplink", price(answer))
+                self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
                 self._take_report(client_id, node_id, decode_as(answer, SetupReply))
             except DecodeError as error:
                 self.lose_node(node_id, f"the report of client {client_id} is wrong: {error}")
@@ -223,13 +225,8 @@ class Roster:
                 self.lose_node(node_id, str(error))
         return reasons
 
-    def _take_report(self, client_id: int, node_id: int, report: SetupReply) -> None:
-        """Note who a client is.
-
-        Raises:
-            DecodeError: if it does not say what its samples look like.
-            RunFailedError: if it could only make the run wrong.
-        """
+    def _require_host(self, client_id: int, node_id: int) -> None:
+        """Raise ``RunFailedError`` unless a node may speak for a client."""
         if not 0 <= client_id < self.plan.num_clients:
             raise RunFailedError(
                 f"a SuperNode reports client {client_id}, which the plan does not have; it has "
@@ -240,6 +237,14 @@ class Roster:
                 f"two SuperNodes say that they host client {client_id}; give each its own "
                 "partition-id"
             )
+
+    def _take_report(self, client_id: int, node_id: int, report: SetupReply) -> None:
+        """Note who a client is.
+
+        Raises:
+            DecodeError: if it does not say what its samples look like.
+            RunFailedError: if it could only make the run wrong.
+        """
         if report.num_samples < 1:
             raise RunFailedError(f"client {client_id} has no samples; give it some or leave it out")
         if report.fixed_checksum != self.plan.fixed_checksum:

@@ -320,6 +320,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
                 observer.on_round_end(self.rounds_completed, is_stopped=True)
             raise
         self.end()
+        self._take_counts()
         result.arrays = self.arrays()
         return result
 
@@ -353,9 +354,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self.count("dropped_clients", len(failures))
         for failure in failures.values():
             self.count(f"dropped_{failure.kind}")
-        grid = self.federation.grid
-        self.count("unasked_answers", grid.num_unasked)
-        grid.num_unasked = 0
+        self._take_counts()
         if num_replied:
             self._num_empty_rounds = 0
         else:
@@ -382,6 +381,10 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         """Count something that went wrong and was dealt with."""
         if times:
             self.events[event] = self.events.get(event, 0) + times
+
+    def _take_counts(self) -> None:
+        for event, times in self.federation.grid.take_events().items():
+            self.count(event, times)
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -104,6 +104,7 @@ def flower_damages(content):
         "no array": Array(first.dtype, first.shape, first.stype, b"nonsense"),
         "of unknown format": Array(first.dtype, first.shape, "mine", first.data),
         "of unknown type": Array("nonsense", first.shape, first.stype, first.data[:-3]),
+        "of a type that is no Python": Array("f4,(2", first.shape, first.stype, first.data[:-3]),
     }.items():
         yield f"{key} {what}", changed({k: wrong if k == key else v for k, v in arrays.items()})
     for key in (NUM_SAMPLES, TRAIN_LOSS):

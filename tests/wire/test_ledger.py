@@ -72,6 +72,15 @@ def test_empty():
     assert len(ledger) == 0
 
 
+@pytest.mark.parametrize("cell", [(2**63, 1), (1, 2**63), (1, -(2**63) - 1)])
+def test_what_cannot_be_packed_is_refused_before_anything_is_booked(cell):
+    ledger = example_ledger()
+    before = list(ledger)
+    with pytest.raises(ValueError, match="64-bit"):
+        ledger.record(*cell, "uplink", {"scalars": 4})
+    assert list(ledger) == before and ledger.total_bytes() == sum(e.num_bytes for e in before)
+
+
 @given(BOOKINGS, st.randoms(use_true_random=False))
 def test_any_view_adds_up_and_the_order_of_booking_is_forgotten(bookings, random):
     ledger = booked(bookings)

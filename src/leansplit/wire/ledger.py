@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from itertools import product
+from itertools import chain, product
 
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
 
@@ -41,7 +41,13 @@ class Ledger:
     def record(
         self, round: int, client_id: int, direction: Direction, priced: Mapping[Kind, int]
     ) -> None:
-        """Book the price of one encoded record."""
+        """Book the price of one encoded record.
+
+        Raises:
+            ValueError: if round or client are no 64-bit numbers, in which they are kept.
+        """
+        if not (_is_int64(round) and _is_int64(client_id)):
+            raise ValueError(f"round {round} or client {client_id} is no 64-bit number")
         for kind, num_bytes in priced.items():
             if num_bytes:
                 cell = (round, client_id, direction, kind)
@@ -49,8 +55,11 @@ class Ledger:
                 total = (direction, kind)
                 self._totals[total] = self._totals.get(total, 0) + num_bytes
         if len(self._cells) >= _MOST_LOOSE:
-            for (r, m, d, k), num_bytes in self._cells.items():
-                self._packed.extend((r, m, _COLUMNS.index((d, k)), num_bytes))
+            fields = (
+                (r, m, _COLUMNS.index((d, k)), num_bytes)
+                for (r, m, d, k), num_bytes in self._cells.items()
+            )
+            self._packed += array("q", chain.from_iterable(fields))  # all of them, or none
             self._cells.clear()
 
     def add(self, entries: Iterable[LedgerEntry]) -> None:
@@ -93,3 +102,7 @@ class Ledger:
             cell = (round, client_id, *_COLUMNS[column])
             cells[cell] = cells.get(cell, 0) + num_bytes
         return cells
+
+
+def _is_int64(number: int) -> bool:
+    return -(2**63) <= number < 2**63
