@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import threading
 from collections.abc import Callable
@@ -36,7 +37,9 @@ from leansplit.server_app.results import ROUNDS_COLUMNS
 from leansplit.server_app.taking_part import ClientCosts, attending, measure_clients
 from leansplit.server_app.telemetry import EstimateWatcher
 from leansplit.strategies.client_watch import ClientWatch
-from leansplit.strategies.running import Deployment
+from leansplit.strategies.deployment import Deployment
+from leansplit.strategies.samples import MOST_SAMPLES, ExpectedSamples
+from leansplit.tasks.own_data import takes_own_data
 from leansplit.tasks.task import Task
 
 log = logging.getLogger("leansplit")
@@ -104,6 +107,7 @@ def execute(
         ),
         evaluate_every=config.evaluation_period,
     )
+    strategy.expected = expected_samples(config, task, model, strategy.is_whole_model)
     evaluated = copied(model.full_model)
     recorder = Recorder(outcome, task, strategy, evaluated, stop or threading.Event(), on_progress)
     client_watch = ClientWatch()
@@ -221,6 +225,19 @@ def attending_config(
     batch = example_batch(config, task)
     costs = measure_clients(config, settings, model, task.loss, batch, largest=known)
     return attending(config, settings, costs), costs
+
+
+def expected_samples(
+    config: RunConfig, task: Task, model: SplitModel, is_whole_model: bool
+) -> ExpectedSamples:
+    """Return what clients' samples must be like: the task's, as the model makes them.
+
+    How many a client has is bounded by the task's where nodes cannot bring samples of their own.
+    """
+    known = ExpectedSamples.of_model(model, is_whole_model=is_whole_model)
+    known = known.like(model.client_model, *example_batch(config, task))
+    most = MOST_SAMPLES if takes_own_data(config.task) else len(task.train)
+    return dataclasses.replace(known, num_classes=task.num_classes, most_samples=most)
 
 
 def _estimate_watcher(config: RunConfig, task: Task) -> EstimateWatcher | None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from leansplit.costs.privacy import can_account, epsilon_spent
 from leansplit.federated import MethodConfig, NoisedConfig, batch_indices
@@ -27,11 +28,13 @@ def most_uploads(
     """
     steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
     is_once = getattr(config, "features_once", False)
-    samples = {m: np.zeros(n, np.int64) for m, n in num_samples.items()}
+    samples: dict[int, npt.NDArray[np.int64]] = {}  # of clients that took part
     rounds = dict.fromkeys(num_samples, 0)
     for t in range(1, num_rounds + 1):
         for m in config.sample_cohort(t, num_samples):
             rounds[m] += 1
+            if m not in samples:
+                samples[m] = np.zeros(num_samples[m], np.int64)
             if is_once:
                 samples[m][:] = 1
                 continue

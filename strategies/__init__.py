@@ -20,6 +20,7 @@ from leansplit.federated import (
 from leansplit.models import AuxiliaryConfig
 from leansplit.strategies.cse_fsl import CSEFSL
 from leansplit.strategies.decomfl import DeComFL
+from leansplit.strategies.deployment import Deployment
 from leansplit.strategies.estimates import EstimateObserver
 from leansplit.strategies.fedavg import FedAvg
 from leansplit.strategies.fedzo import FedZO
@@ -30,7 +31,8 @@ from leansplit.strategies.ho_fl import HOFL
 from leansplit.strategies.ho_sfl import HOSFL
 from leansplit.strategies.hosl import HOSL
 from leansplit.strategies.mu_splitfed import MUSplitFed
-from leansplit.strategies.running import Deployment, Observer, RoundReport
+from leansplit.strategies.running import Observer, RoundReport
+from leansplit.strategies.samples import ExpectedSamples
 from leansplit.strategies.splitfed_v1 import SplitFedV1
 from leansplit.strategies.splitfed_v2 import SplitFedV2
 from leansplit.strategies.zo_sfl import ZOSFL
@@ -50,6 +52,7 @@ __all__ = [
     "DeComFLConfig",
     "Deployment",
     "EstimateObserver",
+    "ExpectedSamples",
     "FSLSAGEConfig",
     "FedAvg",
     "FedAvgConfig",

@@ -107,6 +107,7 @@ class Resumable:
 
     not_state: ClassVar[Sequence[str]] = (
         *("model", "config", "deployment", "evaluate_every", "observers", "ledger"),
+        "expected",
         *("_grid", "_federation", "_deposits", "_num_rounds"),
     )
     """Attributes that no later round needs, or that are kept otherwise; each class lists its own.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -13,13 +12,12 @@ from flwr.serverapp import Grid
 from leansplit.errors import RunFailedError
 from leansplit.strategies.flower_records import NODE, pack, unpack, unpack_failures
 from leansplit.strategies.observed_grid import ObservedGrid
+from leansplit.strategies.samples import ExpectedSamples, Sample
 from leansplit.wire import (
-    ANY,
     ClientPlan,
     DecodeError,
     SetupReply,
     SetupRequest,
-    TensorForm,
     decode_as,
     encode,
     price,
@@ -56,50 +54,6 @@ def connected_nodes(grid: Grid, at_least: int, timeout_s: float) -> list[int]:
         time.sleep(0.05)
 
 
-@dataclass(frozen=True)
-class Sample:
-    """What one sample of a client looks like where it crosses the cut.
-
-    Attributes:
-        smashed_data: form of its z, [...]; means nothing without a cut.
-        labels: form of its y, [...]; means nothing without a cut.
-    """
-
-    smashed_data: TensorForm
-    labels: TensorForm
-
-    @classmethod
-    def of(cls, report: SetupReply, *, has_mask: bool) -> Sample:
-        """Read it off a client's report.
-
-        Args:
-            report: of the client.
-            has_mask: whether samples are sequences, whose length may be any.
-
-        Raises:
-            DecodeError: if what should hold no sample is another tensor.
-        """
-        for name, tensor in (("smashed_data", report.smashed_data), ("labels", report.labels)):
-            if not tensor.ndim or len(tensor):
-                raise DecodeError(
-                    f"SetupReply.{name} is {TensorForm.of(tensor)}, not of no samples"
-                )
-        smashed, labels = (tuple(t.shape[1:]) for t in (report.smashed_data, report.labels))
-        if has_mask:
-            smashed, labels = (ANY, *smashed[1:]), (ANY,) * len(labels)
-        return cls(
-            TensorForm(smashed, report.smashed_data.dtype),
-            TensorForm(labels, report.labels.dtype, len(report.label_counts)),
-        )
-
-    def stacked(self, *leading: int) -> dict[str, TensorForm]:
-        """Return the forms of an upload of so many samples: ``leading`` dimensions come first."""
-        return {
-            "smashed_data": self.smashed_data.stacked(*leading),
-            "labels": self.labels.stacked(*leading),
-        }
-
-
 class Roster:
     """All clients of a run, and the nodes that host them.
 
@@ -110,15 +64,22 @@ class Roster:
         label_counts: client id -> samples of each label; empty if labels are not class indices.
         samples: client id -> what one of its samples looks like.
         max_reply_bytes: of an answer that is read at all.
+        expected: what reports are held against.
     """
 
     def __init__(
-        self, grid: ObservedGrid, plan: ClientPlan, timeout_s: float, max_reply_bytes: int = 2**30
+        self,
+        grid: ObservedGrid,
+        plan: ClientPlan,
+        timeout_s: float,
+        max_reply_bytes: int,
+        expected: ExpectedSamples,
     ) -> None:
         self.grid = grid
         self.plan = plan
         self.timeout_s = timeout_s
         self.max_reply_bytes = max_reply_bytes
+        self.expected = expected
         self.num_samples: dict[int, int] = {}
         self.label_counts: dict[int, list[int]] = {}
         self.samples: dict[int, Sample] = {}
@@ -252,7 +213,9 @@ class Roster:
                 f"client {client_id} builds a model whose frozen parameters or buffers differ from "
                 "the server's; load the same checkpoint on both sides"
             )
-        sample = Sample.of(report, has_mask=self.plan.has_mask)
+        others = next(iter(self.label_counts.values()), None)
+        self.expected.require_counts(report, None if others is None else len(others))
+        sample = self.expected.sample(report, has_mask=self.plan.has_mask)
         self._require_alike(client_id, sample)
         self._node_of_client[client_id] = node_id
         self.num_samples[client_id] = report.num_samples

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import secrets
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
@@ -17,66 +17,24 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
-from leansplit.errors import UserError, require_choice, require_positive
-from leansplit.federated import AttackConfig, FaultsConfig, MethodConfig, require_cohort
+from leansplit.errors import UserError
+from leansplit.federated import MethodConfig, require_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
+from leansplit.strategies.deployment import Deployment
 from leansplit.strategies.estimates import EstimateReporting
 from leansplit.strategies.failures import Failure, Quorum, QuorumLostError
 from leansplit.strategies.federation import Federation
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.resuming import Continued, Resumable, RoundEndObserver, RunState
 from leansplit.strategies.roster import connected_nodes
-from leansplit.wire import ClientPlan, Ledger, ReplicaStorage
-from leansplit.zeroth_order import JOINT_PASSES_MODES, JointPassChoice, JointPassesMode
+from leansplit.strategies.samples import ExpectedSamples
+from leansplit.wire import ClientPlan, Ledger
+from leansplit.zeroth_order import JointPassChoice
 
 log = logging.getLogger("leansplit")
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Deployment:
-    """Where and how the clients of a strategy run; nothing here changes what is learned."""
-
-    num_clients: int | None = None
-    """Clients in all; default: one for each connected SuperNode."""
-    clients_per_node: int = 1
-    """Virtual clients that one SuperNode hosts."""
-    replica_storage: ReplicaStorage = "context"
-    """See :class:`leansplit.wire.ClientPlan`; ``worker`` saves memory in simulations."""
-    joint_passes: JointPassesMode = "auto"
-    """See :class:`leansplit.zeroth_order.JointPasses`."""
-    num_threads: int = 0
-    """Torch threads of a client's computation; 0 leaves them as they are."""
-    client_device: str = "cpu"
-    """Where clients compute, such as ``cuda``: to rounding, what the CPU computes."""
-    exchange_timeout_s: float = 600.0
-    """Clients that take longer than this to answer are dropped from the step."""
-    max_reply_mb: float = 1024.0
-    """Longer answers of a client are dropped unread, MB = 1e6 bytes."""
-    quorum: float = 0.0
-    """Share of the clients asked that must answer for a round to count; one must in any case."""
-    quorum_rounds: int = 3
-    """Rounds in a row without a quorum that end the run."""
-    faults: FaultsConfig = FaultsConfig()
-    """What the run injects into itself."""
-    attack: AttackConfig = AttackConfig()
-    """Which of its clients are hostile, and how."""
-    workload: dict[str, Any] = field(default_factory=dict)
-    """Passed to the client app's workload provider."""
-
-    def __post_init__(self) -> None:
-        """Refuse sizes below one."""
-        if self.num_clients is not None and self.num_clients < 1:
-            raise UserError(f"num_clients must be at least 1, got {self.num_clients}")
-        if self.clients_per_node < 1:
-            raise UserError(f"clients_per_node must be at least 1, got {self.clients_per_node}")
-        if not self.exchange_timeout_s > 0:
-            raise UserError(f"exchange_timeout_s must be above 0, got {self.exchange_timeout_s}")
-        require_positive("max_reply_mb", self.max_reply_mb)
-        require_choice("joint_passes", self.joint_passes, JOINT_PASSES_MODES)
-        Quorum(self.quorum, self.quorum_rounds)
 
 
 @dataclass(frozen=True)
@@ -120,6 +78,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         ledger: every byte that crossed.
         events: counts of what went wrong and was mended, such as ``dropped_clients``.
         evaluate_every: rounds between evaluations (the last round is always evaluated).
+        expected: what is known of the clients' samples; default: what the model tells.
     """
 
     method: str
@@ -134,6 +93,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         deployment: Deployment | None = None,
         evaluate_every: int = 1,
         observers: Iterable[Observer] = (),
+        expected: ExpectedSamples | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(*args, **kwargs)
@@ -142,6 +102,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self.deployment = deployment or Deployment()
         self.evaluate_every = evaluate_every
         self.observers = list(observers)
+        self.expected = expected
         self.ledger = Ledger()
         self.events: dict[str, int] = {}
         self.samples_seen = 0
@@ -283,6 +244,8 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             plan,
             min(timeout, self.deployment.exchange_timeout_s),
             int(self.deployment.max_reply_mb * 1e6),
+            self.expected
+            or ExpectedSamples.of_model(self.model, is_whole_model=self.is_whole_model),
         )
         self.meet_clients(resume)
         if resume is not None:

@@ -1,14 +1,19 @@
 """One hostile SuperNode among honest ones: the run goes on, and the account stays that of who was
 asked (docs/threat-model.md)."""
 
+import dataclasses
+
 import pytest
+import torch
 from flwr.app import Array
 
 from leansplit.clients.app import task_client_app
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
+from leansplit.strategies import ExpectedSamples
 from leansplit.strategies.flower_records import CostReport, with_costs
 from leansplit.strategies.in_process_grid import InProcessGrid
+from leansplit.wire import ANY, DecodeError, SetupReply, TensorForm, decode, encode
 
 SMALL = {
     "task_options.max_train": 60,
@@ -104,3 +109,98 @@ def test_only_who_was_asked_to_watch_itself_is_believed_what_it_cost():
     # The first client asked is the one that counts: never the hostile one.
     clean, outcome = run(rounds=4), run(change, rounds=4)
     assert outcome.measured == clean.measured
+
+
+# --- reports at set-up ---------------------------------------------------------------------------
+
+
+def reporting(**changes):
+    """Return a change of a node's report: fields, or functions of the report."""
+
+    def change(message, reply):
+        if message.metadata.message_type == SETUP:
+            payloads = payloads_of(reply)
+            report = decode(payloads[str(VICTIM)].data)
+            new = {k: v(report) if callable(v) else v for k, v in changes.items()}
+            payloads[str(VICTIM)] = array_of(encode(dataclasses.replace(report, **new)))
+
+    return change
+
+
+@pytest.mark.parametrize("method", ["sflv1", "sflv2", "mu-splitfed", "zo-sfl", "ho-sfl", "hosl"])
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"smashed_data": torch.empty(0, 7)},
+        {"labels": torch.empty(0, 2, dtype=torch.int64)},
+        {"smashed_data": lambda r: r.smashed_data.double()},
+    ],
+    ids=["z", "y", "type"],
+)
+def test_samples_that_no_server_model_could_take_are_refused_at_set_up(method, changes):
+    """Also those of the first client that is heard, which no other contradicts."""
+    outcome = run(reporting(**changes), method)
+    assert outcome.status == "failed" and not outcome.rounds_completed
+    assert f"the report of client {VICTIM} is wrong: SetupReply." in outcome.error
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "fedavg"])
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"label_counts": []}, "it counts 0 labels, and there are 10"),
+        ({"label_counts": lambda r: [*r.label_counts, 0]}, "it counts 11 labels"),
+        ({"label_counts": lambda r: [-1, 1, *r.label_counts[2:]]}, "do not add up"),
+        ({"num_samples": 10**12}, "at most 60 are possible"),
+        ({"num_samples": lambda r: r.num_samples + 1}, "do not add up to num_samples"),
+    ],
+)
+def test_counts_that_contradict_each_other_or_the_task_are_refused(method, changes, why):
+    outcome = run(reporting(**changes), method)
+    assert outcome.status == "failed" and why in outcome.error, outcome.error
+
+
+def report_of(num_samples, counts, z=(0, 3), y=(0,)):
+    z, y = torch.empty(z), torch.empty(y, dtype=torch.int64)
+    return SetupReply(num_samples=num_samples, label_counts=counts, smashed_data=z, labels=y)
+
+
+def test_a_server_that_knows_nothing_keeps_what_it_can_check():
+    nothing = ExpectedSamples()
+    nothing.require_counts(report_of(5, [2, 3]), None)
+    nothing.require_counts(report_of(5, []), None)
+    for report, others in (
+        (report_of(5, [2, 2]), None),
+        (report_of(5, [2, 3]), 3),
+        (report_of(10**12, []), None),
+    ):
+        with pytest.raises(DecodeError):
+            nothing.require_counts(report, others)
+    sample = nothing.sample(report_of(5, [2, 3]), has_mask=False)
+    assert (sample.smashed_data.shape, sample.labels.num_classes) == ((3,), 2)
+
+
+def test_sequences_are_as_long_as_the_model_takes_and_their_tokens_in_its_vocabulary():
+    known = ExpectedSamples(num_classes=0, label_bound=50, longest=8)
+    sample = known.sample(report_of(5, [], (0, 4, 3), (0, 4)), has_mask=True)
+    z, y = sample.stacked(2)["smashed_data"], sample.stacked(2)["labels"]
+    assert (z.shape, y.shape) == ((2, ANY, 3), (2, ANY))
+    z.require("z", torch.ones(2, 8, 3))
+    y.require("y", torch.tensor([[0, 49], [-100, 1]]))
+    for form, wrong in (
+        (z, torch.ones(2, 9, 3)),
+        (y, torch.zeros(2, 9, dtype=torch.int64)),
+        (y, torch.tensor([[50], [1]])),
+        (y, torch.tensor([[-1], [1]])),
+    ):
+        with pytest.raises(DecodeError):
+            form.require("it", wrong)
+    for z_shape, y_shape in (((0, 3), (0,)), ((0, 4, 5, 3), (0, 4)), ((0, 4, 3), (0, 4, 4))):
+        with pytest.raises(DecodeError, match="not of sequences"):
+            known.sample(report_of(5, [], z_shape, y_shape), has_mask=True)
+
+
+def test_what_a_model_without_a_cut_reports_of_samples_is_nothing():
+    whole = ExpectedSamples(smashed_data=TensorForm(()), labels=TensorForm(()))
+    with pytest.raises(DecodeError, match="those of this run"):
+        whole.sample(report_of(5, []), has_mask=False)

@@ -5,9 +5,12 @@ import torch
 
 from leansplit.wire import (
     ABSENT,
+    ANY,
     DecodeError,
     DeComFLReply,
+    LocalTrainReply,
     ProbeReply,
+    SmashedDataReply,
     TensorForm,
     WeightsReply,
     forms_of,
@@ -40,6 +43,34 @@ def test_another_shape_or_type_is_named(tensor, message):
 
 def test_leading_dimensions_come_first():
     assert TensorForm((2,), torch.int64, 5).stacked(4, 3) == TensorForm((4, 3, 2), torch.int64, 5)
+
+
+def test_all_sequences_of_a_batch_have_one_length():
+    def upload(z, y):
+        return SmashedDataReply(smashed_data=torch.ones(2, z, 3), labels=torch.ones(2, y))
+
+    form = {"smashed_data": TensorForm((2, ANY, 3)), "labels": TensorForm((2, ANY))}
+    require_form(upload(7, 7), form)
+    with pytest.raises(DecodeError, match=r"different lengths: \[7, 9\]"):
+        require_form(upload(7, 9), form)
+
+
+def test_sequences_of_several_batches_have_the_lengths_of_their_batches():
+    def uploads(*sizes):
+        steps = {str(i): size for i, size in enumerate(sizes)}
+        z = {i: torch.ones(2, size[0], 3) for i, size in steps.items()}
+        y = {i: torch.ones(2, size[1]) for i, size in steps.items()}
+        return LocalTrainReply(weights={}, smashed_data=z, labels=y, num_samples=4)
+
+    form = {
+        "smashed_data": dict.fromkeys("01", TensorForm((2, ANY, 3))),
+        "labels": dict.fromkeys("01", TensorForm((2, ANY))),
+        "weights": {},
+        "num_samples": 4,
+    }
+    require_form(uploads((7, 7), (9, 9)), form)
+    with pytest.raises(DecodeError, match="different lengths"):
+        require_form(uploads((7, 7), (9, 8)), form)
 
 
 @pytest.mark.parametrize("labels", [[0, 3, 1], [-1, 0, 2], [0, 1, 2**40]])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -15,6 +16,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from leansplit.sequences import IGNORED
 from leansplit.wire.codec import DecodeError
 from leansplit.wire.records import KIND_KEY, Record
 
@@ -31,11 +33,15 @@ class TensorForm:
         shape: all dimensions; ``ANY`` where a dimension may have any size.
         dtype: element type.
         num_classes: elements are class indices below this; 0: any value will do.
+        may_be_ignored: elements may also be ``IGNORED``, the label that a loss leaves out.
+        longest: of a dimension of any size; 0: no limit.
     """
 
     shape: tuple[int, ...]
     dtype: torch.dtype = torch.float32
     num_classes: int = 0
+    may_be_ignored: bool = False
+    longest: int = 0
 
     @classmethod
     def of(cls, tensor: Tensor) -> TensorForm:
@@ -53,8 +59,16 @@ class TensorForm:
         )
         if tensor.dtype != self.dtype or not fits:
             raise DecodeError(f"{what} is {TensorForm.of(tensor)}, not {self}", "shape")
+        if self.longest and max(self.open_sizes(tensor), default=0) > self.longest:
+            raise DecodeError(
+                f"{what} is {TensorForm.of(tensor)}, and sequences have at most {self.longest} "
+                "positions",
+                "shape",
+            )
         if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
             raise DecodeError(f"{what} is non-finite; {NON_FINITE_ADVICE}", "non_finite")
+        if self.num_classes and self.may_be_ignored:
+            tensor = tensor[tensor != IGNORED]
         if self.num_classes and tensor.numel():
             lowest, highest = int(tensor.min()), int(tensor.max())
             if lowest < 0 or highest >= self.num_classes:
@@ -63,6 +77,11 @@ class TensorForm:
                     f"{self.num_classes}",
                     "value",
                 )
+
+    def open_sizes(self, tensor: Tensor) -> set[int]:
+        """Return the sizes of the dimensions that may have any, of a tensor of this form."""
+        pairs = zip(self.shape, tensor.shape, strict=True)
+        return {size for wanted, size in pairs if wanted == ANY}
 
     def __str__(self) -> str:
         """Return such as ``float32 [8, 16, 4, 4]``."""
@@ -85,6 +104,9 @@ def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorForm]:
 def require_form(record: Record, form: Form) -> None:
     """Insist that a record is what ``form`` says.
 
+    Dimensions of any size have one size: those of all its tensors, or in fields of many tensors of
+    those with the same name.
+
     Raises:
         DecodeError: naming the first field that is not.
         TypeError: if the form leaves out a payload field, or has one that the record has not.
@@ -93,14 +115,22 @@ def require_form(record: Record, form: Form) -> None:
     tensors = {name for name, item in fields.items() if KIND_KEY in item.metadata}
     if wrong := sorted((tensors - form.keys()) | (form.keys() - fields.keys())):
         raise TypeError(f"the form of a {type(record).__name__} does not match its fields {wrong}")
+    sizes: defaultdict[str, set[int]] = defaultdict(set)  # of a sequence, by what it is part of
     for name, wanted in form.items():
         what, value = f"{type(record).__name__}.{name}", getattr(record, name)
         if isinstance(wanted, TensorForm):
             wanted.require(what, value)
+            sizes[""] |= wanted.open_sizes(value)
         elif isinstance(wanted, Mapping):
             require_forms(what, value, wanted)
+            for key, part in wanted.items():
+                sizes[key] |= part.open_sizes(value[key])
         elif value != wanted:
             raise DecodeError(f"{what} is {value!r}, not {wanted!r}", "value")
+    for found in sizes.values():
+        if len(found) > 1:
+            what = f"{type(record).__name__} has sequences of different lengths: {sorted(found)}"
+            raise DecodeError(f"{what}; those of one batch have one length", "shape")
     for name in fields.keys() - form.keys():
         value = getattr(record, name)
         if isinstance(value, float) and not math.isfinite(value):

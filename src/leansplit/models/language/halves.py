@@ -93,6 +93,11 @@ class LanguageClientModel(Facade):
         """D + 1, the width of packed smashed data."""
         return int(self._inner.config.hidden_size) + 1
 
+    @property
+    def max_positions(self) -> int:
+        """Positions of the longest sequence that the model takes; 0 where it does not say."""
+        return int(getattr(self._inner.config, "max_position_embeddings", None) or 0)
+
     def forward(self, tokens: Tensor) -> Tensor:
         """Map tokens [B, 2, S] (ids, attention mask) to packed smashed data [B, S, D + 1]."""
         ids, mask = tokens.unbind(1)
@@ -145,6 +150,11 @@ class LanguageServerModel(Facade):
     def num_classes(self) -> int:
         """Outputs of a classification head; the library's own default where there is none."""
         return int(self._inner.config.num_labels)
+
+    @property
+    def label_bound(self) -> int:
+        """Labels are indices below this: of classes, or of tokens."""
+        return self.num_classes if self.outputs == "classes" else int(self._inner.config.vocab_size)
 
     def first_blocks(self, num_blocks: int) -> LanguageServerModel:
         """Return a server model of the first blocks only, on the modules of this one.
