@@ -25,12 +25,13 @@ class Failure:
         reason: for readers.
         kind: counted as the event ``dropped_<kind>``. ``silent``: nothing in time; ``error``: the
             client says that it failed; ``node``: its node or process failed; ``replica``: its
-            replica cannot be mended, or its work not be rebuilt; ``quorum``: too few others
-            answered; any other: its answer was refused.
+            replica cannot be mended, or its work not be rebuilt; ``report``: what its node says at
+            a second set-up is refused; ``quorum``: too few others answered; any other: its answer
+            was refused.
     """
 
     reason: str
-    kind: Literal["silent", "error", "node", "replica", "quorum"] | Rejection
+    kind: Literal["silent", "error", "node", "replica", "report", "quorum"] | Rejection
 
     def __str__(self) -> str:
         """Return the reason."""

@@ -59,7 +59,7 @@ class Federation(Roster):
         self,
         missing: Iterable[int],
         reasons: Mapping[int, Failure],
-        node_errors: Mapping[int, str] = MappingProxyType({}),
+        node_errors: Mapping[int, Failure] = MappingProxyType({}),
     ) -> dict[int, Failure]:
         """Say, and log, why clients did not answer, in ascending order of their ids.
 
@@ -71,12 +71,14 @@ class Federation(Roster):
         failures: dict[int, Failure] = {}
         for client_id in sorted(missing):
             node_id = self.node_of(client_id)
-            of_node = node_errors.get(node_id) or self.why_lost(node_id)
-            failure = reasons.get(client_id) or (
-                Failure.of_node(of_node) if of_node else Failure(SILENT, "silent")
+            failure = (
+                reasons.get(client_id)
+                or node_errors.get(node_id)
+                or self.why_lost(node_id)
+                or Failure(SILENT, "silent")
             )
             if NO_PLAN in failure.reason:
-                self.lose_node(node_id, failure.reason)
+                self.lose_node(node_id, failure)
             failures[client_id] = failure
         _say(failures)
         return failures
@@ -98,11 +100,11 @@ class Federation(Roster):
             hosted.setdefault(self.node_of(m), []).append(m)
         records: dict[int, R] = {}
         reasons: dict[int, Failure] = {}
-        node_errors: dict[int, str] = {}
+        node_errors: dict[int, Failure] = {}
         for reply in replies:
             node_id = self.grid.sender_of(reply)
             if reply.has_error():
-                node_errors[node_id] = str(reply.error.reason)
+                node_errors[node_id] = Failure.of_node(str(reply.error.reason))
                 continue
             said, answers = unpack_failures(reply.content), unpack(reply.content)
             spoken_for = hosted.get(node_id, [])  # a node speaks for nobody else's clients

@@ -10,6 +10,7 @@ from flwr.app import Message
 from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.flower_records import NODE, pack, unpack, unpack_failures
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.samples import ExpectedSamples, Sample
@@ -86,7 +87,7 @@ class Roster:
         self._alike: dict[Sample, Sample] = {}  # one of each kind, however many clients have it
         self._node_of_client: dict[int, int] = {}
         self._population: list[int] = []
-        self._lost_nodes: dict[int, str] = {}  # node id -> why it cannot be asked
+        self._lost_nodes: dict[int, Failure] = {}  # node id -> why it cannot be asked
 
     @property
     def population(self) -> list[int]:
@@ -112,7 +113,7 @@ class Roster:
         """
         reasons = self._set_up_nodes(self._wait_for_nodes(self.plan.num_nodes))
         if self._lost_nodes:
-            raise RunFailedError(next(iter(self._lost_nodes.values())))
+            raise RunFailedError(next(iter(self._lost_nodes.values())).reason)
         missing = sorted(set(range(self.plan.num_clients)) - set(self._node_of_client))
         if missing:
             why = f": {reasons[0]}" if reasons else " (no answer)"
@@ -133,11 +134,11 @@ class Roster:
             self._set_up_nodes(lost)
         return [m for m in asked if self._node_of_client[m] not in self._lost_nodes]
 
-    def lose_node(self, node_id: int, reason: str) -> None:
+    def lose_node(self, node_id: int, why: Failure) -> None:
         """Note that a node has to be set up again before it is asked for anything."""
-        self._lost_nodes[node_id] = reason
+        self._lost_nodes[node_id] = why
 
-    def why_lost(self, node_id: int) -> str | None:
+    def why_lost(self, node_id: int) -> Failure | None:
         """Return why a node cannot be asked; None if it can."""
         return self._lost_nodes.get(node_id)
 
@@ -181,9 +182,10 @@ class Roster:
                 self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
                 self._take_report(client_id, node_id, decode_as(answer, SetupReply))
             except DecodeError as error:
-                self.lose_node(node_id, f"the report of client {client_id} is wrong: {error}")
+                reason = f"the report of client {client_id} is wrong: {error}"
+                self.lose_node(node_id, Failure(reason, "report"))
             except RunFailedError as error:
-                self.lose_node(node_id, str(error))
+                self.lose_node(node_id, Failure(str(error), "report"))
         return reasons
 
     def _require_host(self, client_id: int, node_id: int) -> None:
@@ -200,10 +202,10 @@ class Roster:
             )
 
     def _take_report(self, client_id: int, node_id: int, report: SetupReply) -> None:
-        """Note who a client is.
+        """Note who a client is; a second report must say what the first did.
 
         Raises:
-            DecodeError: if it does not say what its samples look like.
+            DecodeError: if it does not say what its samples look like, or what it said before.
             RunFailedError: if it could only make the run wrong.
         """
         if report.num_samples < 1:
@@ -217,6 +219,15 @@ class Roster:
         self.expected.require_counts(report, None if others is None else len(others))
         sample = self.expected.sample(report, has_mask=self.plan.has_mask)
         self._require_alike(client_id, sample)
+        if client_id in self._node_of_client:
+            first = self.num_samples[client_id]
+            known = first, self.label_counts[client_id], self.samples[client_id]
+            if (report.num_samples, report.label_counts, sample) != known:
+                raise DecodeError(
+                    f"it has {report.num_samples} samples, or others than the {first} that it "
+                    "reported at first; a restarted node must bring the data it had",
+                    "value",
+                )
         self._node_of_client[client_id] = node_id
         self.num_samples[client_id] = report.num_samples
         self.label_counts[client_id] = report.label_counts

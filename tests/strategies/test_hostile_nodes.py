@@ -30,20 +30,23 @@ SETUP = "query.leansplit_setup"
 class Hostile:
     """A ClientApp whose answers one node changes on their way to the server."""
 
-    def __init__(self, change):
-        self.app, self.change = task_client_app(), change
+    def __init__(self, change, restarts_in=None):
+        self.app, self.change, self.restarts_in = task_client_app(), change, restarts_in
 
     def __call__(self, message, context):
+        is_restart = message.metadata.group_id == self.restarts_in
+        if is_restart and context.node_config["partition-id"] == VICTIM:
+            context.state.clear()
         reply = self.app(message, context)
         if context.node_config["partition-id"] == VICTIM:
             self.change(message, reply)
         return reply
 
 
-def run(change=lambda message, reply: None, method="ho-sfl", **keys):
+def run(change=lambda message, reply: None, method="ho-sfl", restarts_in=None, **keys):
     settings = run_config(method, SMALL | keys)
     per_node = settings.clients_per_node
-    grid = InProcessGrid(Hostile(change), -(-settings.clients // per_node))
+    grid = InProcessGrid(Hostile(change, restarts_in), -(-settings.clients // per_node))
     return execute(settings, grid)
 
 
@@ -158,6 +161,35 @@ def test_samples_that_no_server_model_could_take_are_refused_at_set_up(method, c
 def test_counts_that_contradict_each_other_or_the_task_are_refused(method, changes, why):
     outcome = run(reporting(**changes), method)
     assert outcome.status == "failed" and why in outcome.error, outcome.error
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "fedavg"])
+@pytest.mark.parametrize("what", ["more", "others", "the same"])
+def test_a_restarted_node_must_report_what_it_did_at_first(method, what):
+    reports = []
+
+    def claim(report):
+        reports.append(report)
+        counts = list(report.label_counts)
+        if len(reports) > 1 and what == "others":
+            counts[counts.index(max(counts))] -= 1
+            counts[0] += 1
+        if len(reports) > 1 and what == "more":
+            counts[0] += 1
+        return counts
+
+    def change(message, reply):
+        reporting(label_counts=claim)(message, reply)
+        reporting(num_samples=lambda r: sum(r.label_counts))(message, reply)
+
+    outcome = run(change, method, "2", rounds=4, evaluate_every=4)
+    assert outcome.status == "completed", outcome.error
+    kinds = {k: n for k, n in outcome.events.items() if k.startswith("dropped_")}
+    if what == "the same":
+        assert kinds == {"dropped_clients": 1, "dropped_node": 1}
+    else:
+        assert kinds == {"dropped_clients": 3, "dropped_node": 1, "dropped_report": 2}
+    assert sum(outcome.label_counts[VICTIM]) == sum(reports[0].label_counts)
 
 
 def report_of(num_samples, counts, z=(0, 3), y=(0,)):
