@@ -57,6 +57,8 @@ class ObservedGrid(Grid):
         grid: what messages go through.
         ledger: see below.
         repeats: (round, client id) -> whether to inject that its replies come twice.
+        has_shared_replicas: whether clients are simulated by workers that may lag behind them; no
+            other client is believed that it is only its worker that does.
 
     Attributes:
         ledger: books every record that crosses.
@@ -69,9 +71,15 @@ class ObservedGrid(Grid):
     """
 
     def __init__(
-        self, grid: Grid, ledger: Ledger, repeats: Callable[[int, int], bool] | None = None
+        self,
+        grid: Grid,
+        ledger: Ledger,
+        repeats: Callable[[int, int], bool] | None = None,
+        *,
+        has_shared_replicas: bool = False,
     ) -> None:
         self._grid = grid
+        self._has_shared_replicas = has_shared_replicas
         self._repeats = repeats
         self._repeated: list[Message] = []
         self.events: Counter[str] = Counter()
@@ -264,7 +272,7 @@ class ObservedGrid(Grid):
         payloads = unpack(content)
         for client_id in asked.clients & payloads.keys():
             blob = payloads[client_id]
-            if not _is_worker_gap(blob):
+            if not (self._has_shared_replicas and _is_worker_gap(blob)):
                 self.ledger.record(asked.round, client_id, "uplink", price(blob))
         if not payloads and len(asked.clients) == 1:
             [client_id] = asked.clients

@@ -325,6 +325,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
 
         A worker process of a simulation that lags behind the client it stands in for is refilled
         without a price for the refill; anything else is counted as ``resyncs``, logged and priced.
+        Where clients keep replicas of their own no worker can lag, whatever a client says.
 
         Args:
             replies: what came back at first.
@@ -339,6 +340,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
         """
         records: dict[int, Record] = dict(replies.records)
         failures = dict(replies.failures)
+        has_workers = self.deployment.replica_storage == "worker"
         for attempt in range(_MAX_RESYNCS):
             refills: dict[int, Record] = {}
             resyncs: dict[int, Record] = {}
@@ -348,7 +350,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
                 if isinstance(reply, BehindReply):
                     # Another worker may answer the second time: then send the whole log.
                     version = reply.version if attempt == 0 else NEVER
-                    target = refills if reply.is_worker_gap else resyncs
+                    target = refills if has_workers and reply.is_worker_gap else resyncs
                     target[m] = build(m, self.attendance.replay_from(version, self.mirror))
                 elif self._differs(reply):
                     resyncs[m] = build(m, self.attendance.snapshot(self.mirror, is_resync=True))

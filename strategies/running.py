@@ -229,7 +229,12 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self._forget_last_run()
         faults, seed = self.deployment.faults, self.config.root_seed
         repeats = partial(faults.repeats, seed) if faults.twice else None
-        observed = self._grid = ObservedGrid(grid, self.ledger, repeats)
+        observed = self._grid = ObservedGrid(
+            grid,
+            self.ledger,
+            repeats,
+            has_shared_replicas=self.deployment.replica_storage == "worker",
+        )
         self._num_rounds = num_rounds
         arrays = self.begin(initial_arrays)
         num_clients = self.deployment.num_clients

@@ -13,7 +13,16 @@ from leansplit.server_app.execution import execute
 from leansplit.strategies import ExpectedSamples
 from leansplit.strategies.flower_records import CostReport, with_costs
 from leansplit.strategies.in_process_grid import InProcessGrid
-from leansplit.wire import ANY, DecodeError, SetupReply, TensorForm, decode, encode
+from leansplit.wire import (
+    ANY,
+    DIRECTIONS,
+    BehindReply,
+    DecodeError,
+    SetupReply,
+    TensorForm,
+    decode,
+    encode,
+)
 
 SMALL = {
     "task_options.max_train": 60,
@@ -102,6 +111,29 @@ def test_a_report_for_a_client_of_another_node_is_not_booked_to_it():
         return [e for e in ledger if (e.round, e.client_id, e.direction) == (0, 0, "uplink")]
 
     assert reported(outcome.ledger) == reported(clean.ledger)
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "hosl", "decomfl"])
+def test_no_client_hides_traffic_by_the_word_of_a_worker(method):
+    """Only a simulation's worker can lag behind its client; elsewhere it is the client's lie."""
+    behind, said = encode(BehindReply(version=-1, is_worker_gap=True)), []
+
+    def change(message, reply):
+        if message.metadata.message_type != SETUP and not said:
+            said.append(message.metadata.group_id)
+            payloads_of(reply)[str(VICTIM)] = array_of(behind)
+
+    clean, outcome = run(method=method), run(change, method)
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events == {"resyncs": 1}
+
+    def of_victim(ledger, direction):
+        cells = [e for e in ledger if (e.client_id, e.direction) == (VICTIM, direction)]
+        return sum(e.num_bytes for e in cells)
+
+    more = [of_victim(outcome.ledger, d) - of_victim(clean.ledger, d) for d in DIRECTIONS]
+    assert more[DIRECTIONS.index("uplink")] == len(behind)
+    assert more[DIRECTIONS.index("downlink")] > 1000  # the weights that it claims to lack
 
 
 def test_only_who_was_asked_to_watch_itself_is_believed_what_it_cost():
