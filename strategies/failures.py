@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from leansplit.errors import RunFailedError, UserError
-from leansplit.strategies.flower_records import NO_PLAN
+from leansplit.strategies.flower_records import NO_PLAN, printable
 from leansplit.wire import DecodeError, Rejection
 
 T = TypeVar("T")
@@ -22,16 +22,22 @@ class Failure:
     """Why a client was dropped from a step.
 
     Attributes:
-        reason: for readers.
+        reason: for readers; of what a peer says, beginning and end, on one line.
         kind: counted as the event ``dropped_<kind>``. ``silent``: nothing in time; ``error``: the
             client says that it failed; ``node``: its node or process failed; ``replica``: its
             replica cannot be mended, or its work not be rebuilt; ``report``: what its node says at
             a second set-up is refused; ``quorum``: too few others answered; any other: its answer
             was refused.
+        lacks_plan: whether it is a node's word that it must be set up again.
     """
 
     reason: str
     kind: Literal["silent", "error", "node", "replica", "report", "quorum"] | Rejection
+    lacks_plan: bool = False
+
+    def __post_init__(self) -> None:
+        """Keep of the reason what a log can take: much of it may be a peer's own words."""
+        object.__setattr__(self, "reason", printable(self.reason))
 
     def __str__(self) -> str:
         """Return the reason."""
@@ -52,7 +58,8 @@ class Failure:
     @classmethod
     def of_node(cls, reason: str) -> Failure:
         """Return the failure of a client whose node, or its process, failed as a whole."""
-        return cls(reason, "silent" if SILENT in reason else "node")
+        is_silent = SILENT in reason
+        return cls(reason, "silent" if is_silent else "node", lacks_plan=NO_PLAN in reason)
 
 
 class QuorumLostError(RunFailedError):

@@ -11,7 +11,7 @@ from typing import Generic, TypeVar
 from flwr.app import Message
 
 from leansplit.strategies.failures import SILENT, Failure
-from leansplit.strategies.flower_records import NO_PLAN, pack, unpack, unpack_failures
+from leansplit.strategies.flower_records import pack, unpack, unpack_failures
 from leansplit.strategies.roster import Roster
 from leansplit.strategies.wanted import Read
 from leansplit.wire import DecodeError, Record, encode
@@ -20,6 +20,7 @@ R = TypeVar("R", bound=Record)
 log = logging.getLogger("leansplit")
 
 _LISTED = 5  # clients named in one line of the log
+_SAID = 10  # lines of the log for one exchange, less the one for all the rest
 
 
 @dataclass(frozen=True)
@@ -77,7 +78,7 @@ class Federation(Roster):
                 or self.why_lost(node_id)
                 or Failure(SILENT, "silent")
             )
-            if NO_PLAN in failure.reason:
+            if failure.lacks_plan:
                 self.lose_node(node_id, failure)
             failures[client_id] = failure
         _say(failures)
@@ -123,16 +124,6 @@ class Federation(Roster):
         missing = [m for m in expected if m not in answered]
         return Replies(answered, self.failures(missing, reasons, node_errors))
 
-    def require_size(self, num_bytes: int) -> None:
-        """Refuse an answer that is too long to be read.
-
-        Raises:
-            DecodeError: saying so.
-        """
-        if num_bytes > self.max_reply_bytes:
-            limit = f"the limit is {self.max_reply_bytes} (max_reply_mb)"
-            raise DecodeError(f"it has {num_bytes} bytes; {limit}", "size")
-
     def exchange(
         self, requests: Mapping[int, Record], action: str, round: int, read: Read[R]
     ) -> Replies[R]:
@@ -149,6 +140,9 @@ def _say(failures: Mapping[int, Failure]) -> None:
     dropped: dict[str, list[int]] = {}
     for client_id, failure in failures.items():
         dropped.setdefault(str(failure), []).append(client_id)
+    if len(dropped) > _SAID:
+        rest = [dropped.pop(reason) for reason in list(dropped)[_SAID:]]
+        dropped[f"{len(rest)} other reasons"] = sorted(m for ids in rest for m in ids)
     for reason, ids in dropped.items():
         listed = ", ".join(map(str, ids[:_LISTED])) + (", ..." if len(ids) > _LISTED else "")
         clients = f"client {listed}" if len(ids) == 1 else f"{len(ids)} clients ({listed})"

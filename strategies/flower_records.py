@@ -18,6 +18,8 @@ _WATCHED = "leansplit-watched"
 _COSTS = "leansplit-costs"
 _CHOICES = "leansplit-joint-passes"
 _STYPE = "leansplit.safetensors"
+_LONGEST_TEXT = 300
+_LONGEST_JSON = 2**20
 _ID = re.compile(r"-1|0|[1-9][0-9]{0,17}")  # as `pack` writes them; less than 2^63
 
 METRICS = "metrics"
@@ -74,7 +76,19 @@ def unpack_failures(content: RecordDict) -> dict[int, str]:
     if _FAILURES not in content.config_records:
         return {}
     failures = content.config_records[_FAILURES]
-    return {int(key): str(value) for key, value in failures.items() if _is_id(key)}
+    return {
+        int(key): printable(value) if isinstance(value, str) else "it does not say why"
+        for key, value in failures.items()
+        if _is_id(key)
+    }
+
+
+def printable(text: str) -> str:
+    """Return beginning and end of what a peer says as one line that a log or terminal can take."""
+    if len(text) > _LONGEST_TEXT:
+        half = _LONGEST_TEXT // 2
+        text = f"{text[:half]} ... {text[-half:]}"
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 @dataclass(frozen=True)
@@ -118,11 +132,8 @@ def with_costs(content: RecordDict, report: CostReport | None) -> RecordDict:
 
 def take_costs(content: RecordDict) -> CostReport | None:
     """Remove a client's report; None if there is none, or none that can be read."""
-    report = content.pop(_COSTS, None)
-    if not isinstance(report, ConfigRecord):
-        return None
     try:
-        return _REPORT.validate_json(str(report.get("json")))
+        return _REPORT.validate_json(_json_of(content.pop(_COSTS, None)))
     except ValidationError:
         return None
 
@@ -136,13 +147,16 @@ def with_choices(content: RecordDict, choices: Sequence[JointPassChoice]) -> Rec
 
 def take_choices(content: RecordDict) -> list[JointPassChoice]:
     """Remove what :func:`with_choices` added; empty if there is nothing that can be read."""
-    found = content.pop(_CHOICES, None)
-    if not isinstance(found, ConfigRecord):
-        return []
     try:
-        return _FOUND.validate_json(str(found.get("json")))
+        return _FOUND.validate_json(_json_of(content.pop(_CHOICES, None)))
     except ValidationError:
         return []
+
+
+def _json_of(record: object) -> str:
+    """Return the JSON that a record of ours holds; empty if it holds none, or too much."""
+    text = record.get("json") if isinstance(record, ConfigRecord) else None
+    return text if isinstance(text, str) and len(text) <= _LONGEST_JSON else ""
 
 
 def _is_id(key: str) -> bool:

@@ -30,6 +30,7 @@ _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.25
 _POLL_GROWTH = 1.3
 _FIRST_RESPITE_S, _LONGEST_RESPITE_S = 1.0, 30.0
+_MOST_CHOICES = 10_000
 _HEADER_START = 128  # a record's type stands at the very beginning of its encoding
 
 
@@ -59,6 +60,7 @@ class ObservedGrid(Grid):
         repeats: (round, client id) -> whether to inject that its replies come twice.
         has_shared_replicas: whether clients are simulated by workers that may lag behind them; no
             other client is believed that it is only its worker that does.
+        max_reply_bytes: of an answer that is looked into at all; longer ones are envelope.
 
     Attributes:
         ledger: books every record that crosses.
@@ -77,8 +79,10 @@ class ObservedGrid(Grid):
         repeats: Callable[[int, int], bool] | None = None,
         *,
         has_shared_replicas: bool = False,
+        max_reply_bytes: int = 2**30,
     ) -> None:
         self._grid = grid
+        self._max_reply_bytes = max_reply_bytes
         self._has_shared_replicas = has_shared_replicas
         self._repeats = repeats
         self._repeated: list[Message] = []
@@ -223,7 +227,8 @@ class ObservedGrid(Grid):
             report = take_costs(reply.content)
             if report is not None and self.watch is not None and asked.watched is not None:
                 self.watch.on_report(asked.round, report)
-            self.joint_passes += take_choices(reply.content)
+            room = max(0, _MOST_CHOICES - len(self.joint_passes))
+            self.joint_passes += take_choices(reply.content)[:room]
             self._book_reply(reply.content, asked)
         return replies
 
@@ -272,12 +277,39 @@ class ObservedGrid(Grid):
         payloads = unpack(content)
         for client_id in asked.clients & payloads.keys():
             blob = payloads[client_id]
-            if not (self._has_shared_replicas and _is_worker_gap(blob)):
-                self.ledger.record(asked.round, client_id, "uplink", price(blob))
+            if not (self._has_shared_replicas and self._is_worker_gap(blob)):
+                self.ledger.record(asked.round, client_id, "uplink", self.priced(blob))
         if not payloads and len(asked.clients) == 1:
             [client_id] = asked.clients
             if self._client_of_node.get(asked.node_id) == client_id:
-                self.ledger.record(asked.round, client_id, "uplink", _price_flower_records(content))
+                self.ledger.record(asked.round, client_id, "uplink", self._priced_content(content))
+
+    def priced(self, answer: bytes) -> dict[Kind, int]:
+        """Return the price of an answer; of one too long to be read, no byte is looked at."""
+        if len(answer) > self._max_reply_bytes:
+            return {"envelope": len(answer)}
+        return price(answer)
+
+    def _priced_content(self, content: RecordDict) -> dict[Kind, int]:
+        num_bytes = sum(
+            len(array.data)
+            for record in content.array_records.values()
+            for array in record.values()
+        )
+        if num_bytes > self._max_reply_bytes:  # encoding it again would double it
+            return {"envelope": num_bytes}
+        return _price_flower_records(content)
+
+    def _is_worker_gap(self, answer: bytes) -> bool:
+        """Say whether an answer is a simulation worker's word that it lags behind its client."""
+        start = answer[:_HEADER_START]
+        if len(answer) > self._max_reply_bytes or BehindReply.__name__.encode() not in start:
+            return False
+        try:
+            record = decode(answer)
+        except DecodeError:
+            return False
+        return isinstance(record, BehindReply) and record.is_worker_gap
 
     def get_node_ids(self) -> Iterable[int]:
         """Return the ids of the connected nodes."""
@@ -302,17 +334,6 @@ class ObservedGrid(Grid):
     ) -> Message:
         """Create a message as the wrapped grid does."""
         return self._grid.create_message(content, message_type, dst_node_id, group_id, ttl)
-
-
-def _is_worker_gap(blob: bytes) -> bool:
-    """Say whether a record is a simulation worker's word that it lags; no client sends that."""
-    if BehindReply.__name__.encode() not in blob[:_HEADER_START]:
-        return False
-    try:
-        record = decode(blob)
-    except DecodeError:
-        return False
-    return isinstance(record, BehindReply) and record.is_worker_gap
 
 
 def _round_of(message: Message) -> int:

@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 
 from leansplit.errors import RunFailedError
 from leansplit.strategies.failures import Failure
-from leansplit.strategies.flower_records import NODE, pack, unpack, unpack_failures
+from leansplit.strategies.flower_records import NODE, pack, printable, unpack, unpack_failures
 from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.samples import ExpectedSamples, Sample
 from leansplit.wire import (
@@ -142,6 +142,16 @@ class Roster:
         """Return why a node cannot be asked; None if it can."""
         return self._lost_nodes.get(node_id)
 
+    def require_size(self, num_bytes: int) -> None:
+        """Refuse an answer that is too long to be read.
+
+        Raises:
+            DecodeError: saying so.
+        """
+        if num_bytes > self.max_reply_bytes:
+            limit = f"the limit is {self.max_reply_bytes} (max_reply_mb)"
+            raise DecodeError(f"it has {num_bytes} bytes; {limit}", "size")
+
     def _wait_for_nodes(self, num_nodes: int) -> list[int]:
         deadline = time.monotonic() + self.timeout_s
         while len(node_ids := sorted(self.grid.get_node_ids())) < num_nodes:
@@ -168,7 +178,7 @@ class Roster:
         reports: list[tuple[int, int, bytes]] = []
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
             if reply.has_error():
-                reasons.append(str(reply.error.reason))
+                reasons.append(printable(str(reply.error.reason)))
                 continue
             reasons += unpack_failures(reply.content).values()
             node_id = self.grid.sender_of(reply)
@@ -178,8 +188,9 @@ class Roster:
             try:
                 self._require_host(client_id, node_id)
                 self.grid.book(SETUP_ROUND, client_id, "downlink", priced)
-                self.grid.book(SETUP_ROUND, client_id, "uplink", price(answer))
+                self.grid.book(SETUP_ROUND, client_id, "uplink", self.grid.priced(answer))
                 self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
+                self.require_size(len(answer))
                 self._take_report(client_id, node_id, decode_as(answer, SetupReply))
             except DecodeError as error:
                 reason = f"the report of client {client_id} is wrong: {error}"

@@ -229,11 +229,13 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self._forget_last_run()
         faults, seed = self.deployment.faults, self.config.root_seed
         repeats = partial(faults.repeats, seed) if faults.twice else None
+        max_reply_bytes = int(self.deployment.max_reply_mb * 1e6)
         observed = self._grid = ObservedGrid(
             grid,
             self.ledger,
             repeats,
             has_shared_replicas=self.deployment.replica_storage == "worker",
+            max_reply_bytes=max_reply_bytes,
         )
         self._num_rounds = num_rounds
         arrays = self.begin(initial_arrays)
@@ -248,7 +250,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             observed,
             plan,
             min(timeout, self.deployment.exchange_timeout_s),
-            int(self.deployment.max_reply_mb * 1e6),
+            max_reply_bytes,
             self.expected
             or ExpectedSamples.of_model(self.model, is_whole_model=self.is_whole_model),
         )

@@ -5,12 +5,13 @@ import dataclasses
 
 import pytest
 import torch
-from flwr.app import Array
+from flwr.app import Array, ConfigRecord
 
 from leansplit.clients.app import task_client_app
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
-from leansplit.strategies import ExpectedSamples
+from leansplit.strategies import ExpectedSamples, federation, observed_grid, roster
+from leansplit.strategies.failures import Failure
 from leansplit.strategies.flower_records import CostReport, with_costs
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.wire import (
@@ -22,6 +23,7 @@ from leansplit.wire import (
     TensorForm,
     decode,
     encode,
+    tensor_bytes,
 )
 
 SMALL = {
@@ -34,6 +36,7 @@ SMALL = {
 }
 VICTIM = 1
 SETUP = "query.leansplit_setup"
+UP_ENVELOPE = ("uplink", "envelope")
 
 
 class Hostile:
@@ -65,6 +68,10 @@ def payloads_of(reply):
 
 def array_of(blob):
     return Array(dtype="uint8", shape=(len(blob),), stype="leansplit.safetensors", data=blob)
+
+
+def size_of(content):
+    return sum(len(a.data) for r in content.array_records.values() for a in r.values())
 
 
 # --- messages ------------------------------------------------------------------------------------
@@ -144,6 +151,88 @@ def test_only_who_was_asked_to_watch_itself_is_believed_what_it_cost():
     # The first client asked is the one that counts: never the hostile one.
     clean, outcome = run(rounds=4), run(change, rounds=4)
     assert outcome.measured == clean.measured
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "fedavg"])
+def test_of_too_long_an_answer_no_byte_is_looked_at(method, monkeypatch):
+    """Neither to price it nor to see whether a worker lags; all of it is envelope."""
+    longest, limit = [0], 2_000_000
+    for name in ("decode", "price", "recorddict_to_proto"):
+        looked_at = getattr(observed_grid, name)
+
+        def watched(given, looked_at=looked_at):
+            longest[0] = max(longest[0], len(given) if isinstance(given, bytes) else size_of(given))
+            return looked_at(given)
+
+        monkeypatch.setattr(observed_grid, name, watched)
+
+    def change(message, reply):
+        if message.metadata.message_type != SETUP:
+            key = str(VICTIM) if method == "ho-sfl" else "more"
+            [name] = reply.content.array_records
+            reply.content[name][key] = array_of(b"BehindReply" * 300_000)
+
+    keys = {"replica_storage": "worker"} if method == "ho-sfl" else {}
+    outcome = run(change, method, max_reply_mb=limit / 1e6, **keys)
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events["dropped_size"] == 2
+    assert 0 < longest[0] <= limit
+    envelopes = {e.client_id: 0 for e in outcome.ledger}
+    for e in outcome.ledger:
+        envelopes[e.client_id] += e.num_bytes if (e.direction, e.kind) == UP_ENVELOPE else 0
+    assert envelopes[VICTIM] > 2 * limit > envelopes[0]
+
+
+def test_too_long_a_report_is_not_read(monkeypatch):
+    read = []
+    monkeypatch.setattr(roster, "decode_as", lambda blob, *args: read.append(len(blob)))
+    outcome = run(max_reply_mb=1e-4)
+    assert outcome.status == "failed" and "max_reply_mb" in outcome.error
+    assert not read
+
+
+# --- what they say -------------------------------------------------------------------------------
+
+LOUD = "step failed\n\x1b[31mINFO: all is well\u202e" + "x" * 10**6
+
+
+@pytest.mark.parametrize("is_error", [False, True])
+@pytest.mark.parametrize("method", ["ho-sfl", "fedavg"])
+def test_failure_texts_are_one_short_printable_line(method, is_error, caplog):
+    def change(message, reply):
+        if message.metadata.message_type == SETUP:
+            return
+        if is_error or method == "fedavg":
+            raise RuntimeError(LOUD)  # as Flower tells it
+        payloads_of(reply).clear()
+        reply.content["leansplit-failures"] = ConfigRecord({str(VICTIM): LOUD})
+
+    outcome = run(change, method)
+    assert outcome.status == "completed", outcome.error
+    said = [r.getMessage() for r in caplog.records if "dropped from this step" in r.getMessage()]
+    assert said
+    assert all(line.isprintable() and "step failed" in line and len(line) < 400 for line in said)
+
+
+def test_one_node_cannot_flood_the_log(caplog):
+    federation._say({m: Failure(f"reason {m}", "error") for m in range(1000)})
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 11
+    assert (
+        lines[-1].startswith("990 clients (10, 11, 12, 13, 14, ...)") and "990 other" in lines[-1]
+    )
+
+
+def test_a_report_that_is_refused_says_so_in_one_short_printable_line():
+    def change(message, reply):
+        if message.metadata.message_type == SETUP:
+            name = "weights/\n\x1b[31m" + "x" * 10**5
+            blob = tensor_bytes({name: torch.ones(1)}, {"SetupReply": "{}"})
+            payloads_of(reply)[str(VICTIM)] = array_of(blob)
+
+    outcome = run(change)
+    assert outcome.status == "failed" and f"client {VICTIM}" in outcome.error
+    assert outcome.error.isprintable() and len(outcome.error) < 400
 
 
 # --- reports at set-up ---------------------------------------------------------------------------
