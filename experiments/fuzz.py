@@ -4,6 +4,8 @@
 
 Valid encodings of every record, of a plan and of a checkpoint are damaged at random, from a seed.
 Whatever a decoder does other than return or refuse is a crash; a second of computing, a hang.
+Others are large and well formed: thousands of tensors without elements, long names, lists and
+texts. Of these the memory that reading takes is followed.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ import resource
 import sys
 import tempfile
 import time
+import tracemalloc
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -39,13 +42,15 @@ from leansplit.wire import (
     decode,
     encode,
     forms_of,
+    header_limit,
+    most_tensors,
     price,
 )
 from leansplit.wire.form import TensorForm
 from leansplit.wire.records import KIND_KEY, MANY_KEY
 
 _HANG_S = 1.0
-_CHECKPOINTS_EVERY, _PLANS_EVERY = 200, 20
+_CHECKPOINTS_EVERY, _PLANS_EVERY, _LARGE_EVERY = 200, 20, 100
 _NUMBERS = (b"0", b"-1", b"4294967296", b"18446744073709551616", b"1e308", b"null", b"[]", b"{}")
 
 Random = np.random.Generator
@@ -69,6 +74,10 @@ class Report:
     """Of what was decoded from one message."""
     largest_growth: float = 0.0
     """That size over the message's own."""
+    most_traced: int = 0
+    """Bytes of Python memory that reading one large message took at its peak."""
+    traced_growth: float = 0.0
+    """The highest ratio of that to the message's own size."""
     memory_growth: int = 0
     """Bytes by which the process's peak memory grew on the way."""
 
@@ -84,6 +93,10 @@ class Report:
         yield (
             f"largest decoded: {self.largest_bytes} bytes, at most {self.largest_growth:.2f} times "
             f"the message; peak memory grew by {self.memory_growth / 1e6:.1f} MB"
+        )
+        yield (
+            f"reading a large message took {self.most_traced / 1e6:.1f} MB at most, "
+            f"{self.traced_growth:.1f} times the message"
         )
         for name, times in self.refused.most_common():
             yield f"  refused {times:>9}  {name}"
@@ -110,6 +123,9 @@ def fuzz(messages: int, seed: int = 0) -> Report:
                 file.write_bytes(whole)
             elif index % _PLANS_EVERY == 0:
                 _feed(report, _damaged(plan.encode(), records, random), _decode_plan)
+            elif index % _LARGE_EVERY == 1:
+                _, decoder = records[int(random.integers(len(records)))]
+                _feed_large(report, _large(random), decoder)
             else:
                 blob, decoder = records[int(random.integers(len(records)))]
                 _feed(report, _damaged(blob, records, random), decoder)
@@ -137,6 +153,17 @@ def _feed(report: Report, blob: bytes, decoder: Decoder) -> None:
     took = time.process_time() - started
     report.longest_s = max(report.longest_s, took)
     report.hangs += took > _HANG_S
+
+
+def _feed_large(report: Report, blob: bytes, decoder: Decoder) -> None:
+    tracemalloc.start()
+    try:
+        _feed(report, blob, decoder)
+        taken = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    report.most_traced = max(report.most_traced, taken)
+    report.traced_growth = max(report.traced_growth, taken / len(blob))
 
 
 def _class_of(error: Exception) -> str:
@@ -176,9 +203,10 @@ def _record_decoder(kind: type[Record], has_mask: bool) -> tuple[bytes, Decoder]
     blob = encode(kind(**values), has_mask=has_mask)
 
     def decoder(damaged: bytes, report: Report) -> None:
-        if sum(price(damaged).values()) != len(damaged):
+        most = most_tensors(form)
+        if sum(price(damaged, header_limit(most)).values()) != len(damaged):
             raise AssertionError("a price that is not the message's size")
-        report.note(_size_of(decode(damaged)), damaged)
+        report.note(_size_of(decode(damaged, most)), damaged)
         Wanted(kind, lambda _: form).read(0, damaged)
 
     return blob, decoder
@@ -210,6 +238,27 @@ def _checkpoint_decoder(file: Path) -> Decoder:
         read_checkpoint(file.parent)
 
     return decoder
+
+
+def _large(random: Random) -> bytes:
+    """Return an undamaged record of many parts, or of a few long ones."""
+    kind = _record_types()[int(random.integers(len(_record_types())))]
+    fields = [item.name for item in dataclasses.fields(kind) if KIND_KEY in item.metadata]
+    field_name = fields[int(random.integers(len(fields)))] if fields else "more"
+    many, header = int(2 ** random.uniform(8, 16)), {}
+    what = int(random.integers(4))
+    names = [f"{field_name}/{i}" for i in range(many)] if what == 0 else [field_name]
+    shape = [1] * many if what == 1 else [0]
+    if what == 2:
+        names = [f"{field_name}/{'n' * 8 * many}"]
+    if what == 3:
+        other = next((f.name for f in dataclasses.fields(kind) if f.name not in fields), "round")
+        header = {other: list(range(many)) if random.integers(2) else "x" * 8 * many}
+    end = 4 if what == 1 else 0
+    entries: dict[str, Any] = {"__metadata__": {kind.__name__: json.dumps(header)}}
+    entries |= {n: {"dtype": "F32", "shape": shape, "data_offsets": [0, end]} for n in names}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    return len(text).to_bytes(8, "little") + text + bytes(end)
 
 
 # --- how it is damaged ---------------------------------------------------------------------------

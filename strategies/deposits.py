@@ -18,6 +18,7 @@ from leansplit.state import State
 from leansplit.strategies.federation import Federation
 from leansplit.wire import DepositReply, DepositRequest, RestoreReply, RestoreRequest, decode_as
 
+_MOST_MEMORIES = 1024  # that one client keeps, each under a name
 log = logging.getLogger("leansplit")
 
 
@@ -53,7 +54,7 @@ class Deposits:
                 dict.fromkeys(asked, DepositRequest()),
                 "deposit",
                 round,
-                lambda _, blob: decode_as(blob, DepositReply),
+                lambda _, blob: decode_as(blob, DepositReply, _MOST_MEMORIES),
             )
         for m in asked:
             self._kept.pop(m, None)
@@ -74,7 +75,7 @@ class Deposits:
         }
         with self.unbooked(federation):
             replies = federation.exchange(
-                requests, "restore", round, lambda _, blob: decode_as(blob, RestoreReply)
+                requests, "restore", round, lambda _, blob: decode_as(blob, RestoreReply, 0)
             )
         for m in replies.failures:
             del self._kept[m]

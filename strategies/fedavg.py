@@ -24,7 +24,7 @@ from leansplit.parameters import ParameterDict, load_parameters_
 from leansplit.strategies.failures import Failure
 from leansplit.strategies.flower_records import METRICS, NUM_SAMPLES, TRAIN_LOSS
 from leansplit.strategies.running import RunningStrategy
-from leansplit.wire import NON_FINITE_ADVICE, DecodeError, forms_of, require_forms
+from leansplit.wire import NON_FINITE_ADVICE, SPARE_TENSORS, DecodeError, forms_of, require_forms
 
 
 class FedAvg(RunningStrategy, flower.FedAvg):
@@ -151,11 +151,14 @@ class FedAvg(RunningStrategy, flower.FedAvg):
         if not isinstance(arrays, ArrayRecord) or not isinstance(metrics, MetricRecord):
             raise DecodeError("its records are of other types than arrays and metrics", "record")
         self.federation.require_size(sum(len(array.data) for array in arrays.values()))
+        wanted_forms = forms_of(self.client_weights())
+        if len(arrays) > len(wanted_forms) + SPARE_TENSORS:
+            raise DecodeError(f"it has {len(arrays)} arrays, not {len(wanted_forms)}", "size")
         try:
             tensors = arrays.to_torch_state_dict()
         except Exception as error:  # Flower and numpy raise what they like
             raise DecodeError(f"its arrays cannot be read: {error}") from error
-        require_forms("ArrayRecord", tensors, forms_of(self.client_weights()))
+        require_forms("ArrayRecord", tensors, wanted_forms)
         if metrics.keys() != {NUM_SAMPLES, TRAIN_LOSS}:
             raise DecodeError(f"its metrics are {sorted(metrics)}", "value")
         num_samples, loss = metrics[NUM_SAMPLES], metrics[TRAIN_LOSS]

@@ -61,6 +61,7 @@ class ObservedGrid(Grid):
         has_shared_replicas: whether clients are simulated by workers that may lag behind them; no
             other client is believed that it is only its worker that does.
         max_reply_bytes: of an answer that is looked into at all; longer ones are envelope.
+        longest_header: of an answer; those with a longer one are envelope, too.
 
     Attributes:
         ledger: books every record that crosses.
@@ -80,9 +81,11 @@ class ObservedGrid(Grid):
         *,
         has_shared_replicas: bool = False,
         max_reply_bytes: int = 2**30,
+        longest_header: int = 2**20,
     ) -> None:
         self._grid = grid
         self._max_reply_bytes = max_reply_bytes
+        self._longest_header = longest_header
         self._has_shared_replicas = has_shared_replicas
         self._repeats = repeats
         self._repeated: list[Message] = []
@@ -288,7 +291,7 @@ class ObservedGrid(Grid):
         """Return the price of an answer; of one too long to be read, no byte is looked at."""
         if len(answer) > self._max_reply_bytes:
             return {"envelope": len(answer)}
-        return price(answer)
+        return price(answer, self._longest_header)
 
     def _priced_content(self, content: RecordDict) -> dict[Kind, int]:
         num_bytes = sum(
@@ -306,7 +309,7 @@ class ObservedGrid(Grid):
         if len(answer) > self._max_reply_bytes or BehindReply.__name__.encode() not in start:
             return False
         try:
-            record = decode(answer)
+            record = decode(answer, most_tensors=0)
         except DecodeError:
             return False
         return isinstance(record, BehindReply) and record.is_worker_gap

@@ -27,6 +27,7 @@ from leansplit.wire import (
 log = logging.getLogger("leansplit")
 
 SETUP_ROUND = 0
+_MOST_TENSORS = 8  # of a report, those too many included that a refusal can name
 _SETTLED_S = 1.0  # SuperNodes register one by one; this long without a new one ends the wait
 
 
@@ -191,7 +192,7 @@ class Roster:
                 self.grid.book(SETUP_ROUND, client_id, "uplink", self.grid.priced(answer))
                 self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
                 self.require_size(len(answer))
-                self._take_report(client_id, node_id, decode_as(answer, SetupReply))
+                self._take_report(client_id, node_id, decode_as(answer, SetupReply, _MOST_TENSORS))
             except DecodeError as error:
                 reason = f"the report of client {client_id} is wrong: {error}"
                 self.lose_node(node_id, Failure(reason, "report"))

@@ -29,11 +29,12 @@ from leansplit.strategies.observed_grid import ObservedGrid
 from leansplit.strategies.resuming import Continued, Resumable, RoundEndObserver, RunState
 from leansplit.strategies.roster import connected_nodes
 from leansplit.strategies.samples import ExpectedSamples
-from leansplit.wire import ClientPlan, Ledger
+from leansplit.wire import ClientPlan, Ledger, header_limit
 from leansplit.zeroth_order import JointPassChoice
 
 log = logging.getLogger("leansplit")
 
+_MOST_OTHERS = 1024  # tensors of an answer that are not of the model's parameters
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -229,6 +230,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self._forget_last_run()
         faults, seed = self.deployment.faults, self.config.root_seed
         repeats = partial(faults.repeats, seed) if faults.twice else None
+        num_parameters = sum(1 for _ in self.model.full_model.parameters())
         max_reply_bytes = int(self.deployment.max_reply_mb * 1e6)
         observed = self._grid = ObservedGrid(
             grid,
@@ -236,6 +238,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             repeats,
             has_shared_replicas=self.deployment.replica_storage == "worker",
             max_reply_bytes=max_reply_bytes,
+            longest_header=header_limit(_MOST_OTHERS + 8 * num_parameters),
         )
         self._num_rounds = num_rounds
         arrays = self.begin(initial_arrays)

@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from leansplit.wire import BehindReply, DecodeError, Form, Record, decode_as, require_form
+from leansplit.wire import (
+    BehindReply,
+    DecodeError,
+    Form,
+    Record,
+    decode_as,
+    most_tensors,
+    require_form,
+)
 
 R = TypeVar("R", bound=Record)
 
@@ -32,7 +40,8 @@ class Wanted(Generic[R]):
         Raises:
             DecodeError: if it is not the record that was asked for.
         """
-        return self._settled(client_id, decode_as(blob, self.record_type))
+        form = self.form(client_id)
+        return self._settled(form, decode_as(blob, self.record_type, most_tensors(form)))
 
     def read_or_behind(self, client_id: int, blob: bytes) -> R | BehindReply:
         """Decode an answer, or the client's word that its replica is behind.
@@ -40,15 +49,16 @@ class Wanted(Generic[R]):
         Raises:
             DecodeError: if it is neither.
         """
-        record = decode_as(blob, (self.record_type, BehindReply))
+        form = self.form(client_id)
+        record = decode_as(blob, (self.record_type, BehindReply), most_tensors(form))
         if isinstance(record, BehindReply):
             return record
         assert isinstance(record, self.record_type)
-        return self._settled(client_id, record)
+        return self._settled(form, record)
 
-    def _settled(self, client_id: int, record: R) -> R:
+    def _settled(self, form: Form, record: R) -> R:
         if type(record) is not self.record_type:  # a subclass has fields that nobody asked for
             what = f"{type(record).__name__} where {self.record_type.__name__} was expected"
             raise DecodeError(f"got {what}", "record")
-        require_form(record, self.form(client_id))
+        require_form(record, form)
         return record

@@ -10,3 +10,4 @@ def test_damaged_bytes_are_read_or_refused_with_a_reason():
     assert all(report.refused)  # every refusal says something
     assert {name.split(":")[0] for name in report.refused} >= {"encoding", "record", "shape"}
     assert report.largest_growth < 8
+    assert 0 < report.most_traced < 8e6

@@ -1,5 +1,7 @@
+import contextlib
 import dataclasses
 import json
+import tracemalloc
 
 import pytest
 import safetensors.torch
@@ -20,10 +22,14 @@ from leansplit.wire import (
     SetupRequest,
     SmashedDataReply,
     SyncReply,
+    TensorForm,
     WeightsReply,
+    codec,
     decode,
     decode_as,
     encode,
+    header_limit,
+    most_tensors,
     price,
 )
 from leansplit.wire.records import KIND_KEY, MANY_KEY
@@ -279,6 +285,55 @@ ONE = torch.ones(1)
 )
 def test_foreign_blobs(blob):
     refuse(blob)
+
+
+def record_of_empty_tensors(many, header="{}"):
+    entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
+    entries = {"__metadata__": {"WeightsReply": header}}
+    entries |= {f"weights/{i}": entry for i in range(many)}
+    text = json.dumps(entries).encode()
+    return len(text).to_bytes(8, "little") + text
+
+
+def peak_of(read, *arguments):
+    """Return the bytes of Python memory that a call took at its peak, whatever it raises."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(DecodeError):
+            read(*arguments)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_more_tensors_than_were_asked_for_are_not_loaded(monkeypatch):
+    """A tensor without elements takes a thousand bytes and some time, once it is there."""
+    most = most_tensors({"weights": {"0": TensorForm((0,))}})
+    assert len(decode_as(record_of_empty_tensors(most), WeightsReply, most).weights) == most == 10
+    loaded = []
+    monkeypatch.setattr(codec.safetensors.torch, "load", loaded.append)
+    with pytest.raises(DecodeError, match="it has 200 tensors, and at most 10") as refused:
+        decode(record_of_empty_tensors(200), most)
+    assert refused.value.rejection == "size" and not loaded
+
+
+def test_kinds_without_many_tensors_never_have_many():
+    blob = blob_of({f"scalars{i}": torch.ones(1) for i in range(50)}, ProbeReply="{}")
+    for most in (None, 1000):
+        with pytest.raises(DecodeError, match="it has 50 tensors, and at most") as refused:
+            decode(blob, most)
+        assert refused.value.rejection == "size"
+
+
+@pytest.mark.parametrize("header", ["{}", '{"notes":"' + "x" * 10**7 + '"}'])
+def test_a_long_header_is_neither_read_nor_priced(header):
+    blob = record_of_empty_tensors(100_000 if header == "{}" else 1, header)
+    limit = header_limit(4)
+    assert peak_of(decode, blob, 4) < 1e5
+    assert peak_of(price, blob, limit) < 1e5
+    assert price(blob, limit) == {"envelope": len(blob)}
+    with pytest.raises(DecodeError, match="a header of"):
+        decode(blob, 4)
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,15 @@
 """What crosses the wire: typed records, their encoding, and the ledger that prices them."""
 
-from leansplit.wire.codec import DecodeError, Rejection, decode, decode_as, encode, price
+from leansplit.wire.codec import (
+    SPARE_TENSORS,
+    DecodeError,
+    Rejection,
+    decode,
+    decode_as,
+    encode,
+    header_limit,
+    price,
+)
 from leansplit.wire.form import (
     ABSENT,
     ANY,
@@ -8,6 +17,7 @@ from leansplit.wire.form import (
     Form,
     TensorForm,
     forms_of,
+    most_tensors,
     require_form,
     require_forms,
 )
@@ -56,6 +66,7 @@ __all__ = [
     "DIRECTIONS",
     "KINDS",
     "NON_FINITE_ADVICE",
+    "SPARE_TENSORS",
     "BackwardRequest",
     "BehindReply",
     "CatchUpRequest",
@@ -100,6 +111,8 @@ __all__ = [
     "decode_as",
     "encode",
     "forms_of",
+    "header_limit",
+    "most_tensors",
     "moved",
     "price",
     "require_form",

@@ -32,6 +32,9 @@ R = TypeVar("R", bound=Record)
 
 _LENGTH_BYTES = 8  # safetensors: little-endian length of the JSON header, then the header
 _LONGEST_HEADER = 2**24  # the largest models name their tensors in a fraction of this
+_HEADER_ROOM, _ENTRY_ROOM = 2**18, 2**10  # of a header: header fields, and each tensor's entry
+SPARE_TENSORS = 8
+"""Tensors too many that are still read, so that the refusal can name them."""
 _MASK = ".mask"
 # RuntimeError: a shape whose strides overflow, and nesting that is too deep.
 _MALFORMED = (AttributeError, KeyError, ValueError, TypeError, RuntimeError)
@@ -120,19 +123,38 @@ def _together(name: str, tensors: dict[str, Tensor], metadata: Mapping[str, Any]
     return pack(value, mask.expand(positions))
 
 
-def decode(blob: bytes) -> Record:
+def header_limit(most_tensors: int) -> int:
+    """Return the bytes of header that a record of so many tensors has at most."""
+    return min(_LONGEST_HEADER, _HEADER_ROOM + _ENTRY_ROOM * most_tensors)
+
+
+def decode(blob: bytes, most_tensors: int | None = None) -> Record:
     """Return the record that ``blob`` encodes.
+
+    An entry of the header costs a multiple of its bytes once it is read, and a tensor without
+    elements a thousand. So headers are bounded before they are read, and the number of tensors
+    before they are loaded.
+
+    Args:
+        blob: the bytes.
+        most_tensors: that the record may have, attention masks included; None: as many as fit into
+            the longest header, for readers that trust the sender.
 
     Raises:
         DecodeError: if the bytes are not a record of a known type with the right fields.
     """
+    limit = _LONGEST_HEADER if most_tensors is None else header_limit(most_tensors)
     try:
-        ((type_name, text),) = _read_header(blob)["__metadata__"].items()
-        tensors = safetensors.torch.load(blob)
+        entries = _read_header(blob, limit)
+        ((type_name, text),) = entries["__metadata__"].items()
         record_type = Record.types[type_name]
+        _require_few(record_type, len(entries) - 1, most_tensors)
+        tensors = safetensors.torch.load(blob)
         values: dict[str, Any] = json.loads(text)
         if not isinstance(values, dict):
             raise TypeError("the header is no JSON object")
+    except DecodeError:
+        raise
     except (SafetensorError, *_MALFORMED) as error:
         raise DecodeError(f"not a leansplit record: {error}") from error
     fields = _payload_fields(record_type)  # type: ignore[arg-type]
@@ -169,6 +191,20 @@ def decode(blob: bytes) -> Record:
         raise DecodeError(f"{record_type.__name__}: {error}") from error
 
 
+def _require_few(record_type: type[Record], num_tensors: int, most: int | None) -> None:
+    """Refuse more tensors than a kind of record has, each with a mask, or than are wanted.
+
+    Raises:
+        DecodeError: saying so.
+    """
+    fields = _payload_fields(record_type)  # type: ignore[arg-type]
+    if not any(metadata[MANY_KEY] for metadata in fields.values()):
+        of_kind = 2 * len(fields) + SPARE_TENSORS
+        most = of_kind if most is None else min(most, of_kind)
+    if most is not None and num_tensors > most:
+        raise DecodeError(f"it has {num_tensors} tensors, and at most {most} are possible", "size")
+
+
 def _may_hold_mask(metadata: Mapping[str, Any]) -> bool:
     """Say whether tensors of a field have a place for an attention mask, where there are masks."""
     return metadata.get(KIND_KEY) in ("smashed_data", "smashed_gradient")
@@ -191,25 +227,28 @@ def _header_types(record_type: type[Record]) -> Mapping[str, TypeAdapter[Any]]:
     }
 
 
-def decode_as(blob: bytes, expected: type[R] | tuple[type[R], ...]) -> R:
-    """Decode a record and insist on its type.
+def decode_as(
+    blob: bytes, expected: type[R] | tuple[type[R], ...], most_tensors: int | None = None
+) -> R:
+    """Decode a record and insist on its type; ``most_tensors`` as in :func:`decode`.
 
     Raises:
         DecodeError: if it is none of the expected types.
     """
-    record = decode(blob)
+    record = decode(blob, most_tensors)
     if not isinstance(record, expected):
         raise DecodeError(f"got {type(record).__name__} where {expected} was expected", "record")
     return record
 
 
-def price(blob: bytes) -> dict[Kind, int]:
+def price(blob: bytes, longest_header: int = _LONGEST_HEADER) -> dict[Kind, int]:
     """Return the bytes of an encoded record by kind; they sum to ``len(blob)``.
 
-    Bytes that are no record crossed all the same: they are all envelope.
+    Bytes that are no record crossed all the same: they are all envelope. So are those of a record
+    whose header is longer than ``longest_header``.
     """
     try:
-        header = _read_header(blob)
+        header = _read_header(blob, longest_header)
         (type_name,) = header.pop("__metadata__")
         record_type = Record.types[type_name]
         payloads = _payload_fields(record_type)  # type: ignore[arg-type]
@@ -229,9 +268,9 @@ def price(blob: bytes) -> dict[Kind, int]:
     return priced if priced and min(priced.values()) >= 0 else {"envelope": len(blob)}
 
 
-def _read_header(blob: bytes) -> dict[str, Any]:
+def _read_header(blob: bytes, longest: int) -> dict[str, Any]:
     length = int.from_bytes(blob[:_LENGTH_BYTES], "little")
-    if length > _LONGEST_HEADER:
-        raise ValueError(f"a header of {length} bytes")
+    if length > longest:
+        raise ValueError(f"a header of {length} bytes, and at most {longest} are possible")
     header: dict[str, Any] = json.loads(blob[_LENGTH_BYTES : _LENGTH_BYTES + length])
     return header

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from leansplit.sequences import IGNORED
-from leansplit.wire.codec import DecodeError
+from leansplit.wire.codec import SPARE_TENSORS, DecodeError
 from leansplit.wire.records import KIND_KEY, Record
 
 NON_FINITE_ADVICE: Final = "lower the learning rates, or check that client's data"
@@ -99,6 +99,17 @@ Form = Mapping[str, TensorForm | Mapping[str, TensorForm] | int | str]
 def forms_of(tensors: Mapping[str, Tensor]) -> dict[str, TensorForm]:
     """Return the forms that named tensors have."""
     return {name: TensorForm.of(tensor) for name, tensor in tensors.items()}
+
+
+def most_tensors(form: Form) -> int:
+    """Return how many tensors a record may have to be read and held against ``form``.
+
+    Each may come with a mask, and some too many are read, so that the refusal can name them.
+    """
+    parts = (part for part in form.values() if isinstance(part, TensorForm | Mapping))
+    return (
+        2 * sum(1 if isinstance(part, TensorForm) else len(part) for part in parts) + SPARE_TENSORS
+    )
 
 
 def require_form(record: Record, form: Form) -> None:
