@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -17,6 +17,7 @@ from leansplit.strategies.samples import ExpectedSamples, Sample
 from leansplit.wire import (
     ClientPlan,
     DecodeError,
+    Kind,
     SetupReply,
     SetupRequest,
     decode_as,
@@ -176,7 +177,7 @@ class Roster:
             for node_id in node_ids
         ]
         reasons: list[str] = []
-        reports: list[tuple[int, int, bytes]] = []
+        reports: list[tuple[int, dict[int, bytes]]] = []
         for reply in self.grid.send_and_receive(messages, timeout=self.timeout_s):
             if reply.has_error():
                 reasons.append(printable(str(reply.error.reason)))
@@ -184,10 +185,22 @@ class Roster:
             reasons += unpack_failures(reply.content).values()
             node_id = self.grid.sender_of(reply)
             self._lost_nodes.pop(node_id, None)
-            reports += [(m, node_id, answer) for m, answer in unpack(reply.content).items()]
-        for client_id, node_id, answer in sorted(reports):
+            reports.append((node_id, unpack(reply.content)))
+        for node_id, answers in sorted(reports, key=lambda report: sorted(report[1])):
             try:
-                self._require_host(client_id, node_id)
+                self._require_own(node_id, answers)
+            except RunFailedError as error:
+                self.lose_node(node_id, Failure(str(error), "report"))
+                continue
+            self._take_reports(node_id, answers, priced)
+        return reasons
+
+    def _take_reports(
+        self, node_id: int, answers: Mapping[int, bytes], priced: Mapping[Kind, int]
+    ) -> None:
+        """Note who the clients of a node are, and what their set-up cost."""
+        for client_id, answer in sorted(answers.items()):
+            try:
                 self.grid.book(SETUP_ROUND, client_id, "downlink", priced)
                 self.grid.book(SETUP_ROUND, client_id, "uplink", self.grid.priced(answer))
                 self.grid.contacted.add(client_id)  # whoever is set up has forgotten everything
@@ -198,18 +211,23 @@ class Roster:
                 self.lose_node(node_id, Failure(reason, "report"))
             except RunFailedError as error:
                 self.lose_node(node_id, Failure(str(error), "report"))
-        return reasons
 
-    def _require_host(self, client_id: int, node_id: int) -> None:
-        """Raise ``RunFailedError`` unless a node may speak for a client."""
-        if not 0 <= client_id < self.plan.num_clients:
+    def _require_own(self, node_id: int, client_ids: Collection[int]) -> None:
+        """Raise ``RunFailedError`` unless a node may speak for clients: those of one partition."""
+        per_node, ids = self.plan.clients_per_node, sorted(client_ids)
+        if unknown := [m for m in ids if not 0 <= m < self.plan.num_clients]:
             raise RunFailedError(
-                f"a SuperNode reports client {client_id}, which the plan does not have; it has "
+                f"a SuperNode reports client {unknown[0]}, which the plan does not have; it has "
                 f"{self.plan.num_clients} clients"
             )
-        if self._node_of_client.get(client_id, node_id) != node_id:
+        if ids and ids[0] // per_node != ids[-1] // per_node:
             raise RunFailedError(
-                f"two SuperNodes say that they host client {client_id}; give each its own "
+                f"one SuperNode reports clients {ids[0]} and {ids[-1]}, which belong to two; it "
+                f"may host {per_node} (clients_per_node), those of its partition-id"
+            )
+        if elsewhere := [m for m in ids if self._node_of_client.get(m, node_id) != node_id]:
+            raise RunFailedError(
+                f"two SuperNodes say that they host client {elsewhere[0]}; give each its own "
                 "partition-id"
             )
 

@@ -284,6 +284,43 @@ def test_counts_that_contradict_each_other_or_the_task_are_refused(method, chang
     assert outcome.status == "failed" and why in outcome.error, outcome.error
 
 
+@pytest.mark.parametrize(
+    ("per_node", "claimed", "why"),
+    [
+        (1, "2", "one SuperNode reports clients 1 and 2"),
+        (1, "3", "client 3, which the plan does not have"),
+        (2, "1", "one SuperNode reports clients 1 and 2"),
+    ],
+)
+def test_a_node_reports_no_more_clients_than_it_can_host(per_node, claimed, why):
+    """With two clients a node, the hostile one is the second, which hosts client 2."""
+
+    def change(message, reply):
+        if message.metadata.message_type == SETUP:
+            payloads = payloads_of(reply)
+            payloads[claimed] = next(iter(payloads.values()))
+
+    outcome = run(change, clients_per_node=per_node)
+    assert outcome.status == "failed" and why in outcome.error, outcome.error
+    hosted = {1: 1, 2: 2}[per_node]  # nothing that it reports is taken, or booked
+    assert not [e for e in outcome.ledger if e.client_id == hosted]
+
+
+def test_a_restarted_node_does_not_take_over_the_clients_of_another():
+    asked = []
+
+    def change(message, reply):
+        if message.metadata.message_type == SETUP:
+            asked.append(reply)
+            if len(asked) > 1:
+                payloads_of(reply)["2"] = payloads_of(reply).pop(str(VICTIM))
+
+    clean, outcome = run(restarts_in="2", rounds=3), run(change, restarts_in="2", rounds=3)
+    assert outcome.status == "completed", outcome.error
+    assert outcome.events["dropped_report"] == 1
+    assert outcome.num_samples == clean.num_samples
+
+
 @pytest.mark.parametrize("method", ["ho-sfl", "fedavg"])
 @pytest.mark.parametrize("what", ["more", "others", "the same"])
 def test_a_restarted_node_must_report_what_it_did_at_first(method, what):
