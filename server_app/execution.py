@@ -132,6 +132,7 @@ def execute(
     outcome.wall_time_s = recorder.elapsed_s
     outcome.ledger = strategy.ledger
     outcome.events = dict(sorted(strategy.events.items()))
+    outcome.repeated_uploads = strategy.repeated_uploads
     outcome.num_exchanges = strategy.num_exchanges
     outcome.joint_passes = strategy.joint_passes
     outcome.samples_forwarded = strategy.samples_forwarded

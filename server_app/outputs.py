@@ -117,6 +117,7 @@ def run_result(
             # A round that was cut short may have been uploaded.
             outcome.rounds_completed + (outcome.status != "completed"),
             averages_weights=method.averages_weights,
+            repeated=outcome.repeated_uploads,
             events=outcome.events,
         ),
         notes=[

@@ -12,19 +12,27 @@ import numpy.typing as npt
 from leansplit.costs.privacy import can_account, epsilon_spent
 from leansplit.federated import MethodConfig, NoisedConfig, batch_indices
 
+Repeated = Mapping[str, Mapping[int, int]]
+"""Kind -> client id -> how often."""
+
 
 def most_uploads(
-    config: NoisedConfig, num_samples: Mapping[int, int], num_rounds: int
+    config: NoisedConfig,
+    num_samples: Mapping[int, int],
+    num_rounds: int,
+    repeated: Repeated = MappingProxyType({}),
 ) -> tuple[int, int]:
-    """Return how often one sample's smashed data, and one client's answer, were asked for at most.
+    """Return how often one sample's smashed data, and one client's scalars, were asked for at most.
 
     Counted over the schedule, which follows from the root seed. Smashed data around the client's
-    weights count like those at them.
+    weights count like those at them. Which batch a client had to upload again is not known here: as
+    if all of them held the one sample of that client that has most uploads.
 
     Args:
         config: of the method, settled.
         num_samples: client id -> samples that it holds.
         num_rounds: rounds of the run.
+        repeated: see :func:`privacy_spent`.
     """
     steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
     is_once = getattr(config, "features_once", False)
@@ -48,6 +56,10 @@ def most_uploads(
                     batch_size=config.batch_size,
                 )
                 samples[m][batch] += config.releases
+    for m, times in repeated.get("smashed_data", {}).items():
+        samples[m] += times * config.releases
+    for m, times in repeated.get("scalars", {}).items():
+        rounds[m] += times
     most = max((int(counts.max(initial=0)) for counts in samples.values()), default=0)
     return most, max(rounds.values(), default=0)
 
@@ -58,6 +70,7 @@ def privacy_spent(
     num_rounds: int,
     *,
     averages_weights: bool,
+    repeated: Repeated = MappingProxyType({}),
     events: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, Any]:
     """Return the section ``privacy`` of a result; empty if nothing was clipped or noised.
@@ -69,17 +82,17 @@ def privacy_spent(
         num_samples: client id -> samples that it holds.
         num_rounds: rounds of the run.
         averages_weights: whether clients upload weights.
-        events: of the run; those for which a client is asked a second time add uploads, all of them
-            to the one sample that has most.
+        repeated: kind -> client id -> uploads that the client was asked for once more, because its
+            replica differed.
+        events: of the run; with ``features_once`` dropped clients are asked again in a later round,
+            and all of that is added to the one sample that has most.
     """
     if not isinstance(config, NoisedConfig) or not config.privacy.is_on:
         return {}
     given = config.privacy
-    of_sample, of_client = most_uploads(config, num_samples, num_rounds)
-    again = events.get("checksum_mismatches", 0)
+    of_sample, of_client = most_uploads(config, num_samples, num_rounds, repeated)
     if getattr(config, "features_once", False):  # asked until the answer counts
-        again += events.get("dropped_clients", 0)
-    of_sample, of_client = of_sample + again * config.releases, of_client + again
+        of_sample += events.get("dropped_clients", 0) * config.releases
 
     def epsilon(*releases: tuple[float, int]) -> float | None:
         return epsilon_spent(releases, given.delta) if can_account() else None

@@ -66,6 +66,8 @@ class Outcome:
     """One row for each evaluation."""
     ledger: Ledger = field(default_factory=Ledger)
     events: dict[str, int] = field(default_factory=dict)
+    repeated_uploads: dict[str, dict[int, int]] = field(default_factory=dict)
+    """Kind -> client id -> uploads that the client was asked for once more in the same step."""
     samples_seen: int = 0
     rounds_completed: int = 0
     num_exchanges: int = 0

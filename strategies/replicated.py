@@ -43,6 +43,7 @@ from leansplit.wire import (
     Record,
     SyncReply,
     SyncRequest,
+    kinds_of,
 )
 from leansplit.zeroth_order import (
     DifferentiableObjective,
@@ -354,6 +355,7 @@ class ReplicatedStrategy(SplitStrategy[C]):
                     target[m] = build(m, self.attendance.replay_from(version, self.mirror))
                 elif self._differs(reply):
                     resyncs[m] = build(m, self.attendance.snapshot(self.mirror, is_resync=True))
+                    self._count_again(m, reply)
             if not refills and not resyncs:
                 break
             self.count("worker_refills", len(refills))
@@ -386,6 +388,12 @@ class ReplicatedStrategy(SplitStrategy[C]):
                 settled[m] = reply
         failures |= self.federation.failures(lost, lost)
         return Replies(settled, dict(sorted(failures.items())))
+
+    def _count_again(self, client_id: int, reply: Record) -> None:
+        """Note that what a client uploaded is asked for once more: noise is drawn afresh for it."""
+        for kind in kinds_of(reply):
+            of_client = self.repeated_uploads.setdefault(kind, {})
+            of_client[client_id] = of_client.get(client_id, 0) + 1
 
     def _differs(self, reply: Record) -> bool:
         """Say whether a reply's checksum, if its kind has one, is not the mirror's."""

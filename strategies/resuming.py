@@ -116,6 +116,7 @@ class Resumable:
     deployment: Any
     ledger: Ledger
     events: dict[str, int]
+    repeated_uploads: dict[str, dict[int, int]]
     samples_seen: int
     rounds_completed: int
     model: SplitModel
@@ -137,6 +138,7 @@ class Resumable:
         return {
             "model_state": self.model.full_state_dict(),
             "events": self.events,
+            "repeated_uploads": self.repeated_uploads,
             "samples_seen": self.samples_seen,
             "rounds_completed": self.rounds_completed,
             "_num_empty_rounds": self._num_empty_rounds,
@@ -146,6 +148,10 @@ class Resumable:
         """Go on from :meth:`state`; the strategy has begun, and knows its clients."""
         self.model.load_full_state_dict(state["model_state"])
         self.events = dict(state["events"])
+        self.repeated_uploads = {
+            kind: {int(m): times for m, times in by_client.items()}
+            for kind, by_client in state["repeated_uploads"].items()
+        }
         self.samples_seen = state["samples_seen"]
         self.rounds_completed = state["rounds_completed"]
         # A run that had lost its quorum is given as many rounds again.

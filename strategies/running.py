@@ -78,6 +78,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
     Attributes:
         ledger: every byte that crossed.
         events: counts of what went wrong and was mended, such as ``dropped_clients``.
+        repeated_uploads: kind -> client id -> answers that it had to give once more in a step.
         evaluate_every: rounds between evaluations (the last round is always evaluated).
         expected: what is known of the clients' samples; default: what the model tells.
     """
@@ -106,6 +107,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self.expected = expected
         self.ledger = Ledger()
         self.events: dict[str, int] = {}
+        self.repeated_uploads: dict[str, dict[int, int]] = {}
         self.samples_seen = 0
         self.rounds_completed = 0
         self._grid: ObservedGrid | None = None
@@ -300,6 +302,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
     def _forget_last_run(self) -> None:
         self.ledger = Ledger()
         self.events = {}
+        self.repeated_uploads = {}
         self.samples_seen = 0
         self.rounds_completed = 0
         self._num_empty_rounds = 0

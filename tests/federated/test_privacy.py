@@ -125,7 +125,30 @@ def test_whoever_is_asked_again_is_counted_again():
     config = FrozenConfig(
         cohort_size=2, batch_size=2, features_once=True, privacy=PrivacyConfig(clip=1.0, noise=4.0)
     )
-    for events, uploads in (({}, 1), ({"dropped_clients": 2, "checksum_mismatches": 1}, 4)):
-        spent = privacy_spent(config, {0: 4, 1: 9}, 10, averages_weights=False, events=events)
+    mended = {"resyncs": 5, "checksum_mismatches": 1}  # how often, but not who
+    cases = (
+        ({}, {}, 1),
+        ({}, {"dropped_clients": 2}, 3),
+        ({"smashed_data": {0: 3, 1: 2}, "labels": {0: 9}}, mended, 1 + 3),
+        ({"smashed_data": {1: 1}}, {"dropped_clients": 2, **mended}, 1 + 1 + 2),
+    )
+    for repeated, events, uploads in cases:
+        spent = privacy_spent(
+            config, {0: 4, 1: 9}, 10, averages_weights=False, repeated=repeated, events=events
+        )
         epsilon = epsilon_spent([(4.0, uploads)], 1e-5)
         assert spent["smashed_data"] == {"uploads": uploads, "epsilon": epsilon}
+
+
+def test_the_client_with_most_uploads_decides_and_scalars_are_counted_apart():
+    privacy = PrivacyConfig(clip=1.0, noise=4.0, scalar_clip=1.0, scalar_noise=4.0)
+    config = HOSFLConfig(cohort_size=2, batch_size=2, privacy=privacy)
+    sizes = {0: 2, 1: 64}  # client 0 uploads both of its samples in every round
+    assert most_uploads(config, sizes, 6) == (6, 6)
+    again = {"smashed_data": {0: 2}}
+    assert most_uploads(config, sizes, 6, again) == (8, 6)
+    assert most_uploads(config, sizes, 6, {"smashed_data": {1: 2}}) == (6, 6)
+    assert most_uploads(config, sizes, 6, {"scalars": {1: 2}}) == (6, 8)
+    probed = HOSLConfig(cohort_size=2, batch_size=2, privacy=PrivacyConfig(clip=1.0, noise=4.0))
+    extra = most_uploads(probed, sizes, 6, again)[0] - most_uploads(probed, sizes, 6)[0]
+    assert extra == 2 * probed.releases > 2

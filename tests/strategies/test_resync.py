@@ -1,6 +1,8 @@
 """Replicas that are lost, tampered with or lagging are mended, counted and never trusted."""
 
+import dataclasses
 import random
+from collections import Counter
 
 import pytest
 from flwr.app import Message
@@ -9,10 +11,15 @@ from leansplit.clients import workload
 from leansplit.clients.app import app
 from leansplit.clients.memory import ClientMemory
 from leansplit.federated import sample_cohort
+from leansplit.server_app.checkpoint_files import checkpoint_path, read_checkpoint
+from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
-from leansplit.strategies.flower_records import pack
+from leansplit.server_app.methods import is_used
+from leansplit.server_app.outputs import run_result
+from leansplit.strategies.flower_records import pack, unpack
 from leansplit.strategies.in_process_grid import InProcessGrid
+from leansplit.wire import ProbedSmashedDataReply, SmashedDataReply, decode, encode
 
 ROUNDS = 12
 
@@ -30,7 +37,8 @@ def config(method="ho-sfl", **overrides):
         "client.lr": 0.003,
         "replica_storage": "context",
     }
-    return run_config(method, settings | overrides)
+    used = {key: value for key, value in settings.items() if is_used(method, key)}
+    return run_config(method, used | overrides)
 
 
 class Meddling:
@@ -190,3 +198,44 @@ def test_random_attendance_with_faults_keeps_replicas_exact():
         assert outcome.status == "completed"
         assert "resyncs" not in outcome.events  # nobody was ever wrong, only absent
         assert "unsynchronised_clients" not in outcome.events
+
+
+@pytest.mark.parametrize(("wrong_answers", "uploads"), [(1, 2), (9, 4)])
+@pytest.mark.parametrize("method", ["ho-sfl", "frozen", "hosl"])
+def test_every_upload_of_a_client_that_is_asked_again_is_in_what_privacy_was_spent(
+    method, wrong_answers, uploads, tmp_path
+):
+    """Each time the same batch under fresh noise, so epsilon must count it; here and resumed."""
+    seen, lied = Counter(), Counter()
+
+    def lying(message, context):
+        reply = app(message, context)
+        [(m, blob)] = unpack(reply.content).items()
+        record, round = decode(blob), message.metadata.group_id
+        if not isinstance(record, SmashedDataReply | ProbedSmashedDataReply):
+            return reply
+        seen[m, round] += 1
+        if m != 1 or lied[round] == wrong_answers:
+            return reply
+        lied[round] += 1
+        other = dataclasses.replace(record, checksum="0" * 16)
+        return Message(pack({m: encode(other)}), reply_to=message)
+
+    keys = {"privacy.clip": 1.0, "privacy.noise": 4.0, "privacy.reproducible": True}
+    keys |= {"rounds": 4, "clients": 2, "cohort": 2, "batch_size": 8, "evaluate_every": 4}
+    settings = config(method, **keys, **{"task_options.max_train": 16, "checkpoint_every": 2})
+    grid, folder = InProcessGrid(lying, 2), tmp_path / "checkpoints"
+    outcome = execute(settings, grid, checkpoints=Checkpoints(folder))
+    assert outcome.status == "completed", outcome.error
+    assert {n for (m, _), n in seen.items() if m == 1} == {uploads}
+    views = outcome.settings.releases  # batches are all that a client holds
+    assert spent(outcome) == 4 * uploads * views
+    assert outcome.events["resyncs"] == 4 * min(wrong_answers, 3)
+    start = read_checkpoint(checkpoint_path(folder, 2))
+    honest = InProcessGrid(app, 2)
+    resumed = execute(settings, honest, checkpoints=Checkpoints(folder, start))
+    assert spent(resumed) == (4 + 2 * (uploads - 1)) * views
+
+
+def spent(outcome):
+    return run_result(outcome, command=[], started_at="").privacy["smashed_data"]["uploads"]

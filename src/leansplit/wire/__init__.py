@@ -55,6 +55,7 @@ from leansplit.wire.records import (
     SyncRequest,
     TrainForwardRequest,
     WeightsReply,
+    kinds_of,
     moved,
     with_payloads,
 )
@@ -112,6 +113,7 @@ __all__ = [
     "encode",
     "forms_of",
     "header_limit",
+    "kinds_of",
     "most_tensors",
     "moved",
     "price",

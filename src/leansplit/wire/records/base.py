@@ -80,6 +80,12 @@ def moved(record: Record, device: torch.device) -> Record:
     return with_payloads(record, change)
 
 
+def kinds_of(record: Record) -> set[Kind]:
+    """Return the kinds under which a record's tensors are booked."""
+    found = (part.metadata.get(KIND_KEY) for part in dataclasses.fields(record))
+    return {kind for kind in found if kind is not None}
+
+
 def with_payloads(record: Record, change: Callable[[Kind, Payloads], Payloads | None]) -> Record:
     """Return a record with other tensors, or the record itself if none is changed.
 
