@@ -8,11 +8,19 @@ from __future__ import annotations
 
 from leansplit.clients.handlers import HandlerTable
 from leansplit.clients.session import Session
+from leansplit.federated import NoisedConfig
 from leansplit.wire import DepositReply, DepositRequest, RestoreReply, RestoreRequest
 
 
 def deposit(session: Session, request: DepositRequest) -> DepositReply:
-    """Hand over everything that the client remembers."""
+    """Hand over everything that the client remembers.
+
+    Raises:
+        UserError: if the client noises its uploads in secret: it remembers smashed data without.
+    """
+    config = session.plan.config
+    if isinstance(config, NoisedConfig):
+        config.privacy.require_repeatable()
     return DepositReply(memory=session.memory.blobs(), notes=session.memory.notes())
 
 

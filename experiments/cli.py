@@ -165,7 +165,7 @@ def run(
             console.print(f"warning: {warning}", markup=False, soft_wrap=True)
         console.print(f"results in {out_dir}", soft_wrap=True)
     if result.status == "failed":
-        if find_checkpoints(out_dir):
+        if find_checkpoints(out_dir) and not config.privacy.is_secret:
             say(f"the run can go on: add --resume {out_dir}")
         raise RunFailedError(result.error or "the run failed")
     if result.status == "interrupted":

@@ -78,7 +78,7 @@ def _run_for_flower(context: Context, grid: Grid) -> None:
     if outcome.status == "completed":
         return
     ended = outcome.error or f"the run was {outcome.status} after round {outcome.rounds_completed}"
-    can_go_on = out is not None and find_checkpoints(out)
+    can_go_on = out is not None and not config.privacy.is_secret and find_checkpoints(out)
     raise RunFailedError(f"{ended}; it can go on: resume='{out}'" if can_go_on else ended)
 
 

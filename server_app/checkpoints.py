@@ -65,6 +65,7 @@ class Checkpointer:
     """An observer that writes a checkpoint when one is due, and when the run is cut short.
 
     A run that loses its quorum leaves one in any case, an interrupted run if it was to leave any.
+    A run whose clients noise their uploads in secret leaves none: what clients remember has none.
 
     A disk that refuses ends no run: it is logged and counted as ``failed_checkpoints``.
     """
@@ -134,7 +135,7 @@ class Checkpointer:
             leaves_any = config.has_checkpoints or self._checkpoints.start is not None
             is_due = self._outcome.status == "interrupted" and leaves_any
             is_due |= self._strategy.has_lost_quorum
-        if not is_due or round == self._last_round:
+        if not is_due or round == self._last_round or config.privacy.is_secret:
             return
         checkpoint = self._checkpoint()
         try:
@@ -171,6 +172,16 @@ class Checkpointer:
         if self._watcher is not None:
             tables["telemetry"] = telemetry_table(self._watcher.rows)
         return Checkpoint(state.round, _about(outcome.config), tensors, fields, tables)
+
+
+def why_not_kept(config: RunConfig) -> str:
+    """Say why a run that lost its quorum leaves no checkpoint; empty if it leaves one."""
+    if config.privacy.is_secret:
+        return (
+            "no checkpoint is left, for it would hold smashed data without the noise of privacy.…; "
+            "the run must start anew"
+        )
+    return ""
 
 
 def run_state_of(checkpoint: Checkpoint) -> RunState:
@@ -218,8 +229,13 @@ def resumable(
         say: told why a checkpoint is passed over.
 
     Raises:
-        CheckpointError: if there is none that can be used, with the reason of the newest.
+        CheckpointError: if there is none that can be used, with the reason of the newest; always if
+            clients noise their uploads in secret.
     """
+    try:
+        config.privacy.require_repeatable()
+    except UserError as error:
+        raise CheckpointError(f"no run goes on from {folder} with secret noise: {error}") from error
     found = find_checkpoints(folder)
     if not found:
         raise CheckpointError(f"there is no checkpoint in {folder}")

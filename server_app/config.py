@@ -199,7 +199,8 @@ class RunConfig:
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         require_positive("max_reply_mb", self.max_reply_mb)
         Quorum(self.quorum, self.quorum_rounds)
-        self.privacy.require_repeatable(self.has_checkpoints)
+        if self.has_checkpoints:
+            self.privacy.require_repeatable()
         if not 0 <= self.seed < 2**63:
             raise UserError(f"seed must be from 0 to 2^63 - 1, got {self.seed}")
         if self.fleet.profile:

@@ -25,6 +25,7 @@ from leansplit.server_app.checkpoints import (
     Checkpoints,
     client_costs_of,
     run_state_of,
+    why_not_kept,
 )
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.cost_check import add_cost_check
@@ -38,6 +39,7 @@ from leansplit.server_app.taking_part import ClientCosts, attending, measure_cli
 from leansplit.server_app.telemetry import EstimateWatcher
 from leansplit.strategies.client_watch import ClientWatch
 from leansplit.strategies.deployment import Deployment
+from leansplit.strategies.failures import QuorumLostError
 from leansplit.strategies.samples import MOST_SAMPLES, ExpectedSamples
 from leansplit.tasks.own_data import takes_own_data
 from leansplit.tasks.task import Task
@@ -127,6 +129,9 @@ def execute(
         )
     except UserError:
         raise
+    except QuorumLostError as error:
+        why = why_not_kept(config)
+        record_failure(outcome, QuorumLostError(f"{error}; {why}") if why else error)
     except Exception as error:
         record_failure(outcome, error)
     outcome.wall_time_s = recorder.elapsed_s

@@ -17,6 +17,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Strategy
 
 from leansplit.errors import UserError
+from leansplit.federated import MethodConfig, NoisedConfig
 from leansplit.models import SplitModel
 from leansplit.state import State
 from leansplit.strategies.deposits import Deposits
@@ -113,6 +114,7 @@ class Resumable:
     """Attributes that no later round needs, or that are kept otherwise; each class lists its own.
     All others must be in :meth:`state`."""
 
+    config: MethodConfig
     deployment: Any
     ledger: Ledger
     events: dict[str, int]
@@ -166,8 +168,11 @@ class Resumable:
         What only clients know is asked for. To be called between rounds.
 
         Raises:
-            UserError: if the strategy holds something that its state leaves out.
+            UserError: if the strategy holds something that its state leaves out, or clients noise
+                their uploads in secret.
         """
+        if isinstance(self.config, NoisedConfig):
+            self.config.privacy.require_repeatable()
         state = self.state()
         self._require_complete(state)
         self._deposits.collect(self.federation, self.rounds_completed)

@@ -8,16 +8,20 @@ import torch
 from leansplit.clients.app import task_client_app
 from leansplit.errors import UserError
 from leansplit.federated import AttackConfig, FaultsConfig
+from leansplit.server_app.checkpoint_files import CheckpointError
 from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
-from leansplit.strategies import federation, observed_grid
+from leansplit.strategies import HOSFL, Deployment, federation, observed_grid
 from leansplit.strategies.in_process_grid import InProcessGrid
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
     DecodeError,
+    DepositReply,
+    DepositRequest,
     ProbedSmashedDataReply,
     SmashedDataReply,
+    decode_as,
     encode,
     forms_of,
     with_payloads,
@@ -259,3 +263,60 @@ def test_a_run_that_loses_its_quorum_leaves_a_checkpoint_and_goes_on_from_it(tmp
     assert resumed.rounds_completed == 6
     assert resumed.events["empty_rounds"] == 2
     assert "unsynchronised_clients" not in resumed.events
+
+
+SECRET = {"privacy.clip": 1.0, "privacy.noise": 0.1}
+
+
+def test_with_secret_noise_a_lost_quorum_leaves_nothing_on_the_disk(tmp_path):
+    """A checkpoint would hold what clients remember: smashed data before the noise."""
+
+    def power_is_out(message, partition_id):
+        return "the power is out" if message.metadata.group_id in {"4", "5"} else None
+
+    folder = tmp_path / "checkpoints"
+    for secret in (True, False):
+        settings = config(quorum_rounds=2, **SECRET, **{"privacy.reproducible": not secret})
+        lost = run(settings, fault=power_is_out, checkpoints=Checkpoints(folder))
+        assert lost.status == "failed" and "2 rounds in a row" in lost.error
+        assert ("no checkpoint is left" in lost.error) == secret
+        assert folder.exists() != secret
+    with pytest.raises(CheckpointError, match=r"with secret noise: .*privacy\.reproducible"):
+        resumable(folder, config(quorum_rounds=2, **SECRET), or_previous=True)
+
+
+@pytest.mark.parametrize(("is_reproducible", "deposits"), [(True, 4), (False, 0)])
+def test_clients_with_secret_noise_hand_no_memory_over(is_reproducible, deposits):
+    """Whatever the server asks: this one asks in the middle of a run."""
+    seen = []
+
+    class Curious:
+        def on_set_up(self, federation):
+            self.federation = federation
+
+        def on_round(self, report):
+            read = lambda _, blob: decode_as(blob, DepositReply)  # noqa: E731
+            asked = dict.fromkeys(range(4), DepositRequest())
+            replies = self.federation.exchange(asked, "deposit", report.round, read)
+            seen.append(len(replies.records))
+            reasons = {str(failure) for failure in replies.failures.values()}
+            assert all("smashed data without noise" in reason for reason in reasons)
+            return True
+
+    settings = config(clients=4, cohort=4, **SECRET, **{"privacy.reproducible": is_reproducible})
+    workload = settings.workload()
+    task = workload.load_task()
+    model = workload.build_model(task)
+    strategy = HOSFL(
+        model,
+        task.loss,
+        settings.method_config(),
+        deployment=Deployment(num_clients=4, workload=workload.describing(task).to_dict()),
+        observers=[Curious()],
+    )
+    grid = InProcessGrid(task_client_app(), 4)
+    strategy.start(grid, strategy.initial_arrays(), num_rounds=1)
+    assert seen == [deposits]
+    if not is_reproducible:
+        with pytest.raises(UserError, match="without noise"):
+            strategy.run_state()

@@ -56,13 +56,18 @@ class PrivacyConfig:
         """Whether anything is changed."""
         return self.clip > 0 or self.scalar_clip > 0
 
-    def require_repeatable(self, has_checkpoints: bool) -> None:
-        """Refuse checkpoints of a run whose noise is secret.
+    @property
+    def is_secret(self) -> bool:
+        """Whether smashed data as they were must not leave a client, in whatever form."""
+        return self.is_on and not self.reproducible
+
+    def require_repeatable(self) -> None:
+        """Refuse checkpoints of a run that keeps smashed data secret.
 
         Raises:
-            UserError: if there would be any.
+            UserError: if it does.
         """
-        if has_checkpoints and self.is_on and not self.reproducible:
+        if self.is_secret:
             raise UserError(
                 "checkpoints hold what clients remember, smashed data without noise included, and "
                 "rounds that a resumed run repeats are uploaded twice; leave out privacy.… or the "
