@@ -83,7 +83,9 @@ def _run_for_flower(context: Context, grid: Grid) -> None:
 
 
 def _goes_on_from(context: Context, config: RunConfig) -> Checkpoints | None:
-    """Return the checkpoint that the run was asked to go on from; None if it starts anew.
+    """Return where checkpoints go, and the one that the run was asked to go on from.
+
+    None without a folder for results: then there is nowhere to keep one.
 
     Raises:
         UserError: if it cannot go on from there, with the reason.
@@ -93,7 +95,7 @@ def _goes_on_from(context: Context, config: RunConfig) -> Checkpoints | None:
     if not folder:
         if or_previous:
             raise UserError("resume_previous needs resume='/absolute/folder'")
-        return None
+        return Checkpoints(Path(config.out) / CHECKPOINTS) if config.out else None
     start = resumable(_absolute("resume", folder), config, or_previous=or_previous)
     return Checkpoints(Path(config.out) / CHECKPOINTS, start)
 

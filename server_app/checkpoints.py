@@ -174,13 +174,15 @@ class Checkpointer:
         return Checkpoint(state.round, _about(outcome.config), tensors, fields, tables)
 
 
-def why_not_kept(config: RunConfig) -> str:
+def why_not_kept(config: RunConfig, checkpoints: Checkpoints | None) -> str:
     """Say why a run that lost its quorum leaves no checkpoint; empty if it leaves one."""
     if config.privacy.is_secret:
         return (
             "no checkpoint is left, for it would hold smashed data without the noise of privacy.…; "
             "the run must start anew"
         )
+    if checkpoints is None:
+        return "no checkpoint is left, for there is no folder to keep one in: set out"
     return ""
 
 

@@ -130,7 +130,7 @@ def execute(
     except UserError:
         raise
     except QuorumLostError as error:
-        why = why_not_kept(config)
+        why = why_not_kept(config, checkpoints)
         record_failure(outcome, QuorumLostError(f"{error}; {why}") if why else error)
     except Exception as error:
         record_failure(outcome, error)

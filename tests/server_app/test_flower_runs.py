@@ -72,3 +72,22 @@ def test_sigterm_leaves_a_checkpoint_and_resume_goes_on(tmp_path):
 def test_mistakes_are_named(settings, message):
     with pytest.raises(UserError, match=message):
         run(**settings)
+
+
+def power_is_out(message, partition_id):
+    return "the power is out" if message.metadata.group_id in {"3", "4"} else None
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_a_lost_quorum_leaves_a_checkpoint_where_there_is_a_folder(tmp_path, has_folder):
+    """Nobody asked for checkpoints: the quorum's is left all the same, as by the command."""
+    out, more = tmp_path / "run", SMALL.replace("checkpoint_every=1", "quorum_rounds=2")
+    told = r"it can go on: resume=" if has_folder else "no folder to keep one in: set out$"
+    with pytest.raises(RunFailedError, match=f"too few clients answered .*; .*{told}"):
+        run(power_is_out, out=str(out) if has_folder else "", set=more)
+    assert bool(find_checkpoints(out)) == has_folder
+    if has_folder:
+        run(resume=str(out), set=more)
+        result = read_run(out).result
+        assert result.status == "completed" and result.events["resumes"] == 1
+        assert not find_checkpoints(out)
