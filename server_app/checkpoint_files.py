@@ -52,7 +52,7 @@ class Checkpoint:
     """The content of a checkpoint.
 
     Attributes:
-        round: the last round that is done.
+        round: the last round that is done; 0 = none, all so far came to nothing.
         about: what it is of: configuration, versions; see :mod:`leansplit.server_app.checkpoints`.
         tensors: path -> tensor.
         fields: JSON values.
@@ -190,7 +190,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 "the leansplit version that wrote it"
             )
         about, files, round = (manifest.get(key) for key in ("about", "files", "round"))
-        if type(round) is not int or round < 1 or not isinstance(about, dict):
+        if type(round) is not int or round < 0 or not isinstance(about, dict):
             raise ValueError("its round or its description is missing")
         if path.name != checkpoint_path(path, round).name:
             raise ValueError(f"it is of round {round}, its folder of another")

@@ -84,11 +84,11 @@ class Checkpointer:
         self._recorder = recorder
         self._watcher = watcher
         self._last_time = time.monotonic()
-        self._last_round = 0
+        self._last_round: int | None = None
         self._own: list[Path] = []
         if checkpoints.start is not None:
             self._last_round = checkpoints.start.round
-            self._own.append(checkpoint_path(checkpoints.folder, self._last_round))
+            self._own.append(checkpoint_path(checkpoints.folder, checkpoints.start.round))
 
     def on_set_up(self, federation: Federation) -> None:
         """Go on with the results so far.
@@ -135,19 +135,24 @@ class Checkpointer:
             leaves_any = config.has_checkpoints or self._checkpoints.start is not None
             is_due = self._outcome.status == "interrupted" and leaves_any
             is_due |= self._strategy.has_lost_quorum
-        if not is_due or round == self._last_round or config.privacy.is_secret:
+        after = self._strategy.resumes_after
+        if not is_due or after == self._last_round or config.privacy.is_secret:
             return
-        checkpoint = self._checkpoint()
+        path = checkpoint_path(self._checkpoints.folder, after)
+        # One of just that round, from before others came to nothing, is better than one now.
+        checkpoint = None if path in self._own else self._checkpoint()
         try:
-            written = write_checkpoint(self._checkpoints.folder, checkpoint)
+            if checkpoint is not None:
+                path = write_checkpoint(self._checkpoints.folder, checkpoint)
         except UserError as error:
             log.warning("%s", error)
             self._strategy.count("failed_checkpoints")
         else:
-            self._own = [path for path in self._own if path != written] + [written]
-            kept = self._own[-config.checkpoint_keep :]
-            prune_checkpoints(self._checkpoints.folder, keep=set(kept))
-            self._last_round = round
+            # None of a later round: of those that came to nothing there may be some.
+            own = [other for other in self._own if other.name < path.name] + [path]
+            self._own = own[-config.checkpoint_keep :]
+            prune_checkpoints(self._checkpoints.folder, keep=set(self._own))
+            self._last_round = after
         self._last_time = time.monotonic()
 
     def _checkpoint(self) -> Checkpoint:
@@ -166,11 +171,17 @@ class Checkpointer:
             )
         except TypeError as error:
             raise UserError(f"{type(strategy).__name__} cannot be checkpointed: {error}") from error
-        # An interrupted run has evaluated once more, which the run that goes on will not.
-        rows = [row for row in outcome.rounds if strategy.is_evaluated(row["round"])]
+        # An interrupted run has evaluated once more, which the run that goes on will not; rounds
+        # that came to nothing are taken, and evaluated, again.
+        rows = [
+            row
+            for row in outcome.rounds
+            if row["round"] <= state.round and strategy.is_evaluated(row["round"])
+        ]
         tables = {"rounds": rounds_table(rows), "ledger": ledger_table(state.ledger)}
         if self._watcher is not None:
-            tables["telemetry"] = telemetry_table(self._watcher.rows)
+            measured = [row for row in self._watcher.rows if row["round"] <= state.round]
+            tables["telemetry"] = telemetry_table(measured)
         return Checkpoint(state.round, _about(outcome.config), tensors, fields, tables)
 
 

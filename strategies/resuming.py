@@ -121,6 +121,8 @@ class Resumable:
     repeated_uploads: dict[str, dict[int, int]]
     samples_seen: int
     rounds_completed: int
+    last_counted_round: int
+    has_lost_quorum: Any
     model: SplitModel
     federation: Any
     arrays: Any
@@ -143,6 +145,7 @@ class Resumable:
             "repeated_uploads": self.repeated_uploads,
             "samples_seen": self.samples_seen,
             "rounds_completed": self.rounds_completed,
+            "last_counted_round": self.last_counted_round,
             "_num_empty_rounds": self._num_empty_rounds,
         }
 
@@ -156,14 +159,22 @@ class Resumable:
         }
         self.samples_seen = state["samples_seen"]
         self.rounds_completed = state["rounds_completed"]
-        # A run that had lost its quorum is given as many rounds again.
-        self._num_empty_rounds = state["_num_empty_rounds"] % self.deployment.quorum_rounds
+        self.last_counted_round = state["last_counted_round"]
+        self._num_empty_rounds = state["_num_empty_rounds"]
 
     def forget_clients(self, client_ids: Iterable[int]) -> None:
         """Note that clients have lost their memory: they must be sent again what they need."""
 
+    @property
+    def resumes_after(self) -> int:
+        """The last round that is done for a run that goes on from here.
+
+        If the quorum is lost, the last that counted: those that came to nothing are taken again.
+        """
+        return self.last_counted_round if self.has_lost_quorum else self.rounds_completed
+
     def run_state(self) -> RunState:
-        """Return all that another process needs to go on after the last round.
+        """Return all that another process needs to go on after :attr:`resumes_after`.
 
         What only clients know is asked for. To be called between rounds.
 
@@ -173,11 +184,13 @@ class Resumable:
         """
         if isinstance(self.config, NoisedConfig):
             self.config.privacy.require_repeatable()
-        state = self.state()
+        state = dict(self.state())
         self._require_complete(state)
+        if self.has_lost_quorum:  # the run that goes on has all its patience again
+            state |= {"rounds_completed": self.resumes_after, "_num_empty_rounds": 0}
         self._deposits.collect(self.federation, self.rounds_completed)
         return RunState(
-            self.rounds_completed,
+            self.resumes_after,
             state,
             self._deposits.state(),
             list(self.ledger),

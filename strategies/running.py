@@ -79,6 +79,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         ledger: every byte that crossed.
         events: counts of what went wrong and was mended, such as ``dropped_clients``.
         repeated_uploads: kind -> client id -> answers that it had to give once more in a step.
+        last_counted_round: the last that did not come to nothing; 0 = none yet.
         evaluate_every: rounds between evaluations (the last round is always evaluated).
         expected: what is known of the clients' samples; default: what the model tells.
     """
@@ -110,6 +111,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self.repeated_uploads: dict[str, dict[int, int]] = {}
         self.samples_seen = 0
         self.rounds_completed = 0
+        self.last_counted_round = 0
         self._grid: ObservedGrid | None = None
         self._num_rounds = 0
         self._num_empty_rounds = 0
@@ -305,6 +307,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         self.repeated_uploads = {}
         self.samples_seen = 0
         self.rounds_completed = 0
+        self.last_counted_round = 0
         self._num_empty_rounds = 0
 
     def is_evaluated(self, round: int) -> bool:
@@ -332,7 +335,7 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
             self.count(f"dropped_{failure.kind}")
         self._take_counts()
         if num_replied:
-            self._num_empty_rounds = 0
+            self.last_counted_round, self._num_empty_rounds = round, 0
         else:
             self.count("empty_rounds")
             # A round for which nobody was there is no sign that anything is wrong.

@@ -8,7 +8,7 @@ import torch
 from leansplit.clients.app import task_client_app
 from leansplit.errors import UserError
 from leansplit.federated import AttackConfig, FaultsConfig
-from leansplit.server_app.checkpoint_files import CheckpointError
+from leansplit.server_app.checkpoint_files import CheckpointError, find_checkpoints
 from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.config import run_config
 from leansplit.server_app.execution import execute
@@ -247,22 +247,82 @@ def test_a_round_without_a_quorum_changes_no_client_model(method):
     assert client and all((before[name] == outcome.final_state[name]).all() for name in client)
 
 
-def test_a_run_that_loses_its_quorum_leaves_a_checkpoint_and_goes_on_from_it(tmp_path):
-    def power_is_out(message, partition_id):
-        is_late = message.metadata.group_id in {"4", "5"}
-        return "the power is out" if is_late else None
+def out_in(*rounds, but=()):
+    """Return a fault: nobody but some clients is heard of in these rounds."""
+    numbers = {str(t) for t in rounds}
 
-    settings = config(quorum_rounds=2)
+    def power_is_out(message, partition_id):
+        is_round = message.metadata.group_id in numbers and partition_id not in but
+        return "the power is out" if is_round else None
+
+    return power_is_out
+
+
+@pytest.mark.parametrize(
+    ("method", "lost_rounds"),
+    [
+        ("ho-sfl", (5, 6)),  # the last: nothing would be left to run
+        ("ho-sfl", (3, 4)),
+        ("ho-sfl", (1, 2)),  # nothing has counted yet
+        ("sflv2", (5, 6)),
+        ("cse-fsl", (5, 6)),
+        ("decomfl", (1, 2)),
+    ],
+)
+@pytest.mark.parametrize("storage", ["worker", "context"])
+def test_a_run_that_lost_its_quorum_takes_the_lost_rounds_again(
+    method, lost_rounds, storage, tmp_path
+):
+    """It ends with the model, and the evaluations, of a run without the outage."""
+    settings = config(method, quorum_rounds=2, evaluate_every=2, replica_storage=storage)
     folder = tmp_path / "checkpoints"
-    lost = run(settings, fault=power_is_out, checkpoints=Checkpoints(folder))
+    lost = run(settings, fault=out_in(*lost_rounds), checkpoints=Checkpoints(folder))
     assert lost.status == "failed" and "2 rounds in a row" in lost.error
     start = resumable(folder, settings)
-    assert start.round == 5
-    resumed = run(settings, checkpoints=Checkpoints(folder, start))
+    assert start.round == lost_rounds[0] - 1
+    resumed, whole = run(settings, checkpoints=Checkpoints(folder, start)), run(settings)
     assert resumed.status == "completed", resumed.error
-    assert resumed.rounds_completed == 6
-    assert resumed.events["empty_rounds"] == 2
-    assert "unsynchronised_clients" not in resumed.events
+    assert resumed.rounds_completed == 6 and resumed.samples_seen == whole.samples_seen
+    assert [row["round"] for row in resumed.rounds] == [0, 2, 4, 6]
+    assert resumed.final_model_checksum == whole.final_model_checksum
+    assert resumed.events.pop("dropped_clients") == resumed.events.pop("dropped_node") == 8
+    for event in ("worker_refills", "lost_client_memories"):  # nor did they answer for deposits
+        resumed.events.pop(event, None)
+    assert resumed.events == {"empty_rounds": 2, "resumes": 1}
+
+
+@pytest.mark.parametrize("storage", ["worker", "context"])
+def test_rounds_in_which_some_answered_are_taken_again_too(storage, tmp_path):
+    """Those did their work and remember it: no replica is wrong for it."""
+    settings = config(quorum_rounds=2, quorum=1.0, cohort=8, replica_storage=storage)
+    folder, fault = tmp_path / "checkpoints", out_in(5, 6, but=(0, 2, 3))
+    lost = run(settings, fault=fault, checkpoints=Checkpoints(folder))
+    assert lost.status == "failed" and lost.events["dropped_quorum"] == 6
+    start = resumable(folder, settings)
+    resumed = run(settings, checkpoints=Checkpoints(folder, start))
+    assert resumed.status == "completed" and resumed.rounds[-1]["round"] == 6
+    assert not resumed.events.keys() & {"resyncs", "unsynchronised_clients"}
+    # And if the power is out once more, it has all its patience again.
+    again = run(settings, fault=out_in(6), checkpoints=Checkpoints(folder, start))
+    assert again.status == "completed" and again.events["empty_rounds"] == 3
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv2"])
+def test_a_checkpoint_of_just_that_round_is_kept_and_later_ones_are_not(method, tmp_path):
+    """Every round leaves one, the first of those that came to nothing included."""
+    keys = {"quorum_rounds": 2, "quorum": 0.6, "cohort": 8, "replica_storage": "worker"}
+    settings = config(method, checkpoint_every=1, **keys)
+    folder = tmp_path / "checkpoints"
+    fault = out_in(4, 5, but=range(4))
+    lost = run(settings, fault=fault, checkpoints=Checkpoints(folder))
+    assert lost.status == "failed"
+    assert [path.name for path in find_checkpoints(folder)] == ["round-00000003"]
+    resumed = run(settings, checkpoints=Checkpoints(folder, resumable(folder, settings)))
+    whole = run(config(method, **keys))
+    resumed.events.pop("worker_refills", None)
+    assert resumed.events == {"resumes": 1}
+    assert resumed.final_model_checksum == whole.final_model_checksum
+    assert list(resumed.ledger) == list(whole.ledger)
 
 
 SECRET = {"privacy.clip": 1.0, "privacy.noise": 0.1}
