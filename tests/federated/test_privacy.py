@@ -41,6 +41,37 @@ def test_no_row_is_longer_than_the_clip_and_short_ones_stay(seed, scale, clip):
         assert torch.equal(row, before) == bool(norm <= clip)
 
 
+@given(
+    st.lists(
+        st.lists(st.floats(width=32), min_size=3, max_size=3),
+        min_size=1,
+        max_size=4,
+    ),
+    st.sampled_from([torch.float32, torch.float64, torch.bfloat16]),
+    st.floats(1e-3, 1e3),
+)
+def test_no_row_whatever_is_in_it_leaves_the_ball(values, dtype, clip):
+    given_rows = torch.tensor(values).to(dtype)
+    found = clipped(given_rows, clip)
+    rounding = 1 + 2 * torch.finfo(dtype).eps if dtype != torch.float64 else 1 + 1e-12
+    assert found.dtype == dtype and found.isfinite().all()
+    assert (found.double().norm(dim=1) <= clip * rounding).all()
+    noisy = clipped(given_rows, clip, 0.5, 3)
+    assert (noisy.double() - found.double()).abs().max() < 10 * clip
+
+
+def test_what_is_not_finite_counts_as_zero_or_as_the_largest_number():
+    inf, nan = torch.inf, torch.nan
+    found = clipped(torch.tensor([[inf, 1.0], [-inf, inf], [nan, 0.5], [nan, nan]]), 1.0)
+    half = 0.5**0.5
+    expected = torch.tensor([[1.0, 0.0], [-half, half], [0.0, 0.5], [0.0, 0.0]])
+    assert torch.allclose(found, expected)
+    assert clipped(torch.tensor([[1e300, 1e-300]], dtype=torch.float64), 1.0)[0, 0] == 1.0
+    rows = torch.tensor([[inf, 1.0], [3.0, 4.0]], requires_grad=True)
+    clipped(rows, 1.0)[1].sum().backward()
+    assert rows.grad.isfinite().all() and rows.grad[1].any()
+
+
 def test_noise_has_the_deviation_it_says_and_a_mask_stays():
     z = torch.zeros(50, 40, 21)
     z[..., -1] = 1

@@ -5,7 +5,8 @@ One sample's smashed data, or one client's scalars, is a row x. What crosses is
     x' = x min(1, C / |x|) + N(0, sigma^2 C^2 I)
 
 so no two rows can be further apart than 2 C before the noise: the Gaussian mechanism, applied
-before anything leaves the client.
+before anything leaves the client. That holds of every row: what is not a number counts as 0, and
+what is infinite, or beyond float32, as the largest number of float32.
 """
 
 from __future__ import annotations
@@ -18,6 +19,9 @@ from torch import Tensor
 
 from leansplit.errors import UserError
 from leansplit.noise import draw_perturbation, secret_gaussian
+
+_LARGEST = torch.finfo(torch.float32).max
+"""Its square is finite in float64, and so is the norm of any row."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +93,7 @@ def clipped(rows: Tensor, clip: float, noise: float = 0.0, seed: int | None = No
     """
     if not clip:
         return rows
-    wide = rows.double().flatten(1)
+    wide = rows.double().flatten(1).nan_to_num(nan=0.0).clamp(-_LARGEST, _LARGEST)
     norms: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
     wide = wide * (clip / norms).clamp(max=1.0)
     if noise:
