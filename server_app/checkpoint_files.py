@@ -112,6 +112,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
     contents[_MANIFEST] = _json(manifest)
     final = checkpoint_path(folder, checkpoint.round)
     staged, old = (folder / f"{_STAGED}{uuid.uuid4().hex}" for _ in range(2))
+    is_first = not folder.exists()
     try:
         staged.mkdir(parents=True)
         for name, content in contents.items():
@@ -120,18 +121,35 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
                 stream.flush()
                 os.fsync(stream.fileno())
         _sync(staged)
-        if final.exists():
-            final.rename(old)
-        staged.rename(final)
+        _replace(final, staged, old)
         _sync(folder)
+        for above in folder.parents if is_first else ():
+            _sync(above)  # who made them need not have
     except OSError as error:
         raise UserError(
             f"cannot write a checkpoint to {folder}: {error.strerror or error}"
         ) from error
     finally:
-        for leftover in (staged, old):
+        for leftover in (staged, old) if final.exists() else (staged,):
             shutil.rmtree(leftover, ignore_errors=True)
     return final
+
+
+def _replace(final: Path, staged: Path, old: Path) -> None:
+    """Give ``staged`` the name ``final``; what has that name becomes ``old``, or keeps it.
+
+    Raises:
+        OSError: if the disk refuses.
+    """
+    is_there = final.exists()
+    if is_there:
+        final.rename(old)
+    try:
+        staged.rename(final)
+    except OSError:
+        if is_there:
+            old.rename(final)
+        raise
 
 
 def prune_checkpoints(folder: Path, keep: set[Path]) -> None:

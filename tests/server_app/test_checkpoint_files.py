@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from leansplit.errors import UserError
+from leansplit.server_app import checkpoint_files
 from leansplit.server_app.checkpoint_files import (
     Checkpoint,
     CheckpointError,
@@ -242,3 +243,39 @@ def test_a_disk_that_refuses_is_a_reason(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot write a checkpoint"):
         write_checkpoint(tmp_path / "file" / "folder", checkpoint())
+
+
+@pytest.mark.parametrize("num_refused", [1, 2])
+def test_a_disk_that_refuses_the_new_name_leaves_the_old_checkpoint(written, num_refused):
+    """The second rename gives the new one its name; the third gives the old one its name back."""
+    real, renames = Path.rename, []
+
+    def refusing(path, target):
+        renames.append(target)
+        if 2 <= len(renames) < 2 + num_refused:
+            raise OSError(28, "No space left on device")
+        return real(path, target)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Path, "rename", refusing)
+        with pytest.raises(UserError, match="No space left on device"):
+            write_checkpoint(written.parent, checkpoint())
+    left = files(written.parent)
+    assert len(left) == 1
+    if num_refused == 1:
+        assert left == [written] and read_checkpoint(written).round == 3
+    else:  # under another name, but not lost
+        real(left[0], written)
+        assert read_checkpoint(written).round == 3
+
+
+def test_the_disk_is_told_of_the_folders_above_the_first_checkpoint(tmp_path, monkeypatch):
+    told = []
+    monkeypatch.setattr(checkpoint_files, "_sync", told.append)
+    folder = tmp_path / "run" / "checkpoints"
+    for round in (1, 2):
+        told.clear()
+        write_checkpoint(folder, checkpoint(round))
+        assert folder in told
+        assert {tmp_path / "run", tmp_path} <= set(told) or round == 2
+    assert tmp_path not in told
