@@ -1,6 +1,6 @@
 """Checkpoints on disk: one folder for each, there whole or not at all, and refused with a reason.
 
-    checkpoints/round-00000040/manifest.json      what it is of, size and digest of every other file
+    checkpoints/round-00000040/manifest.json      what it is of, size and digest of every file
                               /state.safetensors  tensors of the server, and what clients deposited
                               /state.json         everything else of the same
                               /rounds.parquet, ledger.parquet, telemetry.parquet    results so far
@@ -34,10 +34,12 @@ from leansplit.server_app.results import parquet_bytes
 
 CHECKPOINTS = "checkpoints"
 """The folder of a run's checkpoints in the folder of its results."""
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+"""1 had no digest of the manifest."""
 FORMAT = "leansplit checkpoint"
 
 _MANIFEST = "manifest.json"
+_DIGEST = "blake2b"
 _TENSORS, _FIELDS = "state.safetensors", "state.json"
 _PREFIX, _STAGED = "round-", ".staged-"
 _MOST_MANIFEST_BYTES = 1_000_000
@@ -109,7 +111,7 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "about": dict(checkpoint.about),
         "files": {n: {"bytes": len(c), "blake2b": _digest(c)} for n, c in contents.items()},
     }
-    contents[_MANIFEST] = _json(manifest)
+    contents[_MANIFEST] = _signed(manifest)
     final = checkpoint_path(folder, checkpoint.round)
     staged, old = (folder / f"{_STAGED}{uuid.uuid4().hex}" for _ in range(2))
     is_first = not folder.exists()
@@ -199,7 +201,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     with _refusing(file):
         if file.stat().st_size > _MOST_MANIFEST_BYTES:
             raise ValueError("it is too large")
-        manifest = json.loads(file.read_bytes())
+        content = file.read_bytes()
+        manifest = json.loads(content)
         if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
             raise ValueError("not a leansplit checkpoint")
         if (version := manifest.get("schema_version")) != SCHEMA_VERSION:
@@ -207,6 +210,8 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"its schema_version is {version!r}, this leansplit reads {SCHEMA_VERSION}; use "
                 "the leansplit version that wrote it"
             )
+        if _signed({key: v for key, v in manifest.items() if key != _DIGEST}) != content:
+            raise ValueError("its content is not what was written")
         about, files, round = (manifest.get(key) for key in ("about", "files", "round"))
         if type(round) is not int or round < 0 or not isinstance(about, dict):
             raise ValueError("its round or its description is missing")
@@ -253,6 +258,11 @@ def _json(value: object) -> bytes:
     return json.dumps(value, allow_nan=False, ensure_ascii=False, indent=1).encode(
         "utf-8", "surrogatepass"
     )
+
+
+def _signed(manifest: Mapping[str, Any]) -> bytes:
+    """Return the one text of a manifest: its last entry is the digest of the text without it."""
+    return _json({**manifest, _DIGEST: _digest(_json(manifest))})
 
 
 def _digest(content: bytes) -> str:

@@ -1,5 +1,6 @@
 """Checkpoints on disk: whole or not at all; whatever is wrong with one has a reason."""
 
+import hashlib
 import json
 import os
 import random
@@ -27,7 +28,7 @@ from leansplit.server_app.checkpoint_files import (
 def checkpoint(round=3):
     return Checkpoint(
         round=round,
-        about={"config_hash": "abc"},
+        about={"config_hash": "abc", "lr": 1e-05},
         tensors={"model/w": torch.arange(6.0).view(2, 3), "model/n": torch.tensor(7)},
         fields={"model": {}, "events": {"resyncs": 1}, "rate": 0.1},
         tables={"rounds": pd.DataFrame({"round": [1, 2], "loss": [0.5, None]})},
@@ -94,14 +95,34 @@ def test_damage_anywhere_is_refused_with_the_file_and_the_reason(written, seed):
     else:
         content[draw.randrange(len(content))] ^= 1 << draw.randrange(8)
         file.write_bytes(content)
-    if file.name == "manifest.json" and kind == "flip":
-        try:  # a flipped bit of a description that is no digest may go unnoticed
+    with pytest.raises(CheckpointError, match=r"cannot use the checkpoint file .+: ."):
+        read_checkpoint(written)
+
+
+def test_a_manifest_that_differs_in_any_one_bit_is_refused(written):
+    """Also where the text would still say the same, as 1e-05 and 1E-05 do."""
+    file = written / "manifest.json"
+    content = file.read_bytes()
+    assert b"1e-05" in content
+    for place in range(len(content)):
+        for bit in range(8):
+            changed = bytearray(content)
+            changed[place] ^= 1 << bit
+            file.write_bytes(changed)
+            with pytest.raises(CheckpointError, match=r"cannot use the checkpoint file .+: ."):
+                read_checkpoint(written)
+    for same in (content + b"\n", json.dumps(json.loads(content)).encode()):
+        file.write_bytes(same)
+        with pytest.raises(CheckpointError, match="not what was written"):
             read_checkpoint(written)
-        except CheckpointError:
-            return
-    else:
-        with pytest.raises(CheckpointError, match=r"cannot use the checkpoint file .+: ."):
-            read_checkpoint(written)
+
+
+def signed(manifest):
+    """Return the bytes of a manifest whose digest is right, whatever it says."""
+    unsigned = {key: value for key, value in manifest.items() if key != "blake2b"}
+    text = json.dumps(unsigned, ensure_ascii=False, indent=1).encode()
+    digest = hashlib.blake2b(text, digest_size=16).hexdigest()
+    return json.dumps({**unsigned, "blake2b": digest}, ensure_ascii=False, indent=1).encode()
 
 
 def replaced(value, draw):
@@ -117,7 +138,10 @@ def replaced(value, draw):
 def test_no_manifest_crashes_the_reader(written, seed):
     draw = random.Random(seed)
     file = written / "manifest.json"
-    file.write_text(json.dumps(replaced(json.loads(file.read_text()), draw)))
+    manifest = json.loads(file.read_text())
+    assert signed(manifest) == file.read_bytes()
+    strange = replaced(manifest, draw)
+    file.write_bytes(signed(strange) if isinstance(strange, dict) else json.dumps(strange).encode())
     try:
         read_checkpoint(written)
     except CheckpointError as error:
@@ -125,8 +149,6 @@ def test_no_manifest_crashes_the_reader(written, seed):
 
 
 def test_files_whose_digest_is_right_and_whose_content_is_not_are_refused(tmp_path):
-    import hashlib
-
     for name in ("state.safetensors", "state.json", "rounds.parquet"):
         path = write_checkpoint(tmp_path / name, checkpoint())
         for content in (b"", b"nonsense", b"[1]", b"\xff" * 40, b"{" * 100_000):
@@ -134,17 +156,19 @@ def test_files_whose_digest_is_right_and_whose_content_is_not_are_refused(tmp_pa
             manifest = json.loads((path / "manifest.json").read_text())
             digest = hashlib.blake2b(content, digest_size=16).hexdigest()
             manifest["files"][name] = {"bytes": len(content), "blake2b": digest}
-            (path / "manifest.json").write_text(json.dumps(manifest))
+            (path / "manifest.json").write_bytes(signed(manifest))
             with pytest.raises(CheckpointError, match=name):
                 read_checkpoint(path)
 
 
 def test_another_schema_and_another_folder_are_refused(written):
-    manifest = json.loads((written / "manifest.json").read_text())
-    (written / "manifest.json").write_text(json.dumps({**manifest, "schema_version": 99}))
-    with pytest.raises(CheckpointError, match="schema_version is 99"):
-        read_checkpoint(written)
-    (written / "manifest.json").write_text(json.dumps(manifest))
+    content = (written / "manifest.json").read_bytes()
+    for version in (1, 99):  # 1 had no digest
+        other = {**json.loads(content), "schema_version": version}
+        (written / "manifest.json").write_text(json.dumps(other))
+        with pytest.raises(CheckpointError, match=f"schema_version is {version}, .* wrote it"):
+            read_checkpoint(written)
+    (written / "manifest.json").write_bytes(content)
     elsewhere = written.with_name("round-00000004")
     shutil.copytree(written, elsewhere)
     with pytest.raises(CheckpointError, match="of round 3"):
