@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Literal, TypeVar
 
 from leansplit.errors import RunFailedError, UserError
+from leansplit.shares import at_least
 from leansplit.strategies.flower_records import NO_PLAN, printable
 from leansplit.wire import DecodeError, Rejection
 
@@ -89,7 +89,7 @@ class Quorum:
         self, answered: dict[int, T], failures: Mapping[int, Failure], num_asked: int
     ) -> tuple[dict[int, T], dict[int, Failure]]:
         """Return (answers, failures); no answers at all if those that came are too few."""
-        needed = math.ceil(self.share * num_asked)
+        needed = at_least(self.share, num_asked)
         dropped = dict(failures)
         if len(answered) < needed:
             reason = f"{len(answered)} of {num_asked} answered, and the quorum is {needed}"

@@ -64,6 +64,13 @@ def test_what_two_of_ten_can_do(rule):
     assert off > 50 if rule == "mean" else off < 0.5
 
 
+def test_a_share_is_trimmed_to_the_client():
+    """0.29 of 100 is 29, and in floats a little less."""
+    rows = [torch.tensor([float(i**2)]) for i in range(100)]
+    found = aggregate_scalars(rows, [0.01] * 100, RobustConfig(rule="trimmed_mean", hostile=0.29))
+    assert found == pytest.approx([sum(i**2 for i in range(29, 71)) / 42])
+
+
 @pytest.mark.parametrize(
     "wrong", [{"rule": "mode"}, {"hostile": 0.5}, {"keep": 0}, {"max_norm": -1.0}]
 )

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from leansplit.errors import UserError, require_choice
 from leansplit.federated.averaging import mean_scalars, moved_towards_mean, weighted_mean
+from leansplit.shares import at_most
 
 Rule = Literal["mean", "median", "trimmed_mean", "clipping", "krum"]
 RULES: Final[tuple[str, ...]] = get_args(Rule)
@@ -121,7 +122,7 @@ def _combined(rows: Tensor, weights: Sequence[float], config: RobustConfig) -> T
     ordered = rows.sort(dim=0).values
     if config.rule == "median":
         return _middle(ordered)
-    cut = int(config.hostile * count)
+    cut = at_most(config.hostile, count)
     return ordered[cut : count - cut].mean(0)
 
 
@@ -137,7 +138,7 @@ def _nearest(rows: Tensor, config: RobustConfig) -> list[int]:
     Of K rows, f of them hostile, the K - f - 2 nearest others count, at least one.
     """
     count = len(rows)
-    num_near = max(1, count - int(config.hostile * count) - 2)
+    num_near = max(1, count - at_most(config.hostile, count) - 2)
     distances = torch.stack([(rows - row).square().sum(1) for row in rows])
     scores = distances.sort(dim=1).values[:, 1 : num_near + 1].sum(1)
     best: list[int] = torch.sort(scores, stable=True).indices[: config.keep].tolist()
