@@ -18,7 +18,7 @@ from flwr.serverapp.strategy import Result, Strategy
 from torch import nn
 
 from leansplit.errors import UserError
-from leansplit.federated import MethodConfig, require_cohort
+from leansplit.federated import AggregatedConfig, MethodConfig, require_cohort
 from leansplit.models import SplitModel
 from leansplit.parameters import ParameterDict, checksum, fixed_state, trainable_parameters
 from leansplit.strategies.deployment import Deployment
@@ -334,6 +334,9 @@ class RunningStrategy(EstimateReporting, Resumable, Strategy):
         for failure in failures.values():
             self.count(f"dropped_{failure.kind}")
         self._take_counts()
+        config = self.config
+        if num_replied and isinstance(config, AggregatedConfig):
+            self.count("too_few_for_rule", not config.robust.is_enough(num_replied))
         if num_replied:
             self.last_counted_round, self._num_empty_rounds = round, 0
         else:

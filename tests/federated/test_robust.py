@@ -8,7 +8,7 @@ from flwr.serverapp.strategy.fedtrimmedavg import trim_mean
 from flwr.serverapp.strategy.multikrum import select_multikrum
 
 from leansplit.errors import UserError
-from leansplit.federated import RULES, RobustConfig, aggregate, aggregate_scalars
+from leansplit.federated import RULES, HOSFLConfig, RobustConfig, aggregate, aggregate_scalars
 
 START = {"w": torch.linspace(-1, 1, 6).reshape(2, 3), "b": torch.zeros(2)}
 
@@ -69,6 +69,48 @@ def test_a_share_is_trimmed_to_the_client():
     rows = [torch.tensor([float(i**2)]) for i in range(100)]
     found = aggregate_scalars(rows, [0.01] * 100, RobustConfig(rule="trimmed_mean", hostile=0.29))
     assert found == pytest.approx([sum(i**2 for i in range(29, 71)) / 42])
+
+
+@pytest.mark.parametrize("rule", ["median", "trimmed_mean", "clipping", "krum"])
+@pytest.mark.parametrize("count", [3, 4, 5, 7, 10])
+@pytest.mark.parametrize("hostile", [0.05, 0.2, 0.4])
+def test_one_liar_does_not_move_a_rule_that_has_enough_answers(rule, count, hostile):
+    config = RobustConfig(rule=rule, hostile=hostile, keep=100)
+    scalars = [torch.tensor([1.0 + m / 100]) for m in range(count - 1)] + [torch.tensor([1e9])]
+    [found] = aggregate_scalars(scalars, [1 / count] * count, config)
+    if config.is_enough(count):
+        assert 0 < found < 2
+        assert config.num_hostile(count) >= 1
+    else:
+        assert rule == "krum" and count < 2 * config.num_hostile(count) + 3
+        assert torch.tensor(found).isfinite()
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_one_and_two_answers_make_something_too(rule):
+    config = RobustConfig(rule=rule)
+    assert aggregate_scalars([torch.tensor([4.0])], [1.0], config) == (4.0,)
+    [found] = aggregate_scalars([torch.tensor([4.0]), torch.tensor([5.0])], [0.5, 0.5], config)
+    assert found == {"krum": 4.0, "clipping": 4.25}.get(rule, 4.5)
+
+
+@pytest.mark.parametrize(
+    ("settings", "cohort", "message"),
+    [
+        ({"rule": "median"}, 2, r"median needs 3 answers, and cohort is 2; enlarge cohort"),
+        ({"rule": "trimmed_mean"}, 2, "trimmed_mean needs 3 answers"),
+        ({"rule": "clipping"}, 1, "clipping needs 3 answers"),
+        ({"rule": "krum"}, 4, "krum needs 5 answers with 1 of them hostile.*robust.hostile"),
+        ({"rule": "krum", "hostile": 0.4}, 10, "krum needs 11 answers with 4 of them hostile"),
+        ({"rule": "krum", "keep": 9}, 10, "robust.keep must be at most 8, got 9"),
+    ],
+)
+def test_a_rule_that_the_cohort_is_too_small_for_is_refused(settings, cohort, message):
+    with pytest.raises(UserError, match=message):
+        HOSFLConfig(cohort_size=cohort, robust=RobustConfig(**settings))
+    fine = {"hostile": 0.2, "keep": 1}
+    HOSFLConfig(cohort_size=5, robust=RobustConfig(**settings | fine))
+    HOSFLConfig(cohort_size=1, robust=RobustConfig(rule="clipping", max_norm=1.0))
 
 
 @pytest.mark.parametrize(

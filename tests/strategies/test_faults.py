@@ -380,3 +380,16 @@ def test_clients_with_secret_noise_hand_no_memory_over(is_reproducible, deposits
     if not is_reproducible:
         with pytest.raises(UserError, match="without noise"):
             strategy.run_state()
+
+
+@pytest.mark.parametrize("method", ["ho-sfl", "sflv1", "fedavg"])
+def test_rounds_with_too_few_answers_for_the_rule_are_counted(method):
+    def most_are_away(message, partition_id):
+        is_round = message.metadata.group_id in {"2", "3"}
+        return "away" if is_round and partition_id > 1 else None
+
+    keys = {"clients": 4, "cohort": 4, "rounds": 3}
+    for rule, times in (("median", 2), ("mean", 0)):
+        outcome = run(config(method, **keys, **{"robust.rule": rule}), fault=most_are_away)
+        assert outcome.status == "completed", outcome.error
+        assert outcome.events.get("too_few_for_rule", 0) == times

@@ -10,6 +10,7 @@ from leansplit.federated.averaging import (
 )
 from leansplit.federated.config import (
     CLIENT_ORDERS,
+    AggregatedConfig,
     DeComFLConfig,
     FedAvgConfig,
     FedZOConfig,
@@ -77,6 +78,7 @@ __all__ = [
     "REPLICA_MODES",
     "RULES",
     "SERVER_MODES",
+    "AggregatedConfig",
     "AlignmentConfig",
     "AttackConfig",
     "Attendance",

@@ -122,6 +122,11 @@ class AggregatedConfig(MethodConfig):
     robust: RobustConfig = RobustConfig()
     """How: the mean, or a rule that bounds what hostile clients can do."""
 
+    def __post_init__(self) -> None:
+        """Refuse a rule that no cohort is large enough for."""
+        super().__post_init__()
+        self.robust.require_enough(self.cohort_size)
+
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedConfig(MethodConfig):

@@ -21,6 +21,9 @@ from leansplit.shares import at_most
 Rule = Literal["mean", "median", "trimmed_mean", "clipping", "krum"]
 RULES: Final[tuple[str, ...]] = get_args(Rule)
 
+_FEWEST = 3
+"""Answers of which one can be told from the others."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class RobustConfig:
@@ -34,9 +37,10 @@ class RobustConfig:
     client alike."""
     hostile: float = 0.2
     """Share of those that answer who may be hostile, below one half; for ``trimmed_mean`` and
-    ``krum``."""
+    ``krum``. Rounded down, but of three or more answers above 0 it is one at least."""
     keep: int = 1
-    """Answers that ``krum`` averages; more than one is Multi-Krum."""
+    """Answers that ``krum`` averages; more than one is Multi-Krum. At most those that are not
+    hostile."""
     max_norm: float = 0.0
     """Norm that ``clipping`` allows; 0 = the median of the clients' norms."""
 
@@ -49,6 +53,45 @@ class RobustConfig:
             raise UserError(f"keep must be at least 1, got {self.keep}")
         if not self.max_norm >= 0:
             raise UserError(f"max_norm must be at least 0, got {self.max_norm}")
+
+    def num_hostile(self, count: int) -> int:
+        """Return f: how many of ``count`` answers may be hostile, below half of them."""
+        fewest = 1 if self.hostile and count >= _FEWEST else 0
+        return max(fewest, at_most(self.hostile, count))
+
+    def is_enough(self, count: int) -> bool:
+        """Say whether the rule is more than a mean or a choice at random of ``count`` answers.
+
+        Median, trimmed mean and clipping at the median norm take three; Krum 2 f + 3, so that most
+        of a row's nearest neighbours are honest.
+        """
+        if self.rule == "krum":
+            return count >= 2 * self.num_hostile(count) + _FEWEST
+        takes_any = self.rule == "mean" or (self.rule == "clipping" and self.max_norm > 0)
+        return takes_any or count >= _FEWEST
+
+    def require_enough(self, cohort_size: int) -> None:
+        """Refuse a rule that cannot work although everybody answers.
+
+        Raises:
+            UserError: if the cohort is too small for it, or ``keep`` too large for the cohort.
+        """
+        hostile = self.num_hostile(cohort_size)
+        if not self.is_enough(cohort_size):
+            needed = 2 * hostile + _FEWEST if self.rule == "krum" else _FEWEST
+            of_them = f" with {hostile} of them hostile" if self.rule == "krum" else ""
+            raise UserError(
+                f"robust.rule = {self.rule} needs {needed} answers{of_them}, and cohort is "
+                f"{cohort_size}; enlarge cohort"
+                + (", or lower robust.hostile" if self.rule == "krum" else "")
+                + ", or take another rule"
+            )
+        if self.rule == "krum" and self.keep > cohort_size - hostile:
+            raise UserError(
+                f"robust.keep must be at most {cohort_size - hostile}, got {self.keep}: of cohort "
+                f"= {cohort_size} answers {hostile} may be hostile "
+                f"(robust.hostile = {self.hostile})"
+            )
 
 
 def aggregate_scalars(
@@ -122,7 +165,7 @@ def _combined(rows: Tensor, weights: Sequence[float], config: RobustConfig) -> T
     ordered = rows.sort(dim=0).values
     if config.rule == "median":
         return _middle(ordered)
-    cut = at_most(config.hostile, count)
+    cut = config.num_hostile(count)
     return ordered[cut : count - cut].mean(0)
 
 
@@ -135,11 +178,12 @@ def _middle(ordered: Tensor) -> Tensor:
 def _nearest(rows: Tensor, config: RobustConfig) -> list[int]:
     """Return Krum's choice: the rows with the smallest summed squared distance to their nearest.
 
-    Of K rows, f of them hostile, the K - f - 2 nearest others count, at least one.
+    Of K rows, f of them hostile, the K - f - 2 nearest others count, at least one; no more than
+    K - f are kept.
     """
-    count = len(rows)
-    num_near = max(1, count - at_most(config.hostile, count) - 2)
+    num_honest = len(rows) - config.num_hostile(len(rows))
+    num_near = max(1, num_honest - 2)
     distances = torch.stack([(rows - row).square().sum(1) for row in rows])
     scores = distances.sort(dim=1).values[:, 1 : num_near + 1].sum(1)
-    best: list[int] = torch.sort(scores, stable=True).indices[: config.keep].tolist()
-    return sorted(best)
+    best: list[int] = torch.sort(scores, stable=True).indices.tolist()
+    return sorted(best[: min(config.keep, num_honest)])
