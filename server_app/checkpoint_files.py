@@ -38,8 +38,9 @@ SCHEMA_VERSION = 2
 """1 had no digest of the manifest."""
 FORMAT = "leansplit checkpoint"
 
-_MANIFEST = "manifest.json"
-_DIGEST = "blake2b"
+MANIFEST = "manifest.json"
+DIGEST = "blake2b"
+"""Where a manifest holds the digest of itself, and of each file."""
 _TENSORS, _FIELDS = "state.safetensors", "state.json"
 _PREFIX, _STAGED = "round-", ".staged-"
 _MOST_MANIFEST_BYTES = 1_000_000
@@ -109,9 +110,9 @@ def write_checkpoint(folder: Path, checkpoint: Checkpoint) -> Path:
         "schema_version": SCHEMA_VERSION,
         "round": checkpoint.round,
         "about": dict(checkpoint.about),
-        "files": {n: {"bytes": len(c), "blake2b": _digest(c)} for n, c in contents.items()},
+        "files": {n: {"bytes": len(c), "blake2b": digest_of(c)} for n, c in contents.items()},
     }
-    contents[_MANIFEST] = _signed(manifest)
+    contents[MANIFEST] = signed(manifest)
     final = checkpoint_path(folder, checkpoint.round)
     staged, old = (folder / f"{_STAGED}{uuid.uuid4().hex}" for _ in range(2))
     is_first = not folder.exists()
@@ -197,7 +198,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
 
 
 def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / _MANIFEST
+    file = path / MANIFEST
     with _refusing(file):
         if file.stat().st_size > _MOST_MANIFEST_BYTES:
             raise ValueError("it is too large")
@@ -210,7 +211,7 @@ def _read_manifest(path: Path) -> dict[str, Any]:
                 f"its schema_version is {version!r}, this leansplit reads {SCHEMA_VERSION}; use "
                 "the leansplit version that wrote it"
             )
-        if _signed({key: v for key, v in manifest.items() if key != _DIGEST}) != content:
+        if signed({key: v for key, v in manifest.items() if key != DIGEST}) != content:
             raise ValueError("its content is not what was written")
         about, files, round = (manifest.get(key) for key in ("about", "files", "round"))
         if type(round) is not int or round < 0 or not isinstance(about, dict):
@@ -232,7 +233,7 @@ def _read_file(file: Path, entry: Mapping[str, Any]) -> bytes:
         if size != entry["bytes"]:
             raise ValueError(f"it has {size} bytes, not {entry['bytes']}")
         content = file.read_bytes()
-        if _digest(content) != entry["blake2b"]:
+        if digest_of(content) != entry["blake2b"]:
             raise ValueError("its content is not what was written")
     return content
 
@@ -260,12 +261,13 @@ def _json(value: object) -> bytes:
     )
 
 
-def _signed(manifest: Mapping[str, Any]) -> bytes:
+def signed(manifest: Mapping[str, Any]) -> bytes:
     """Return the one text of a manifest: its last entry is the digest of the text without it."""
-    return _json({**manifest, _DIGEST: _digest(_json(manifest))})
+    return _json({**manifest, DIGEST: digest_of(_json(manifest))})
 
 
-def _digest(content: bytes) -> str:
+def digest_of(content: bytes) -> str:
+    """Return BLAKE2b of a file, 128 bits in hexadecimal digits."""
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
