@@ -26,12 +26,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 
 from leansplit.errors import UserError
+from leansplit.experiments.fuzz_damage import Random, damaged
 from leansplit.federated import HOSFLConfig
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.server_app import checkpoint_files
@@ -53,13 +53,9 @@ from leansplit.wire.records import KIND_KEY, MANY_KEY
 
 _HANG_S = 1.0
 _CHECKPOINTS_EVERY, _PLANS_EVERY, _LARGE_EVERY = 200, 20, 100
-_NUMBERS = (b"0", b"-1", b"4294967296", b"18446744073709551616", b"1e308", b"null", b"[]", b"{}")
 
-Random = np.random.Generator
 Decoder = Callable[[bytes, "Report"], None]
 """Decodes bytes and notes the size; raises ``DecodeError`` or ``UserError`` to refuse."""
-Sources = list[tuple[bytes, Decoder]]
-"""Valid encodings of records, and what reads each."""
 
 
 @dataclass
@@ -111,6 +107,7 @@ def fuzz(messages: int, seed: int = 0) -> Report:
     report, peak = Report(), _peak_memory()
     random = numpy_generator(derive_seed(seed, "fuzz"))
     records = [_record_decoder(kind, masks) for kind in _record_types() for masks in (False, True)]
+    others = [blob for blob, _ in records]
     plan = ClientPlan(
         run_id="r", method="ho-sfl", num_clients=3, config=HOSFLConfig(cohort_size=2)
     ).to_json()
@@ -121,16 +118,16 @@ def fuzz(messages: int, seed: int = 0) -> Report:
             if index % _CHECKPOINTS_EVERY == 0:
                 file = files[int(random.integers(len(files)))]
                 whole = file.read_bytes()
-                _feed(report, _damaged(whole, records, random), _checkpoint_decoder(file))
+                _feed(report, damaged(whole, others, random), _checkpoint_decoder(file))
                 file.write_bytes(whole)
             elif index % _PLANS_EVERY == 0:
-                _feed(report, _damaged(plan.encode(), records, random), _decode_plan)
+                _feed(report, damaged(plan.encode(), others, random), _decode_plan)
             elif index % _LARGE_EVERY == 1:
                 _, decoder = records[int(random.integers(len(records)))]
                 _feed_large(report, _large(random), decoder)
             else:
                 blob, decoder = records[int(random.integers(len(records)))]
-                _feed(report, _damaged(blob, records, random), decoder)
+                _feed(report, damaged(blob, others, random), decoder)
     report.memory_growth = _peak_memory() - peak
     return report
 
@@ -288,107 +285,6 @@ def _large(random: Random) -> bytes:
     entries |= {n: {"dtype": "F32", "shape": shape, "data_offsets": [0, end]} for n in names}
     text = json.dumps(entries, separators=(",", ":")).encode()
     return len(text).to_bytes(8, "little") + text + bytes(end)
-
-
-# --- how it is damaged ---------------------------------------------------------------------------
-
-
-def _damaged(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Return ``blob`` with one thing wrong, or two."""
-    for _ in range(1 + int(random.integers(4) == 0)):
-        blob = _DAMAGES[int(random.integers(len(_DAMAGES)))](blob, records, random)
-    return blob
-
-
-def _at(blob: bytes, random: Random) -> int:
-    return int(random.integers(len(blob) + 1))
-
-
-def _flip(blob: bytes, records: Sources, random: Random) -> bytes:
-    changed = bytearray(blob)
-    for _ in range(int(random.integers(1, 9))) if blob else ():
-        changed[int(random.integers(len(blob)))] = int(random.integers(256))
-    return bytes(changed)
-
-
-def _cut(blob: bytes, records: Sources, random: Random) -> bytes:
-    return blob[: _at(blob, random)]
-
-
-def _insert(blob: bytes, records: Sources, random: Random) -> bytes:
-    place = _at(blob, random)
-    return blob[:place] + random.bytes(int(random.integers(1, 33))) + blob[place:]
-
-
-def _splice(blob: bytes, records: Sources, random: Random) -> bytes:
-    other = records[int(random.integers(len(records)))][0]
-    return blob[: _at(blob, random)] + other[_at(other, random) :]
-
-
-def _number(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Put another value in the place of a number of the JSON, and make the length fit again."""
-    length = int.from_bytes(blob[:8], "little")
-    is_record = 8 + length <= len(blob)
-    head, text, rest = (blob[:8], blob[8 : 8 + length], blob[8 + length :])
-    if not is_record:
-        head, text, rest = b"", blob, b""
-    found = list(re.finditer(rb"(?<=[\[,:])-?\d+", text))
-    if not found:
-        return blob
-    at = found[int(random.integers(len(found)))]
-    value = _NUMBERS[int(random.integers(len(_NUMBERS)))]
-    text = text[: at.start()] + value + text[at.end() :]
-    return (len(text).to_bytes(8, "little") if head else b"") + text + rest
-
-
-def _shape(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Claim another shape of as many elements, or an enormous one without any."""
-    length = int.from_bytes(blob[:8], "little")
-    try:
-        header = json.loads(blob[8 : 8 + length])
-        names = [name for name in header if name != "__metadata__"]
-        entry = header[names[int(random.integers(len(names)))]]
-        if random.integers(2):
-            entry["shape"] = [1, *reversed(entry["shape"])]
-        else:
-            entry["shape"] = [int(2 ** random.integers(1, 40)) for _ in range(2)] + [0]
-            entry["data_offsets"][1] = entry["data_offsets"][0]
-    except (ValueError, TypeError, KeyError, IndexError, RecursionError, AttributeError):
-        return blob
-    text = json.dumps(header).encode()
-    return len(text).to_bytes(8, "little") + text + blob[8 + length :]
-
-
-def _other(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Answer with another record."""
-    return records[int(random.integers(len(records)))][0]
-
-
-def _values(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Damage what follows the header: tensors of any bits."""
-    start = 8 + int.from_bytes(blob[:8], "little")
-    return blob[:start] + _flip(blob[start:], records, random)
-
-
-def _name(blob: bytes, records: Sources, random: Random) -> bytes:
-    """Put another record's header text, or a word of its own, in the place of a word."""
-    words = list(re.finditer(rb'(?<=")\w+(?=\\?")', blob))
-    others = re.findall(rb'(?<=")\w+(?=\\?")', records[int(random.integers(len(records)))][0])
-    if not words or not others:
-        return blob
-    at = words[int(random.integers(len(words)))]
-    changed: bytes = (
-        blob[: at.start()] + others[int(random.integers(len(others)))] + blob[at.end() :]
-    )
-    length = int.from_bytes(blob[:8], "little") + len(changed) - len(blob)
-    is_record = 0 <= length < len(changed) and blob[8:9] == b"{"
-    return length.to_bytes(8, "little") + changed[8:] if is_record else changed
-
-
-_DAMAGES = (
-    *(_flip, _cut, _insert, _splice, _other, _number, _number),
-    *(_shape, _shape, _values, _values, _name, _name),
-)
 
 
 def main() -> None:

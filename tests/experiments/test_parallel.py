@@ -16,6 +16,10 @@ from leansplit.experiments.parallel import Job, run_jobs
 from leansplit.experiments.running import run_and_write
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import spec
+from tests.whole_grid import WHOLE_GRID
+
+# Each starts a command and its processes; a signal in the middle of a run, below, is always tested.
+whole_grid = pytest.mark.skipif(not WHOLE_GRID, reason="LEANSPLIT_WHOLE_GRID=1 runs them")
 
 
 def config(method, **settings):
@@ -134,6 +138,7 @@ def start_endless_comparison(tmp_path, *options, **how):
     )
 
 
+@whole_grid
 def test_ctrl_c_while_processes_start_ends_a_comparison_cleanly(tmp_path):
     process = start_endless_comparison(tmp_path, "--seeds=0,1", start_new_session=True)
     while not (tmp_path / "out" / "experiment.toml").exists():  # next, the first runs start
@@ -181,6 +186,7 @@ def test_a_second_ctrl_c_ends_what_runs_side_by_side(tmp_path):
     assert [path.name for path in out.iterdir()] == ["experiment.toml"]
 
 
+@whole_grid
 def test_processes_end_with_a_comparison_that_is_killed(tmp_path):
     parent = start_endless_comparison(tmp_path)
     while len(children := parent.children(recursive=True)) < 3:  # two runs, a resource tracker
