@@ -98,15 +98,16 @@ def privacy_spent(
         return epsilon_spent(releases, given.delta) if can_account() else None
 
     tells_weights = averages_weights and config.weights_tell_more
-    unprotected = ["labels", *(["trained weights"] if tells_weights else [])]
-    if config.uploads_scalars and not given.scalar_noise:
-        unprotected.append("scalars")
-    if not given.noise:
-        unprotected.append("smashed data")
+    sent_as_they_are = {
+        "labels": config.uploads_smashed_data,
+        "trained weights": tells_weights,
+        "scalars": config.uploads_scalars and not given.scalar_noise,
+        "smashed data": config.uploads_smashed_data and not given.noise,
+    }
     spent: dict[str, Any] = {
         "delta": given.delta,
         "is_secret": not given.reproducible,
-        "unprotected": unprotected,
+        "unprotected": [name for name, is_sent in sent_as_they_are.items() if is_sent],
     }
     if given.clip:
         spent["smashed_data"] = {

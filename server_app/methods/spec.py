@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from leansplit.costs import ClientStep, SplitShape, Traffic
 from leansplit.errors import UserError
-from leansplit.federated import ClientData, MethodConfig, ReplicatedConfig
+from leansplit.federated import ClientData, MethodConfig, NoisedConfig, ReplicatedConfig
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import BoundaryGroup
 from leansplit.models import SplitModel
@@ -192,6 +192,10 @@ def is_used(method: str, key: str) -> bool:
     name = key.partition(".")[0]
     if key == "probe.seed_pool":
         return issubclass(spec.config_type, ReplicatedConfig)
+    if name == "privacy":
+        return issubclass(spec.config_type, NoisedConfig) and spec.config_type.reads_privacy(
+            key.partition(".")[2]
+        )
     if name in SECTIONS:
         return SECTIONS[name] in spec.fields
     if name == "telemetry_every":
@@ -209,8 +213,10 @@ def why_unused(method: str, key: str) -> str:
             f"it, or take one of {reporting}"
         )
     if key.partition(".")[0] == "privacy":
-        able = ", ".join(name for name, spec in METHODS.items() if "privacy" in spec.fields)
+        able = ", ".join(name for name in METHODS if is_used(name, key))
+        kind = "scalars" if ".scalar_" in key else "smashed data"
         return (
-            f"no noise is built for {method}, so {key!r} would protect nothing; take one of {able}"
+            f"clients of {method} upload no {kind} that could be noised, so {key!r} would protect "
+            f"nothing; take one of {able}"
         )
     return f"{method} does not use {key!r}; remove it"

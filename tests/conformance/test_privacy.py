@@ -19,14 +19,15 @@ from leansplit.zeroth_order import ProbedSmashedData
 
 NOISE = {"privacy.clip": 0.5, "privacy.noise": 0.1, "privacy.reproducible": True}
 SCALARS = {"privacy.scalar_clip": 0.01, "privacy.scalar_noise": 0.5}
+SCALARS_ALONE = SCALARS | {"privacy.reproducible": True}
 METHODS = ["ho-sfl", "sflv1", "sflv2", "cse-fsl", "heron-sfl", "fsl-sage"]
-METHODS += ["hosl", "mu-splitfed", "zo-sfl", "frozen"]
+METHODS += ["hosl", "mu-splitfed", "zo-sfl", "frozen", "decomfl"]
+KEYS = {"ho-sfl": NOISE | SCALARS, "decomfl": SCALARS_ALONE}
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_noise_equals_the_reference_loop(method, configure, run_in_process, reference_checksum):
-    keys = NOISE | (SCALARS if method == "ho-sfl" else {})
-    noisy, plain = (configure(method, rounds=3, **more) for more in (keys, {}))
+    noisy, plain = (configure(method, rounds=3, **more) for more in (KEYS.get(method, NOISE), {}))
     outcome = run_in_process(noisy)
     assert outcome.events == {}
     assert outcome.final_model_checksum == reference_checksum(noisy)
@@ -41,7 +42,8 @@ def test_noise_equals_the_reference_loop(method, configure, run_in_process, refe
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_clip_that_nothing_reaches_changes_no_bit(method, configure, run_in_process):
-    keys = {"privacy.clip": 1e9} | ({"privacy.scalar_clip": 1e9} if method == "ho-sfl" else {})
+    clips = ("privacy.clip", "privacy.scalar_clip")
+    keys = {clip: 1e9 for clip in clips if clip in KEYS.get(method, NOISE)}
     clipped, plain = (run_in_process(configure(method, rounds=3, **more)) for more in (keys, {}))
     assert clipped.final_model_checksum == plain.final_model_checksum
 
@@ -98,8 +100,9 @@ def test_unset_it_leaves_hashes_as_they_were():
         ("ho-sfl", {"privacy.clip": 1, "probe_ahead": True}, "which the noise, divided by"),
         ("hosl", {"privacy.clip": 1, "privacy.scalar_clip": 1}, "upload no scalars"),
         ("sflv1", {"privacy.scalar_clip": 1}, "upload no scalars"),
-        ("fedavg", {"privacy.clip": 1}, "no noise is built for fedavg"),
-        ("decomfl", {"privacy.scalar_clip": 1}, "no noise is built for decomfl"),
+        ("fedavg", {"privacy.clip": 1}, "fedavg upload no smashed data"),
+        ("fedzo", {"privacy.scalar_clip": 1}, "take one of ho-sfl, decomfl$"),
+        ("decomfl", {"privacy.clip": 1}, "upload no smashed data"),
     ],
 )
 def test_what_cannot_be_protected_is_one_line(method, keys, message):

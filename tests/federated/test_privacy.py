@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from leansplit.costs.privacy import epsilon_spent
 from leansplit.federated import (
+    DeComFLConfig,
     FrozenConfig,
     HOSFLConfig,
     HOSLConfig,
@@ -169,6 +170,25 @@ def test_whoever_is_asked_again_is_counted_again():
         )
         epsilon = epsilon_spent([(4.0, uploads)], 1e-5)
         assert spent["smashed_data"] == {"uploads": uploads, "epsilon": epsilon}
+
+
+def test_where_scalars_alone_cross_their_noise_covers_everything():
+    sizes = {0: 2, 1: 64}
+    privacy = PrivacyConfig(scalar_clip=1.0, scalar_noise=4.0)
+    config = DeComFLConfig(cohort_size=2, batch_size=2, local_steps=3, privacy=privacy)
+    spent = privacy_spent(config, sizes, 6, averages_weights=False)
+    assert spent == {
+        "delta": 1e-5,
+        "is_secret": True,
+        "unprotected": [],
+        "scalars": {"uploads": 6, "epsilon": epsilon_spent([(4.0, 6)], 1e-5)},
+    }
+    clipped_only = replace(config, privacy=PrivacyConfig(scalar_clip=1.0))
+    found = privacy_spent(clipped_only, sizes, 6, averages_weights=False)
+    assert found["unprotected"] == ["scalars"] and found["scalars"]["epsilon"] == np.inf
+    # All local steps' scalars are one row: together they stay in the ball.
+    sent = clipped_only.released_scalars(torch.full((3, 5), 2.0), 1, 0)
+    assert sent.shape == (3, 5) and sent.norm() == pytest.approx(1.0)
 
 
 def test_the_client_with_most_uploads_decides_and_scalars_are_counted_apart():

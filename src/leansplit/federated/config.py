@@ -130,10 +130,12 @@ class AggregatedConfig(MethodConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class NoisedConfig(MethodConfig):
-    """Methods whose clients can upload clipped, noisy smashed data."""
+    """Methods whose clients can clip and noise what they upload: smashed data, scalars, or both."""
 
+    uploads_smashed_data: ClassVar[bool] = True
+    """Whether clients upload smashed data, and labels with them."""
     uploads_scalars: ClassVar[bool] = False
-    """Whether clients upload scalars as well, which can be noised too."""
+    """Whether clients upload scalars."""
     weights_tell_more: ClassVar[bool] = True
     """Whether weights that clients upload depend on their samples by more than what they uploaded
     before: false where the server could compute them itself."""
@@ -144,11 +146,19 @@ class NoisedConfig(MethodConfig):
     def __post_init__(self) -> None:
         """Refuse noise on what is never uploaded."""
         super().__post_init__()
-        if self.privacy.scalar_clip and not self.uploads_scalars:
-            raise UserError(
-                "privacy.scalar_clip has nothing to clip: clients of this method upload no "
-                "scalars; remove it"
-            )
+        for clip, kind in (("clip", "smashed data"), ("scalar_clip", "scalars")):
+            if getattr(self.privacy, clip) and not self.reads_privacy(clip):
+                raise UserError(
+                    f"privacy.{clip} has nothing to clip: clients of this method upload no {kind}; "
+                    "remove it"
+                )
+
+    @classmethod
+    def reads_privacy(cls, name: str) -> bool:
+        """Return whether clients upload what the field ``name`` of ``privacy`` is about."""
+        if name in ("clip", "noise"):
+            return cls.uploads_smashed_data
+        return cls.uploads_scalars or not name.startswith("scalar_")
 
     @property
     def releases(self) -> int:
@@ -218,7 +228,13 @@ class NoisedConfig(MethodConfig):
         )
 
     def released_scalars(self, scalars: Tensor, round: int, client_id: int) -> Tensor:
-        """Return what a client uploads in place of its P scalars of a round."""
+        """Return what a client uploads in place of its scalars of a round, all of them one row.
+
+        Args:
+            scalars: of any shape, such as [P], or [H, P] of H local steps.
+            round: 1-based.
+            client_id: whose they are.
+        """
         seed = derive_seed(self.root_seed, "scalar-noise", round=round, client_id=client_id)
         given = self.privacy
         secret = seed if given.reproducible else None
@@ -363,8 +379,11 @@ class HOSLConfig(ReplicatedConfig, NoisedConfig):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeComFLConfig(LocalStepsConfig, ReplicatedConfig):
+class DeComFLConfig(LocalStepsConfig, ReplicatedConfig, NoisedConfig):
     """DeComFL (ICLR 2025): zeroth-order federated learning in which only scalars cross."""
+
+    uploads_smashed_data: ClassVar[bool] = False
+    uploads_scalars: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, kw_only=True)

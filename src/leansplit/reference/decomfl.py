@@ -96,7 +96,7 @@ def decomfl(
                     local_optimizer = optimizer_of(local)
                 local.grad = rebuilt(directions[h], uploaded[-1])
                 local_optimizer.step()
-            scalars.append(torch.stack(uploaded))
+            scalars.append(config.released_scalars(torch.stack(uploaded), t, m))
             num_samples.append(samples)
 
         # 6. The mean for each step and direction, replayed as h successive steps.
