@@ -174,27 +174,32 @@ def tune(
         for tuned in rows:
             check_run(_plan(tuned, tuned.grid.points[0], tuning).config)
         with stop_on_interrupt(stop):
-            for tuned in rows:
-                say(f"{tuned.row.label}: {describe(tuned.grid)}")
-                is_interrupted = _tune_row(tuned, tuning, has_finals, attempts, say)
+            # Side by side all rows at once: while one is extended, the others keep every job busy.
+            for together in [rows] if jobs > 1 else [[tuned] for tuned in rows]:
+                is_interrupted = _tune_rows(together, tuning, has_finals, attempts, say)
                 if is_interrupted:
                     break
     return TuningResult(tuning=tuning, rows=rows, is_interrupted=is_interrupted)
 
 
-def _tune_row(
-    tuned: TunedRow, tuning: Tuning, has_finals: bool, attempts: Attempts, say: Say
+def _tune_rows(
+    rows: Sequence[TunedRow], tuning: Tuning, has_finals: bool, attempts: Attempts, say: Say
 ) -> bool:
-    """Run a row's grid, its extensions and its finals; return whether Ctrl-C stopped it."""
-    points = tuned.grid.points
+    """Run rows' grids, their extensions and their finals; return whether Ctrl-C stopped them."""
+    for tuned in rows:
+        say(f"{tuned.row.label}: {describe(tuned.grid)}")
+    points = [(tuned, tuned.grid.points) for tuned in rows]
     while points:
-        if _try(tuned, points, tuning, attempts, say):
+        if _try(points, tuning, attempts, say):
             return True
-        points = tuned.missing_neighbours
-        if tuned.num_extensions >= tuning.max_extensions:
-            break
-        tuned.num_extensions += bool(points)
-    return has_finals and _run_finals(tuned, tuning, attempts, say)
+        points = [
+            (tuned, beyond)
+            for tuned in rows
+            if tuned.num_extensions < tuning.max_extensions and (beyond := tuned.missing_neighbours)
+        ]
+        for tuned, _ in points:
+            tuned.num_extensions += 1
+    return has_finals and _run_finals(rows, tuning, attempts, say)
 
 
 def row_grid(row: Row) -> Grid:
@@ -246,57 +251,64 @@ def setting_text(settings: Mapping[str, Any]) -> str:
 
 
 def _try(
-    tuned: TunedRow,
-    points: Sequence[Point],
+    wanted: Sequence[tuple[TunedRow, Sequence[Point]]],
     tuning: Tuning,
     attempts: Attempts,
     say: Say,
 ) -> bool:
-    """Run some settings of a row; return whether Ctrl-C stopped it."""
-    total = len(tuned.trials) + len(points)
-    planned_runs = [_plan(tuned, point, tuning) for point in points]
+    """Run some settings of some rows; return whether Ctrl-C stopped it."""
+    tried = [(tuned, point) for tuned, points in wanted for point in points]
+    planned_runs = [_plan(tuned, point, tuning) for tuned, point in tried]
+    numbers = [
+        f"[{number}/{len(tuned.trials) + len(points)}]"
+        for tuned, points in wanted
+        for number in range(len(tuned.trials) + 1, len(tuned.trials) + len(points) + 1)
+    ]
     titles = [
-        f"[{number}/{total}] {planned.name}"
-        for number, planned in enumerate(planned_runs, len(tuned.trials) + 1)
+        f"{number} {planned.name}" for number, planned in zip(numbers, planned_runs, strict=True)
     ]
     is_interrupted = False
-    trials: dict[Point, Trial] = {}
+    trials: dict[int, Trial] = {}
     for position, attempt in attempts(planned_runs, titles=titles):
         if attempt.status == "interrupted":
             is_interrupted = True
             continue
+        tuned, point = tried[position]
         trial = Trial(
-            settings=tuned.grid.settings(points[position]),
+            settings=tuned.grid.settings(point),
             extension=tuned.num_extensions,
             result=attempt.run.result if attempt.run else None,
             error=attempt.error,
         )
-        trials[points[position]] = trial
+        trials[position] = trial
         say(f"{titles[position]}: {_outcome(trial, attempt)}")
-    # In the order of the grid, not of their end: among equals the first is chosen.
-    tuned.trials |= {point: trials[point] for point in points if point in trials}
+    # In the order of the grids, not of their end: among equals the first is chosen.
+    for position in sorted(trials):
+        tuned, point = tried[position]
+        tuned.trials[point] = trials[position]
     return is_interrupted
 
 
-def _run_finals(tuned: TunedRow, tuning: Tuning, attempts: Attempts, say: Say) -> bool:
-    """Run the best settings again on further seeds; return whether Ctrl-C stopped it."""
-    points = tuned.finalists(tuning.finalists)
-    pairs = [(point, seed) for point in points for seed in tuning.finalist_seeds]
-    planned_runs = [_plan(tuned, point, tuning, seed) for point, seed in pairs]
+def _run_finals(rows: Sequence[TunedRow], tuning: Tuning, attempts: Attempts, say: Say) -> bool:
+    """Run rows' best settings again on further seeds; return whether Ctrl-C stopped it."""
+    seeds = tuning.finalist_seeds
+    finals = [(tuned, point) for tuned in rows for point in tuned.finalists(tuning.finalists)]
+    runs = [(tuned, point, seed) for tuned, point in finals for seed in seeds]
+    planned_runs = [_plan(tuned, point, tuning, seed) for tuned, point, seed in runs]
     titles = [
-        f"[final {number}/{len(pairs)}] {planned.name}"
+        f"[final {number}/{len(runs)}] {planned.name}"
         for number, planned in enumerate(planned_runs, 1)
     ]
-    results: dict[tuple[Point, int], RunResult | None] = {}
+    results: dict[int, RunResult | None] = {}
     for position, attempt in attempts(planned_runs, titles=titles):
         if attempt.status == "interrupted":
             return True
-        result = attempt.run.result if attempt.run else None
-        results[pairs[position]] = result
-        trial = Trial(settings={}, extension=0, result=result, error=attempt.error)
+        results[position] = attempt.run.result if attempt.run else None
+        trial = Trial(settings={}, extension=0, result=results[position], error=attempt.error)
         say(f"{titles[position]}: {_outcome(trial, attempt)}")
-    for point in points:
-        reruns = tuple(results[point, seed] for seed in tuning.finalist_seeds)
+    for number, (tuned, point) in enumerate(finals):
+        first = number * len(seeds)
+        reruns = tuple(results[first + offset] for offset in range(len(seeds)))
         tuned.trials[point] = replace(tuned.trials[point], reruns=reruns)
     return False
 

@@ -59,11 +59,13 @@ def experiment(tmp_path):
 @pytest.fixture
 def tuned(monkeypatch, tmp_path):
     """Tune with runs whose accuracy is a function of their configuration."""
+    waves = []  # methods of the runs that may go side by side
 
-    def run(experiment, accuracy, interrupt_after=math.inf):
+    def run(experiment, accuracy, interrupt_after=math.inf, jobs=1):
         seen = []
 
-        def fake(planned_runs, out_dir, **_):
+        def fake(planned_runs, out_dir, *, jobs, **_):
+            waves.append([planned.config.method for planned in planned_runs])
             for position, planned in enumerate(planned_runs):
                 attempt = one(planned)
                 yield position, attempt
@@ -99,11 +101,13 @@ def tuned(monkeypatch, tmp_path):
         result = tune(
             experiment,
             tmp_path / "out",
+            jobs=jobs,
             show_progress=lambda title: contextlib.nullcontext(lambda progress: None),
             say=lines.append,
         )
         return result, seen, lines
 
+    run.waves = waves
     return run
 
 
@@ -280,6 +284,20 @@ def test_finalists_run_on_further_seeds_and_their_mean_decides(experiment, tuned
     assert "seeds 100, 7, 8, not compared" in note
     assert any("[final 1/4]" in line and "seed 7" in line for line in lines)
     assert len({planned.folder for planned in seen}) == len(seen)
+
+
+def test_side_by_side_no_row_waits_for_the_others_extensions(experiment, tuned):
+    text = FILE.replace("finalists = 1", "finalists = 2\nfinalist_seeds = [101, 102]")
+    alone, seen_alone, _ = tuned(experiment(text), peak(1.0, 0.001))
+    one_by_one = [*tuned.waves]
+    tuned.waves.clear()
+    together, seen, lines = tuned(experiment(text), peak(1.0, 0.001), jobs=2)
+    assert all(len(set(wave)) == 1 for wave in one_by_one)
+    assert [set(wave) for wave in tuned.waves] == [{"sflv1", "frozen"}] * 4  # grid, 2 more, finals
+    assert together.chosen == alone.chosen
+    assert [row.trials.keys() for row in together.rows] == [row.trials.keys() for row in alone.rows]
+    assert {p.folder for p in seen} == {p.folder for p in seen_alone}
+    assert "SFLV1: 4 settings" in lines[0] and "Frozen client: 4 settings" in lines[1]
 
 
 def test_a_finalist_that_fails_on_a_seed_has_lost(experiment, tuned):
