@@ -1,6 +1,8 @@
-"""How much memory a simulation takes, driver and workers together, as clients are added.
+r"""How much memory a simulation takes, driver and workers together, as clients are added.
 
     python -m leansplit.experiments.memory --clients 100 --clients 500
+    python -m leansplit.experiments.memory --clients 10000 --rounds 10 --set cohort=1000 \
+        --set clients_per_node=auto --set task_options.copies=56
 
 Each run is a process of its own; the sum of the proportional set sizes (PSS: shared pages are
 divided among the processes that share them) of its whole process tree is sampled until it ends.
@@ -52,7 +54,7 @@ def memory_bytes(root: psutil.Process) -> tuple[int, int]:
         for process in [root, *root.children(recursive=True)]:
             try:
                 held += process.memory_full_info().pss
-                peaks += _peak_bytes(process.pid)
+                peaks += peak_bytes(process.pid)
             except (psutil.NoSuchProcess, psutil.ZombieProcess, psutil.AccessDenied):
                 continue  # it ended while we looked
     except psutil.NoSuchProcess:
@@ -60,7 +62,8 @@ def memory_bytes(root: psutil.Process) -> tuple[int, int]:
     return held, peaks
 
 
-def _peak_bytes(pid: int) -> int:
+def peak_bytes(pid: int) -> int:
+    """Return the most that a process ever held; 0 where the system does not say, or it ended."""
     try:
         status = Path(f"/proc/{pid}/status").read_text(encoding="utf-8")
     except OSError:
@@ -73,12 +76,14 @@ def main(
     clients: Annotated[list[int], typer.Option(help="Populations to compare.")],
     method: Annotated[str, typer.Option(help="Method.")] = "ho-sfl",
     rounds: Annotated[int, typer.Option(help="Rounds of each run.")] = 30,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="More keys: KEY=VALUE.")] = None,
 ) -> None:
     """Print the peak memory for each population."""
     for population in clients:
         with tempfile.TemporaryDirectory() as out:
             code = "from leansplit.experiments.cli import main; main()"
             arguments = ["run", method, "--clients", str(population), "--rounds", str(rounds)]
+            arguments += [f"--set={setting}" for setting in set_ or []]
             peak = peak_memory_bytes([sys.executable, "-c", code, *arguments, "--out", out])
         typer.echo(f"{method}, {population} clients: peak {peak / _MB:,.0f} MB")
 

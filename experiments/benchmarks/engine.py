@@ -2,14 +2,17 @@
 
     python -m leansplit.experiments.benchmarks.engine digits
     python -m leansplit.experiments.benchmarks.engine cifar10 --set task_options.data_path=FOLDER
+    python -m leansplit.experiments.benchmarks.engine cifar10 --device cuda
 
-The three compute the same numbers from the same seeds; their final models are compared.
+The three compute the same numbers from the same seeds; their final models are compared. Each draws
+its own directions: what one has drawn is not there for the others. On another device, and with
+``--core``, the two loops of torch are compared alone: joined passes, and one client at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from itertools import groupby, islice
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Annotated, Any, Final
 
 import torch
@@ -17,6 +20,7 @@ import typer
 from torch import Tensor
 
 from leansplit.clients.task_workload import task_client_data
+from leansplit.devices import CPU, exact_float32, usable_device
 from leansplit.errors import RunFailedError, UserError, require_choice
 from leansplit.experiments.benchmarks.turns import AfterStep, Turns, ratios
 from leansplit.experiments.command_line import exit_on_errors, parse_settings
@@ -31,7 +35,14 @@ from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import settled_config
 from leansplit.server_app.recording import Progress
-from leansplit.zeroth_order import estimate, float64_inner_product, forward_only, perturbed
+from leansplit.tasks.task import Examples
+from leansplit.zeroth_order import (
+    estimate,
+    float64_inner_product,
+    forward_only,
+    fresh_directions,
+    perturbed,
+)
 
 _LARGE_CNN: Final = {
     "task": "cifar10",
@@ -57,6 +68,7 @@ CASES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Name -> the run that is measured."""
 
+_WARM_UP: Final = 3
 _STEP: Final = {"probe.num_perturbations": 5, "client.lr": 1e-4, "server.lr": 1e-3}
 
 
@@ -72,7 +84,7 @@ def bare_ho_sfl(
     """Train as :func:`leansplit.reference.ho_sfl` does, as fast as plain torch allows.
 
     Nothing is sent, checked, priced or kept for anybody, every direction is drawn once, and
-    ``batches_at_once`` clients' batches are run forward together.
+    ``batches_at_once`` clients' batches of one shape are run forward together.
     """
     zo = config.zeroth_order
     client_model, server_model = model.client_model.eval(), model.server_model
@@ -84,13 +96,18 @@ def bare_ho_sfl(
     assert client_optimizer is not None
 
     def smashed_data(at: Tensor, batches: Sequence[Tensor]) -> list[Tensor]:
-        outputs: list[Tensor] = []
-        for _, alike in groupby(batches, key=lambda batch: batch.shape):  # texts differ in length
-            for chunk in batched(alike, batches_at_once):
-                z = forward_only(client_model, spec.views(at), torch.cat(chunk))
-                size = len(chunk[0])
-                outputs += [z[first : first + size] for first in range(0, len(z), size)]
-        return outputs
+        alike: dict[torch.Size, list[int]] = {}  # texts differ in length
+        for place, batch in enumerate(batches):
+            alike.setdefault(batch.shape, []).append(place)
+        outputs: dict[int, Tensor] = {}
+        for places in alike.values():
+            for first in range(0, len(places), batches_at_once):
+                chunk = places[first : first + batches_at_once]
+                joined = torch.cat([batches[place] for place in chunk])
+                z = forward_only(client_model, spec.views(at), joined)
+                parts = torch.split(z, len(batches[chunk[0]]))
+                outputs.update(zip(chunk, parts, strict=True))
+        return [outputs[place] for place in range(len(batches))]
 
     for t in range(1, num_rounds + 1):
         data = [
@@ -125,80 +142,116 @@ def bare_ho_sfl(
     load_parameters_(client_model, spec.views(theta))
 
 
-def batched(items: Iterable[Tensor], size: int) -> Iterator[list[Tensor]]:
-    """Yield the items, ``size`` at a time."""
-    rest = iter(items)
-    while chunk := list(islice(rest, size)):
-        yield chunk
-
-
 class Case:
     """One run, as three programs.
 
     Args:
         config: the run, HO-SFL; its ``rounds`` are measured.
         threads: torch threads of the two plain programs.
+        device: of the two plain programs.
+        batches_at_once: clients' batches that bare torch runs together; 0 = to be found out.
     """
 
-    def __init__(self, config: RunConfig, threads: int) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        threads: int,
+        device: torch.device = CPU,
+        batches_at_once: int = 0,
+    ) -> None:
         self._config = config
         self._threads = threads
-        workload = config.workload()
-        self._task = workload.load_task()
-        self._build: Callable[[], SplitModel] = lambda: workload.build_model(self._task)
-        data = task_client_data(workload, self._task)
-        self._clients = [data(m) for m in range(config.clients)]
-        settings = settled_config(config, self._task, self._build())
+        self._device = device
+        self._workload = config.workload()
+        self._task = self._workload.load_task()
+        data = task_client_data(self._workload, self._task)
+        shares = (data(m) for m in range(config.clients))
+        self._clients = [Examples(s.inputs.to(device), s.labels.to(device)) for s in shares]
+        settings = settled_config(config, self._task, self._workload.build_model(self._task))
         assert isinstance(settings, HOSFLConfig)
         self._settings = settings
-        self.batches_at_once = 1
+        self.batches_at_once = batches_at_once
         self.ends: dict[str, dict[str, Tensor]] = {}
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether the plain programs run on another device than the CPU."""
+        return self._device != CPU
+
     def choose_batches_at_once(self) -> None:
-        """Find out how many clients' batches bare torch runs best together."""
-        sizes = [n for n in (1, 4, 16, 64) if n <= self._settings.cohort_size]
-        programs = {str(n): self._bare_with(n, num_rounds=4) for n in sizes}
+        """Find out how many clients' batches bare torch runs best together.
+
+        It has every size to choose from that leansplit has, and all of them at once.
+        """
+        if self.batches_at_once:
+            return
+        cohort = self._settings.cohort_size
+        sizes = sorted({cohort, *(2**k for k in range(cohort.bit_length()) if 2**k <= cohort)})
+        programs = {str(n): self._bare_with(n, num_rounds=3) for n in sizes}
         seconds = Turns(programs).run()
         self.batches_at_once = min(sizes, key=lambda n: min(seconds[str(n)][1:]))
 
     def programs(self) -> dict[str, Callable[[AfterStep], None]]:
         """Return name -> the program."""
+        loops = self.loops()
+        return {"bare torch": loops.pop("bare torch"), "leansplit": self._leansplit, **loops}
+
+    def loops(self) -> dict[str, Callable[[AfterStep], None]]:
+        """Return name -> the program, without leansplit's engine."""
         bare = self._bare_with(self.batches_at_once, self._config.rounds)
-        return {"bare torch": bare, "leansplit": self._leansplit, "one by one": self._one_by_one}
+        return {"bare torch": bare, "one by one": self._one_by_one}
 
     def _bare_with(self, batches_at_once: int, num_rounds: int) -> Callable[[AfterStep], None]:
         def run(after_step: AfterStep) -> None:
-            torch.set_num_threads(self._threads)
             model = self._build()
-            bare_ho_sfl(
-                model,
-                self._task.loss,
-                self._clients,
-                self._settings,
-                num_rounds,
-                after_step,
-                batches_at_once,
-            )
+            with fresh_directions():
+                bare_ho_sfl(
+                    model,
+                    self._task.loss,
+                    self._clients,
+                    self._settings,
+                    num_rounds,
+                    self._ended(after_step),
+                    batches_at_once,
+                )
             self.ends["bare torch"] = model.full_state_dict()
 
         return run
 
-    def _one_by_one(self, after_step: AfterStep) -> None:
+    def _build(self) -> SplitModel:
+        """Return a model for a loop that begins in this thread."""
         torch.set_num_threads(self._threads)
-        model = self._build()
+        model = self._workload.build_model(self._task)
+        model.full_model.to(self._device)
+        return model
+
+    def _ended(self, after_step: AfterStep) -> AfterStep:
+        """Return what ends a step once the device has done its work."""
+        if self._device.type != "cuda":
+            return after_step
+
+        def wait() -> None:
+            torch.cuda.synchronize(self._device)
+            after_step()
+
+        return wait
+
+    def _one_by_one(self, after_step: AfterStep) -> None:
+        model, ended = self._build(), self._ended(after_step)
 
         def after_round(_: int) -> bool:
-            after_step()
+            ended()
             return True
 
-        ho_sfl(
-            model,
-            self._task.loss,
-            self._clients,
-            self._settings,
-            self._config.rounds,
-            after_round,
-        )
+        with fresh_directions():
+            ho_sfl(
+                model,
+                self._task.loss,
+                self._clients,
+                self._settings,
+                self._config.rounds,
+                after_round,
+            )
         self.ends["one by one"] = model.full_state_dict()
 
     def _leansplit(self, after_step: AfterStep) -> None:
@@ -210,15 +263,16 @@ class Case:
                 done = progress.round
                 after_step()
 
-        outcome = launch(self._config, on_progress=on_progress)
+        with fresh_directions():
+            outcome = launch(self._config, on_progress=on_progress)
         if outcome.status != "completed":
             raise RunFailedError(outcome.error or "the run did not complete")
         self.ends["leansplit"] = outcome.final_state
 
-    def largest_difference(self, name: str) -> float:
+    def largest_difference(self, name: str, other: str) -> float:
         """Return the largest difference of a parameter of two programs' final models."""
-        mine, other = self.ends["leansplit"], self.ends[name]
-        return max(float((mine[key] - other[key]).abs().max()) for key in mine)
+        ends = self.ends[name], self.ends[other]
+        return max(float((ends[0][key] - ends[1][key]).abs().max()) for key in ends[0])
 
 
 def main(
@@ -226,45 +280,67 @@ def main(
     steps: Annotated[int, typer.Option(help="Steps that are measured.")] = 12,
     workers: Annotated[int, typer.Option(help="Ray workers of leansplit; -1 = no Ray.")] = -1,
     threads: Annotated[int, typer.Option(help="Torch threads in all.")] = 2,
+    core: Annotated[bool, typer.Option("--core", help="The two loops of torch alone.")] = False,
+    device: Annotated[str, typer.Option(help="Of the two loops: cpu, cuda.")] = "cpu",
+    joined: Annotated[int, typer.Option(help="Batches bare torch joins; 0 = what is best.")] = 0,
     set_: Annotated[list[str] | None, typer.Option("--set", help="More keys: KEY=VALUE.")] = None,
 ) -> None:
-    """Print how the three compare, step by step."""
+    """Print how the programs compare, step by step."""
     with exit_on_errors():
-        _compare(case, steps, workers, threads, parse_settings(set_))
+        require_choice("the case", case, CASES)
+        if steps < 4:
+            raise UserError(f"steps must be at least 4, got {steps}")
+        if joined < 0:
+            raise UserError(f"joined must be at least 0, got {joined}")
+        where = usable_device(device)
+        settings = _settings(case, steps, workers, threads) | parse_settings(set_)
+        settings.setdefault("clients_per_node", -(-int(settings["clients"]) // max(workers, 1)))
+        measured = Case(run_config("ho-sfl", settings), threads, where, joined)
+        if core or where != CPU:
+            what = f"the core loops on {_name(where)}, {threads} threads"
+            _compare(f"{case}: {steps} steps of {what}", measured, measured.loops, "bare torch")
+        else:
+            what = f"{threads} threads in all, {workers} Ray workers"
+            _compare(f"{case}: {steps} steps, {what}", measured, measured.programs, "leansplit")
 
 
-def _compare(case: str, steps: int, workers: int, threads: int, more: dict[str, Any]) -> None:
-    require_choice("the case", case, CASES)
-    if steps < 4:
-        raise UserError(f"steps must be at least 4, got {steps}")
-    warm_up = 3
-    settings = {
-        **{**CASES[case], **_STEP, "rounds": steps + warm_up, "evaluate_every": steps + warm_up},
+def _settings(case: str, steps: int, workers: int, threads: int) -> dict[str, Any]:
+    rounds = steps + _WARM_UP
+    return {
+        **{**CASES[case], **_STEP, "rounds": rounds, "evaluate_every": rounds},
         **{"workers": workers, "num_threads": max(threads // max(workers, 1), 1)},
         **{"replica_storage": "worker", "samples": 0, "telemetry_every": 0},
-        **more,
     }
-    settings.setdefault("clients_per_node", -(-int(settings["clients"]) // max(workers, 1)))
-    measured = Case(run_config("ho-sfl", settings), threads)
-    measured.choose_batches_at_once()
-    seconds = Turns(measured.programs()).run()
-    typer.echo(f"{case}: {steps} steps, {threads} threads in all, {workers} Ray workers")
+
+
+def _compare(
+    title: str,
+    measured: Case,
+    programs: Callable[[], Mapping[str, Callable[[AfterStep], None]]],
+    to: str,
+) -> None:
+    """Run the programs in turn; print each one's time as a ratio to that of ``to``."""
+    # TF32 and the choice of kernels are the process's: programs must not set them one by one.
+    with exact_float32() if measured.is_elsewhere else nullcontext():
+        measured.choose_batches_at_once()
+        seconds = Turns(programs()).run()
+    typer.echo(title)
     typer.echo(_environment())
     for name, each in seconds.items():
-        middle = sorted(each[warm_up:])[len(each[warm_up:]) // 2]
+        middle = sorted(each[_WARM_UP:])[len(each[_WARM_UP:]) // 2]
         typer.echo(f"{name}: {middle:.3f} s a step")
-    bare, lean, single = (seconds[n] for n in ("bare torch", "leansplit", "one by one"))
-    _echo("bare torch / leansplit", ratios(bare, lean, warm_up))
-    _echo("one by one / leansplit", ratios(single, lean, warm_up))
+    others = [name for name in seconds if name != to]
+    for name in others:
+        low, middle, high = ratios(seconds[name], seconds[to], _WARM_UP)
+        typer.echo(f"{name} / {to}: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
     typer.echo(f"bare torch joins {measured.batches_at_once} clients' batches")
-    for name in ("bare torch", "one by one"):
-        difference = measured.largest_difference(name)
-        typer.echo(f"final models of leansplit and {name} differ by {difference:.1e} at most")
+    for name in others:
+        difference = measured.largest_difference(to, name)
+        typer.echo(f"final models of {to} and {name} differ by {difference:.1e} at most")
 
 
-def _echo(name: str, quartiles: tuple[float, ...]) -> None:
-    low, middle, high = quartiles
-    typer.echo(f"{name}: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
+def _name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def _environment() -> str:

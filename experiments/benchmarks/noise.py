@@ -5,6 +5,7 @@
 
 On a GPU a direction is added in one kernel, which is compared with copying the parameters: both
 read and write them once, so the ratio is the share of a copy's bandwidth that the kernel reaches.
+The parameters are many more there, so that neither caches nor starting a kernel counts.
 """
 
 from __future__ import annotations
@@ -25,8 +26,11 @@ from leansplit.noise import Direction, draw_perturbation, fused_kernel_for, nump
 from leansplit.noise.fused import FUSED_DIRECTIONS
 from leansplit.server_app.environment import collect_environment
 from leansplit.zeroth_order import ZerothOrderConfig, perturbed, unshared_directions
+from leansplit.zeroth_order.directions import direction_parts
 
 _SEED = 1
+_ON_THE_CPU, _ON_A_GPU = 10_000_000, 250_000_000
+_D = f"by default {_ON_THE_CPU:,}, elsewhere {_ON_A_GPU:,}"
 _OPTIMIZERS = {
     "plain SGD": OptimizerConfig(lr=1e-3),
     "SGD with momentum": OptimizerConfig(lr=1e-3, momentum=0.9),
@@ -36,6 +40,9 @@ _OPTIMIZERS = {
 
 def uses(parameters: int) -> dict[str, Callable[[], object]]:
     """Return name -> what one direction is used for: theta + mu u, and the step along it.
+
+    The first uses it for nothing: it is drawn in parts of 512 KiB, as all uses draw it, while what
+    they are compared with writes the whole of it to fresh memory.
 
     Args:
         parameters: d.
@@ -48,8 +55,15 @@ def uses(parameters: int) -> dict[str, Callable[[], object]]:
         replica = Replica({"weights": theta}, optimizer, config)
         return lambda: replica.apply_(Update(next(rounds), (_SEED,), (1e-3,)))
 
-    perturb = {"perturb": lambda: perturbed(theta, config.perturbation_scale, _SEED, config)}
-    return perturb | {f"update, {name}": step(each) for name, each in _OPTIMIZERS.items()}
+    def draw_in_parts() -> None:
+        for _ in direction_parts(_SEED, parameters, config.direction, theta.device):
+            pass
+
+    return {
+        "draw in parts": draw_in_parts,
+        "perturb": lambda: perturbed(theta, config.perturbation_scale, _SEED, config),
+        **{f"update, {name}": step(each) for name, each in _OPTIMIZERS.items()},
+    }
 
 
 def beside_a_copy(parameters: int, device: torch.device, repeats: int) -> dict[str, list[float]]:
@@ -85,15 +99,16 @@ def beside_a_copy(parameters: int, device: torch.device, repeats: int) -> dict[s
 
 def main(
     elements: Annotated[int, typer.Option(help="Elements of each draw.")] = 4_000_000,
-    parameters: Annotated[int, typer.Option(help="d, parameters that move.")] = 10_000_000,
+    parameters: Annotated[int | None, typer.Option(help=f"d, parameters that move; {_D}.")] = None,
     repeats: Annotated[int, typer.Option(help="Turns of the interleaved run.")] = 15,
     device: Annotated[str, typer.Option(help="Where the parameters are: cpu, cuda.")] = "cpu",
 ) -> None:
     """Print minimum, median and maximum of the ratios, on one thread."""
     with exit_on_errors():
         if device != "cpu":
-            _print_beside_a_copy(usable_device(device), parameters, repeats)
+            _print_beside_a_copy(usable_device(device), parameters or _ON_A_GPU, repeats)
             return
+    parameters = parameters or _ON_THE_CPU
     torch.set_num_threads(1)
     versions, _, hardware = collect_environment()
     typer.echo(

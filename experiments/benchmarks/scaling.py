@@ -12,7 +12,7 @@ import multiprocessing
 import re
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Annotated, Any, Final
@@ -24,7 +24,7 @@ from leansplit.errors import RunFailedError, UserError, require_choice
 from leansplit.experiments.benchmarks.turns import AfterStep, Turns, ratios
 from leansplit.experiments.command_line import exit_on_errors, parse_settings
 from leansplit.experiments.launch import launch
-from leansplit.experiments.memory import memory_bytes
+from leansplit.experiments.memory import memory_bytes, peak_bytes
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.recording import Progress
@@ -91,7 +91,8 @@ class Measured:
     Attributes:
         held_bytes: memory of its processes after the last step, shared pages divided among them.
         peak_bytes: the largest that each of its processes ever was, added up: no less than the
-            peak of all together.
+            peak of all together. Of Ray's processes, which end with the run, up to the last step;
+            of the run's own also while it synchronises clients and evaluates at its end.
     """
 
     held_bytes: int = 0
@@ -101,7 +102,8 @@ class Measured:
 def take_steps(config: RunConfig, connection: Connection) -> None:
     """Run ``config``, one step whenever the other end asks for one: the body of a process.
 
-    It answers every step, and in the end what went wrong, if anything did.
+    It answers every step, and in the end what went wrong, if anything did; then it stays until it
+    hears once more.
     """
     done = 0
 
@@ -114,10 +116,12 @@ def take_steps(config: RunConfig, connection: Connection) -> None:
 
     connection.recv()
     try:
-        outcome = launch(config, on_progress=on_progress)
-        connection.send(outcome.error)
-    except Exception as error:
-        connection.send(f"{type(error).__name__}: {error}")
+        error = launch(config, on_progress=on_progress).error
+    except Exception as failure:
+        error = f"{type(failure).__name__}: {failure}"
+    connection.send(error)
+    with suppress(EOFError):
+        connection.recv()
 
 
 @contextmanager
@@ -146,12 +150,15 @@ def program(
     """
 
     def run(after_step: AfterStep) -> None:
-        for step in range(rounds):
+        for _ in range(rounds):
             _ask(connection)
-            if step + 1 == rounds:
-                measured.held_bytes, measured.peak_bytes = memory_bytes(process)
             after_step()
+        # In a turn of its own: reading what a large process holds takes a while.
+        measured.held_bytes, measured.peak_bytes = memory_bytes(process)
+        so_far = peak_bytes(process.pid)
         _ask(connection)
+        measured.peak_bytes += peak_bytes(process.pid) - so_far
+        connection.send(None)
 
     return run
 

@@ -34,7 +34,7 @@ def test_noise_is_compared_with_randn_and_its_uses_with_drawing_it(capsys):
     assert lines[2] == "100 parameters, one Gaussian direction, to drawing it"
     named = [line.strip().rpartition(":")[0] for line in lines if "median" in line]
     assert named == [
-        *("gaussian", "rademacher", "perturb"),
+        *("gaussian", "rademacher", "draw in parts", "perturb"),
         *(f"update, {optimizer}" for optimizer in ("plain SGD", "SGD with momentum", "AdamW")),
     ]
 

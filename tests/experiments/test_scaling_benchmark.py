@@ -4,6 +4,7 @@ import multiprocessing
 import re
 import threading
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import psutil
 import pytest
@@ -45,6 +46,24 @@ def test_every_point_is_compared_with_the_first(scale):
     )
     assert "for each client more" in second and "for each client more" not in first
     assert second.startswith("clients=300, cohort=2, model_options.channels=[4, 4]: ")
+
+
+def test_memory_is_read_outside_of_steps_and_once_more_at_the_end(monkeypatch):
+    said = []
+    connection = SimpleNamespace(send=lambda _: said.append("go on"), recv=lambda: None)
+    peaks = iter([300, 450])  # of the run's own process: after the last step, and at its end
+
+    def memory(_):
+        said.append("memory")
+        return 100, 1000
+
+    monkeypatch.setattr(scaling, "memory_bytes", memory)
+    monkeypatch.setattr(scaling, "peak_bytes", lambda _: next(peaks))
+    measured = scaling.Measured()
+    steps = scaling.program(connection, SimpleNamespace(pid=1), 2, measured)
+    steps(lambda: said.append("step"))
+    assert said == ["go on", "step", "go on", "step", "memory", "go on", "go on"]
+    assert (measured.held_bytes, measured.peak_bytes) == (100, 1150)
 
 
 def test_every_client_fills_a_batch():

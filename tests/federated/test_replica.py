@@ -20,7 +20,6 @@ from leansplit.zeroth_order import (
     estimate,
     unshared_directions,
 )
-from leansplit.zeroth_order.directions import DirectionCache
 
 ZO = ZerothOrderConfig(num_perturbations=3, perturbation_scale=1e-2)
 OPTIMIZERS = {
@@ -143,9 +142,9 @@ def small_parts(monkeypatch):
         return draw_perturbations(seeds, num_elements, start=start, stop=stop, **options)
 
     monkeypatch.setattr(directions, "_SHORTEST_PART", 8)
-    monkeypatch.setattr(directions, "_caches", [DirectionCache(9 * 8)])  # 9 directions of 8 floats
     monkeypatch.setattr(directions, "draw_perturbations", counted)
-    return drawn
+    with directions._keeping(9 * 8):  # bytes: for parts of 8 elements of 9 directions
+        yield drawn
 
 
 @pytest.mark.parametrize(

@@ -1,3 +1,5 @@
+import threading
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,6 +13,7 @@ from leansplit.zeroth_order import (
     ZerothOrderConfig,
     directions,
     estimate,
+    fresh_directions,
     probe,
     unshared_directions,
 )
@@ -72,6 +75,25 @@ def test_nothing_is_shared_within_the_block():
     assert draw_direction(5, 10, "gaussian", "cpu") is shared
 
 
+def test_threads_that_take_turns_share_nothing_within_their_blocks():
+    """Else the first of two programs that are compared would draw for the second."""
+    drawn = {}
+
+    def program(name):
+        with fresh_directions():
+            drawn[name] = draw_direction(6, 10, "gaussian", "cpu")
+            assert draw_direction(6, 10, "gaussian", "cpu") is drawn[name]
+
+    with fresh_directions():
+        program("here")
+        outside = draw_direction(6, 10, "gaussian", "cpu")
+        other = threading.Thread(target=program, args=("there",))
+        other.start()
+        other.join()
+        assert draw_direction(6, 10, "gaussian", "cpu") is outside
+    assert len({id(tensor) for tensor in (outside, *drawn.values())}) == 3
+
+
 @pytest.mark.parametrize("estimator", ["forward", "central"])
 def test_estimators_never_write_to_a_shared_direction(estimator):
     """Everyone in the process would step along the wrong direction and all checksums agree."""
@@ -81,7 +103,7 @@ def test_estimators_never_write_to_a_shared_direction(estimator):
     objective = SumObjective(lambda p: p["w"] ** 2)
     first = probe(objective, spec, torch.ones(20), seeds, config)
     gradient = estimate(spec, seeds, first, config, device="cpu")
-    cache = directions._caches[-1]
+    cache = directions._cache.get()
     for seed in seeds:
         kept = cache._kept[seed, 20, "gaussian", "cpu"]
         assert torch.equal(kept, draw_perturbation(seed, 20))
@@ -98,9 +120,9 @@ def test_estimators_never_write_to_a_shared_direction(estimator):
 )
 def test_parts_are_the_whole_direction_in_order(size, direction, part_elements, is_kept):
     cache = DirectionCache(10_000 if is_kept else 0)
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, fresh_directions():
         patch.setattr(directions, "_PART_ELEMENTS", part_elements)
-        patch.setattr(directions, "_caches", [cache])
+        directions._cache.set(cache)
         parts = list(direction_parts(7, size, direction, "cpu"))
     assert [part.indices(size) for part, _ in parts] == [
         (start, min(start + part_elements, size), 1) for start in range(0, size, part_elements)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Final
 
 import torch
@@ -68,7 +69,9 @@ class DirectionCache:
         return len(self._kept)
 
 
-_caches = [DirectionCache(_MAX_BYTES)]
+_shared = DirectionCache(_MAX_BYTES)
+_cache: ContextVar[DirectionCache] = ContextVar("direction_cache", default=_shared)
+"""The process's, but inside the blocks below: each thread has blocks of its own."""
 
 
 def draw_direction(
@@ -79,7 +82,7 @@ def draw_direction(
     The most recently used directions are kept, up to 64 MiB and 4,096 of them in a process; larger
     ones are drawn anew each time.
     """
-    return _caches[-1].draw(seed, num_elements, direction, device)
+    return _cache.get().draw(seed, num_elements, direction, device)
 
 
 def direction_parts(
@@ -91,7 +94,7 @@ def direction_parts(
     not kept never exists as a whole: each part of 131,072 elements (512 KiB) is drawn when it is
     asked for. Spheres do, since their norm must be known first.
     """
-    is_whole = direction in _SPHERES or _caches[-1].keeps(num_elements)
+    is_whole = direction in _SPHERES or _cache.get().keeps(num_elements)
     whole = draw_direction(seed, num_elements, direction, device) if is_whole else None
     for start in range(0, num_elements, _PART_ELEMENTS):
         stop = min(start + _PART_ELEMENTS, num_elements)
@@ -118,7 +121,7 @@ def parts_of_all(
         take more memory: more than 8,192 seeds of many elements, spheres that do not fit as a
         whole, a device that serves one client.
     """
-    cache = _caches[-1]
+    cache = _cache.get()
     if cache.keeps(num_elements) and 4 * num_elements * len(seeds) <= cache.max_bytes:
         return None
     size = _TOGETHER * cache.max_bytes // (4 * max(1, len(seeds)))
@@ -155,15 +158,15 @@ def unshared_directions() -> Iterator[None]:
 
 @contextmanager
 def fresh_directions() -> Iterator[None]:
-    """Know no direction that was drawn outside the block."""
+    """Know no direction that was drawn outside the block, or by another thread inside it."""
     with _keeping(_MAX_BYTES):
         yield
 
 
 @contextmanager
 def _keeping(max_bytes: int) -> Iterator[None]:
-    _caches.append(DirectionCache(max_bytes))
+    token = _cache.set(DirectionCache(max_bytes))
     try:
         yield
     finally:
-        _caches.pop()
+        _cache.reset(token)
