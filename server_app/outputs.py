@@ -134,14 +134,17 @@ def run_result(
 
 def _joint_passes_note(choices: Sequence[JointPassChoice]) -> str:
     """Return which clients' batches were run at once, if any were."""
-    largest: dict[tuple[int, ...], int] = {}
-    for choice in choices:
-        largest[choice.shape] = max(largest.get(choice.shape, 1), choice.joined)
-    if not largest:
+    fastest: dict[tuple[int, ...], JointPassChoice] = {}
+    for choice in choices:  # of several processes, perhaps
+        known = fastest.setdefault(choice.shape, choice)
+        if choice.speedup > known.speedup:
+            fastest[choice.shape] = choice
+    if not fastest:
         return ""
     listed = ", ".join(
-        f"{count} of shape {' x '.join(map(str, shape))}"
-        for shape, count in sorted(largest.items(), reverse=True)[:3]
+        f"{choice.joined} of shape {' x '.join(map(str, shape))} "
+        f"({choice.speedup:.1f} times as fast)"
+        for shape, choice in sorted(fastest.items(), reverse=True)[:3]
     )
     return f"Clients' batches that were run forward at once: up to {listed}."
 

@@ -10,6 +10,7 @@ from leansplit.server_app.outputs import run_result
 from leansplit.server_app.placement import Placement
 from leansplit.server_app.results import config_hash
 from leansplit.strategies.in_process_grid import InProcessGrid
+from leansplit.zeroth_order import JointPassChoice
 
 SMALL = {
     **{"clients": 10, "cohort": 6, "rounds": 3, "evaluate_every": 3, "alpha": 0.3},
@@ -65,6 +66,22 @@ def test_chosen_packing_changes_neither_bits_nor_ledger():
     result = run_result(found, command=[], started_at="2026-01-01T00:00:00+00:00")
     assert result.placement == {"clients_per_node": 4, "ray_workers": 0, "ray_nodes": 0}
     assert result.config["clients_per_node"] == "auto"
+
+
+def test_the_size_of_joined_passes_that_was_fastest_is_noted():
+    found = run(config(), 1)
+    shape, other = (8, 1, 8, 8), (5, 1, 8, 8)
+    found.joint_passes = [
+        JointPassChoice(shape, 2, 1.4),
+        JointPassChoice(shape, 4, 2.04),
+        JointPassChoice(shape, 8, 1.9),
+        JointPassChoice(other, 2, 1.1),
+    ]
+    result = run_result(found, command=[], started_at="2026-01-01T00:00:00+00:00")
+    assert result.notes[-1] == (
+        "Clients' batches that were run forward at once: up to 4 of shape 8 x 1 x 8 x 8 (2.0 times "
+        "as fast), 2 of shape 5 x 1 x 8 x 8 (1.1 times as fast)."
+    )
 
 
 def test_where_a_cluster_is_makes_no_other_run():

@@ -114,6 +114,44 @@ def test_every_size_of_a_shape_is_tried_once(joined_is_faster):
     assert len(passes.unreported) == 6
 
 
+def test_what_a_joined_pass_puts_out_is_bounded(joined_is_faster, monkeypatch):
+    monkeypatch.setattr(joint_passes, "_MAX_OUTPUT_BYTES", 5 * BATCHES[0].nbytes)
+    assert sizes_of(JointPasses(), of_each_row)[0] == [16, 16, 8]
+    monkeypatch.setattr(joint_passes, "_MAX_OUTPUT_BYTES", 1)
+    assert sizes_of(JointPasses(), of_each_row)[0] == [4] * 10
+
+
+def test_a_size_that_memory_does_not_hold_is_not_tried_again():
+    tried = []
+
+    def forward(inputs):
+        if len(inputs) > 8:
+            tried.append(len(inputs))
+            raise torch.OutOfMemoryError("no memory for so many")
+        time.sleep(0.005)
+        return of_each_row(inputs)
+
+    assert sizes_of(JointPasses(), forward)[0] == [8] * 5
+    assert tried == [16, 32]
+
+
+def test_of_texts_a_size_without_gain_is_given_up_after_a_few_lengths(monkeypatch):
+    tried = []
+
+    def speedup(_, batches):
+        tried.append((len(batches), batches[0].shape[-1]))
+        return {2: 1.05, 4: 1.2}[len(batches)]
+
+    monkeypatch.setattr(joint_passes, "_measured_speedup", speedup)
+    passes = JointPasses()
+    for length in range(1, 8):
+        list(passes.run(of_each_row, [torch.zeros(3, 2, length)] * 5))
+    assert [length for size, length in tried if size == 2] == [1, 2, 3, 4]
+    assert [length for size, length in tried if size == 4] == [1, 2, 3, 4, 5, 6, 7]
+    list(passes.run(of_each_row, [torch.zeros(2, 2, 9)] * 5))  # batches of another size
+    assert (2, 9) in tried
+
+
 @pytest.fixture
 def model():
     with torch_seeded(0):

@@ -38,10 +38,15 @@ JOINT_PASSES_MODES: Final[tuple[str, ...]] = get_args(JointPassesMode)
 
 MAX_SAMPLES: Final = 1024
 """Of one joined pass; more held no gain in any measurement and take memory."""
+_MAX_OUTPUT_BYTES, _MAX_OUTPUT_BYTES_ELSEWHERE = 64 * 2**20, 2**30
+"""Of a joined pass under ``auto``, on the CPU and on other devices: what long sequences and wide
+layers take must stay bounded."""
+_ENOUGH_SHAPES, _WORTHWHILE = 4, 1.1  # so many lengths without such a gain: a size is given up
 Pass = Callable[[Tensor], Tensor]
 """A batch [B, ...] -> its outputs [B, ...], each row a function of its own input alone."""
 
 _Key = tuple[tuple[int, ...], torch.dtype]
+_Kind = tuple[int, int, torch.dtype, int]  # batch size, axes, type, and the size of a joined pass
 
 
 @dataclass(frozen=True)
@@ -64,7 +69,8 @@ class JointPasses:
     """Runs batches of several clients through one model, several at once where that is equal.
 
     Sizes are powers of two. Each is tried once for every shape of a batch, when there are first
-    that many batches, and from then on what is fastest is taken of those that fit.
+    that many batches, and from then on what is fastest is taken of those that fit. Texts come in
+    many lengths: a size that gained less than a tenth in four of them is not tried in others.
 
     Attributes:
         mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, with
@@ -76,6 +82,8 @@ class JointPasses:
     mode: JointPassesMode = "auto"
     speedups: dict[_Key, dict[int, float]] = field(default_factory=dict)
     unreported: list[JointPassChoice] = field(default_factory=list)
+    _output_bytes: dict[_Key, int] = field(default_factory=dict)
+    _gains: dict[_Kind, list[float]] = field(default_factory=dict)
 
     def run(self, forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield ``forward(batch)`` for every batch, in order.
@@ -87,7 +95,9 @@ class JointPasses:
         start = 0
         while start < len(batches):
             size = self._size(forward, batches[start:])
-            yield from _together(forward, batches[start : start + size])
+            for outputs in _together(forward, batches[start : start + size]):
+                self._output_bytes[_key(batches[0])] = outputs.nbytes
+                yield outputs
             start += size
 
     def _size(self, forward: Pass, batches: Sequence[Tensor]) -> int:
@@ -96,11 +106,19 @@ class JointPasses:
         most = min(len(batches), max(MAX_SAMPLES // max(len(first), 1), 1))
         if self.mode != "auto":
             return most if self.mode == "on" else 1
-        speedups = self.speedups.setdefault((tuple(first.shape), first.dtype), {1: 1.0})
+        key = _key(first)
+        if key not in self._output_bytes:
+            return 1  # what a pass takes is found out first
+        is_cpu = first.device.type == "cpu"
+        allowed = _MAX_OUTPUT_BYTES if is_cpu else _MAX_OUTPUT_BYTES_ELSEWHERE
+        most = min(most, max(allowed // max(self._output_bytes[key], 1), 1))
+        speedups = self.speedups.setdefault(key, {1: 1.0})
         size = 2
         while size <= most:
-            if size not in speedups:
+            gains = self._gains.setdefault((len(first), first.ndim, first.dtype, size), [])
+            if size not in speedups and (len(gains) < _ENOUGH_SHAPES or max(gains) >= _WORTHWHILE):
                 speedups[size] = speedup = _measured_speedup(forward, batches[:size])
+                gains.append(speedup)
                 if speedup > 1:
                     self.unreported.append(JointPassChoice(tuple(first.shape), size, speedup))
             size *= 2
@@ -130,18 +148,34 @@ def _together(forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
 
 
 def _measured_speedup(forward: Pass, batches: Sequence[Tensor]) -> float:
-    """Return time of single passes / time of a joined one; 0 if their bits differ."""
-    pairs = zip(_together(forward, batches), batches, strict=True)
-    if not all(torch.equal(outputs, forward(batch)) for outputs, batch in pairs):
+    """Return time of single passes / time of a joined one; 0 if their bits differ.
+
+    The better of two times each, of which the first warms up.
+    """
+
+    def singly() -> list[Tensor]:
+        return [forward(batch) for batch in batches]
+
+    def jointly() -> list[Tensor]:
+        return [*_together(forward, batches)]
+
+    try:
+        (single_s, expected), (joined_s, found) = _timed(singly), _timed(jointly)
+        if not all(map(torch.equal, found, expected)):
+            return 0.0
+        del expected, found
+        return min(single_s, _timed(singly)[0]) / min(joined_s, _timed(jointly)[0])
+    except torch.OutOfMemoryError:
         return 0.0
-    single = min(_seconds(lambda: [forward(batch) for batch in batches]) for _ in range(2))
-    joined = min(_seconds(lambda: [*_together(forward, batches)]) for _ in range(2))
-    return single / joined
 
 
-def _seconds(work: Callable[[], list[Tensor]]) -> float:
+def _timed(work: Callable[[], list[Tensor]]) -> tuple[float, list[Tensor]]:
     started = time.perf_counter()
     outputs = work()
     if outputs[0].is_cuda:  # where the work may only have been launched
         torch.cuda.synchronize(outputs[0].device)
-    return time.perf_counter() - started
+    return time.perf_counter() - started, outputs
+
+
+def _key(batch: Tensor) -> _Key:
+    return tuple(batch.shape), batch.dtype
