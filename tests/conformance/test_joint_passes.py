@@ -1,6 +1,7 @@
 """Packed clients compute together: the plain loop's bits, and passes that were joined."""
 
 import pytest
+import torch
 
 from leansplit.zeroth_order import joint_passes
 
@@ -32,3 +33,30 @@ def test_joined_passes_end_in_the_references_bits(
         assert not outcome.joint_passes  # a small device's passes are not made larger
     else:
         assert outcome.joint_passes
+
+
+def test_switched_off_each_is_run_alone_and_switched_on_all_are_to_rounding(
+    configure, run_in_process, reference_checksum, monkeypatch
+):
+    joined = []
+    together = joint_passes._together
+
+    def noted(forward, batches):
+        joined.append(len(batches))
+        return together(forward, batches)
+
+    monkeypatch.setattr(joint_passes, "_together", noted)
+    ends = {}
+    for mode in joint_passes.JOINT_PASSES_MODES:
+        config = configure("ho-sfl", clients_per_node=8, cohort=6, joint_passes=mode)
+        outcome = run_in_process(config, afresh=True)
+        assert outcome.status == "completed", outcome.error
+        assert any(size > 1 for size in joined) == (mode != "off")
+        ends[mode] = outcome
+        joined.clear()
+    assert not ends["off"].joint_passes and not ends["on"].joint_passes  # nothing was measured
+    reference = reference_checksum(configure("ho-sfl", cohort=6))
+    assert [ends[mode].final_model_checksum for mode in ("off", "auto")] == [reference] * 2
+    assert list(ends["on"].ledger) == list(ends["off"].ledger)
+    for name, value in ends["off"].final_state.items():
+        torch.testing.assert_close(ends["on"].final_state[name], value, rtol=1e-4, atol=1e-6)

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from leansplit.noise import (
     client_dropout_seed,
     derive_seed,
+    first_uniforms,
     local_perturbation_seeds,
     numpy_generator,
     perturbation_seeds,
@@ -43,6 +44,11 @@ def test_golden_values():
     assert perturbation_seeds(7, 3, round=1) == (3077730782, 3009940970, 3167982138)
     assert client_dropout_seed(7, 1, 2, 3) == 7427361703443026048
     assert server_dropout_seed(7, 1) == 2867164245877718806
+
+
+@given(st.lists(st.one_of(st.integers(0, 2**64 - 1), st.sampled_from([0, 2**63, 2**64 - 1]))))
+def test_first_uniforms_are_those_of_a_generator_each(seeds):
+    assert first_uniforms(seeds) == [numpy_generator(seed).random() for seed in seeds]
 
 
 def test_no_collisions_over_a_grid():

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from leansplit.noise import derive_seed, numpy_generator
+from leansplit.noise import derive_seed, first_uniforms
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,9 +30,6 @@ class Presence:
         able = sorted(set(population) - self.excluded if self.excluded else population)
         if not self.availability:
             return able
-        return [m for m in able if _is_there(root_seed, round, m, self.availability[m])]
-
-
-def _is_there(root_seed: int, round: int, client_id: int, chance: float) -> bool:
-    seed = derive_seed(root_seed, "availability", round=round, client_id=client_id)
-    return bool(numpy_generator(seed).random() < chance)
+        seeds = [derive_seed(root_seed, "availability", round=round, client_id=m) for m in able]
+        drawn = zip(able, first_uniforms(seeds), strict=True)
+        return [m for m, x in drawn if x < self.availability[m]]

@@ -1,6 +1,7 @@
 """Seed -> perturbation: the one defined random stream."""
 
 from leansplit.noise.fused import fused_kernel_for
+from leansplit.noise.philox import first_uniforms
 from leansplit.noise.secret import secret_gaussian
 from leansplit.noise.seeds import (
     NO_INDEX,
@@ -39,6 +40,7 @@ __all__ = [
     "derive_seed",
     "draw_perturbation",
     "draw_perturbations",
+    "first_uniforms",
     "fused_kernel_for",
     "local_perturbation_seeds",
     "numpy_generator",
