@@ -72,7 +72,8 @@ class ClientWatch:
         if round != self._round:
             first = min(client_ids)
             self._round, self._asked, self._reports = round, set(), []
-            fits = round >= _FIRST_ROUND and first in self._earlier & self._fills_batches
+            is_able = first in self._earlier and first in self._fills_batches
+            fits = round >= _FIRST_ROUND and is_able
             self._chosen = first if fits else None
         self._asked |= set(client_ids)
         return self._chosen if self._chosen in client_ids else None
@@ -84,12 +85,14 @@ class ClientWatch:
 
     def on_round(self, report: RoundReport) -> bool:
         """Keep the reports of a round that the client finished; go on in any case."""
+        if self.found is not None:
+            return True
         finished = self._asked - report.failures.keys()
         self._earlier |= finished
         batches: dict[int, tuple[int, ...]] = {}
         for part in self._reports:
             batches |= part.batches
-        if self.found is None and batches and self._chosen is not None and self._chosen in finished:
+        if batches and self._chosen is not None and self._chosen in finished:
             self.found = WatchedRound(
                 client_id=self._chosen,
                 round=report.round,

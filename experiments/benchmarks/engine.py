@@ -68,7 +68,8 @@ CASES: Final[Mapping[str, Mapping[str, Any]]] = {
 }
 """Name -> the run that is measured."""
 
-_WARM_UP: Final = 3
+WARM_UP: Final = 3
+"""Steps that are not measured."""
 _STEP: Final = {"probe.num_perturbations": 5, "client.lr": 1e-4, "server.lr": 1e-3}
 
 
@@ -293,7 +294,7 @@ def main(
         if joined < 0:
             raise UserError(f"joined must be at least 0, got {joined}")
         where = usable_device(device)
-        settings = _settings(case, steps, workers, threads) | parse_settings(set_)
+        settings = step_settings(case, steps, workers, threads) | parse_settings(set_)
         settings.setdefault("clients_per_node", -(-int(settings["clients"]) // max(workers, 1)))
         measured = Case(run_config("ho-sfl", settings), threads, where, joined)
         if core or where != CPU:
@@ -304,8 +305,9 @@ def main(
             _compare(f"{case}: {steps} steps, {what}", measured, measured.programs, "leansplit")
 
 
-def _settings(case: str, steps: int, workers: int, threads: int) -> dict[str, Any]:
-    rounds = steps + _WARM_UP
+def step_settings(case: str, steps: int, workers: int, threads: int) -> dict[str, Any]:
+    """Return the keys of a case's run, of so many steps beside those that warm up."""
+    rounds = steps + WARM_UP
     return {
         **{**CASES[case], **_STEP, "rounds": rounds, "evaluate_every": rounds},
         **{"workers": workers, "num_threads": max(threads // max(workers, 1), 1)},
@@ -325,13 +327,13 @@ def _compare(
         measured.choose_batches_at_once()
         seconds = Turns(programs()).run()
     typer.echo(title)
-    typer.echo(_environment())
+    typer.echo(environment())
     for name, each in seconds.items():
-        middle = sorted(each[_WARM_UP:])[len(each[_WARM_UP:]) // 2]
+        middle = sorted(each[WARM_UP:])[len(each[WARM_UP:]) // 2]
         typer.echo(f"{name}: {middle:.3f} s a step")
     others = [name for name in seconds if name != to]
     for name in others:
-        low, middle, high = ratios(seconds[name], seconds[to], _WARM_UP)
+        low, middle, high = ratios(seconds[name], seconds[to], WARM_UP)
         typer.echo(f"{name} / {to}: {middle:.2f} (quartiles {low:.2f} to {high:.2f})")
     typer.echo(f"bare torch joins {measured.batches_at_once} clients' batches")
     for name in others:
@@ -343,7 +345,8 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _environment() -> str:
+def environment() -> str:
+    """Return versions and hardware in a line."""
     versions, _, hardware = collect_environment()
     named = ", ".join(f"{name} {versions[name]}" for name in ("python", "torch", "flwr"))
     return f"{named}, {hardware['cores']} cores of {hardware['cpu_model']}"
