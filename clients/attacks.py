@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from leansplit.federated import AttackConfig, ClientData
+from leansplit.federated import AttackConfig, ClientData, num_samples_of, samples_at
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.wire import ClientPlan, Kind, Payloads, Record, with_payloads
 
@@ -22,10 +22,33 @@ _START = "attack-start"
 
 @dataclass(frozen=True)
 class Relabelled:
-    """Samples under other labels."""
+    """Samples with their labels in reverse order.
 
-    inputs: Tensor
-    labels: Tensor
+    Attributes:
+        data: as the client has them.
+        num_classes: C.
+    """
+
+    data: ClientData
+    num_classes: int
+
+    @property
+    def inputs(self) -> Tensor:
+        """Shape [n, ...]."""
+        return self.data.inputs
+
+    @property
+    def labels(self) -> Tensor:
+        """Shape [n]."""
+        return self.num_classes - 1 - self.data.labels
+
+    def samples_at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return (inputs, labels) at ``positions``."""
+        inputs, labels = samples_at(self.data, positions.numpy())
+        return inputs, self.num_classes - 1 - labels
+
+    def __len__(self) -> int:
+        return num_samples_of(self.data)
 
 
 def attack_of(plan: ClientPlan, client_id: int) -> AttackConfig | None:
@@ -38,7 +61,7 @@ def relabelled(attack: AttackConfig | None, data: ClientData, num_classes: int) 
     """Return a client's samples as it works on them."""
     if attack is None or attack.kind != "label_flip":
         return data
-    return Relabelled(data.inputs, num_classes - 1 - data.labels)
+    return Relabelled(data, num_classes)
 
 
 def corrupted(session: Session, request: Record, reply: Record) -> Record:

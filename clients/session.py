@@ -12,7 +12,13 @@ from leansplit.allocation import allocated_as
 from leansplit.clients.attacks import attack_of, relabelled
 from leansplit.clients.memory import ClientMemory
 from leansplit.clients.workload import Worker
-from leansplit.federated import ClientData, MethodConfig, take_batch
+from leansplit.federated import (
+    ClientData,
+    MethodConfig,
+    batch_at,
+    num_samples_of,
+    samples_at,
+)
 from leansplit.first_order import Loss
 from leansplit.wire import ClientPlan
 
@@ -80,12 +86,9 @@ class Session:
 
     def batch(self, round: int, local_step: int = 0) -> tuple[Tensor, Tensor]:
         """Return the (inputs, labels) of one step, where the model is."""
-        inputs, labels = take_batch(
-            self.data,
-            self.plan.config.root_seed,
-            round,
-            self.client_id,
-            local_step,
-            batch_size=self.plan.config.batch_size,
+        data, config = self.data, self.plan.config
+        order = self.worker.sample_order(
+            config.root_seed, round, self.client_id, num_samples_of(data)
         )
+        inputs, labels = samples_at(data, batch_at(order, local_step, config.batch_size))
         return inputs.to(self.worker.device), labels.to(self.worker.device)

@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from leansplit.clients.partition import PartitionConfig
 from leansplit.clients.partition_cache import cached_partition
 from leansplit.clients.workload import Workload
 from leansplit.errors import UserError
-from leansplit.tasks.task import Examples, Task
+from leansplit.tasks.task import Examples, Share, Task
 from leansplit.tasks.workload import WorkloadConfig
 from leansplit.wire import ClientPlan
 
@@ -36,8 +37,10 @@ def _extra_blocks(plan: ClientPlan) -> int | None:
     return auxiliary.num_blocks if auxiliary is not None and auxiliary.kind == "blocks" else 0
 
 
-def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples]:
+def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Examples | Share]:
     """Return client id -> that client's samples; every process draws the same partition.
+
+    They stay where the task has them, which may be a file that all processes of a machine map.
 
     The client of a node with data of its own holds all of them.
 
@@ -47,7 +50,7 @@ def task_client_data(config: WorkloadConfig, task: Task) -> Callable[[int], Exam
     if config.own_data:
         return lambda client_id: task.train
     shares = task_shares(config, task)
-    return lambda client_id: task.train.select(shares[client_id])
+    return lambda client_id: Share(task.train, torch.from_numpy(shares[client_id]))
 
 
 def task_shares(config: WorkloadConfig, task: Task) -> Sequence[NDArray[np.int64]]:

@@ -48,7 +48,9 @@ def watched(
 
     def run() -> None:
         received = getattr(request, "weights", {})
-        leave_out([session.data.inputs, session.data.labels, *received.values()])
+        own = worker.client_data(session.client_id)
+        stored = getattr(own, "stored", None) or (own.inputs, own.labels)
+        leave_out([*stored, *received.values()])
         answers.append(handler(noting, request))
 
     with unshared_directions():

@@ -6,12 +6,14 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from leansplit.devices import exact_float32, usable_device
 from leansplit.errors import UserError
-from leansplit.federated import ClientData, Replica
+from leansplit.federated import ClientData, Replica, sample_order
 from leansplit.first_order import Loss
 from leansplit.hybrid_order import Segments, segments_at
 from leansplit.models import LocalModel, SplitModel
@@ -36,6 +38,8 @@ class Workload:
     num_classes: int = 0
 
 
+_NO_ORDER: NDArray[np.int64] = np.empty(0, np.int64)
+
 Provider = Callable[[ClientPlan], Workload]
 """Builds the workload that a plan describes."""
 
@@ -56,16 +60,30 @@ class Worker:
     """Client model and auxiliary head, for the methods that have one; built at the first need."""
     no_smashed_data: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
     """Shape of an input -> z of no samples; see :meth:`smashed_data_of_none`."""
+    _orders: dict[int, tuple[int, NDArray[np.int64]]] = field(default_factory=dict)
 
     def computing(self) -> AbstractContextManager[None]:
         """Return the context in which this process computes for its clients."""
         return nullcontext() if self.device.type == "cpu" else exact_float32()
 
     def client_data(self, client_id: int) -> ClientData:
-        """Return a client's samples, loading them at the first call."""
+        """Return a client's samples; where they are is looked up at the first call."""
         if client_id not in self.data:
             self.data[client_id] = self.workload.client_data(client_id)
         return self.data[client_id]
+
+    def sample_order(
+        self, root_seed: int, round: int, client_id: int, num_samples: int
+    ) -> NDArray[np.int64]:
+        """Return :func:`leansplit.federated.sample_order`, drawn once for all messages of a round.
+
+        Of each client the last is kept.
+        """
+        when, kept = self._orders.get(client_id, (-1, _NO_ORDER))
+        if when != round or len(kept) != num_samples:
+            kept = sample_order(root_seed, round, client_id, num_samples)
+            self._orders[client_id] = (round, kept)
+        return kept
 
     def smashed_data_of_none(self, batch: Tensor) -> Tensor:
         """Return z of no samples, shape [0, ...], as it follows from the inputs of a batch.

@@ -17,6 +17,7 @@ import torch
 from leansplit.clients.task_workload import task_client_data
 from leansplit.devices import exact_float32
 from leansplit.errors import UserError
+from leansplit.federated import ClientData
 from leansplit.parameters import copied
 from leansplit.server_app.closed_form import ClosedForm
 from leansplit.server_app.config import RunConfig
@@ -134,5 +135,5 @@ def execute_plain(
     return outcome
 
 
-def _moved(data: Examples, device: torch.device) -> Examples:
+def _moved(data: ClientData, device: torch.device) -> Examples:
     return Examples(data.inputs.to(device), data.labels.to(device))

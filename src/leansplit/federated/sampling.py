@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -55,6 +55,23 @@ def service_order(root_seed: int, round: int, cohort: Sequence[int]) -> list[int
     return [ordered[int(index)] for index in generator.permutation(len(ordered))]
 
 
+def sample_order(
+    root_seed: int, round: int, client_id: int, num_samples: int
+) -> npt.NDArray[np.int64]:
+    """Return the order in which a client goes through its samples in a round, int64 [n]."""
+    seed = derive_seed(root_seed, "batch", round=round, client_id=client_id)
+    return numpy_generator(seed).permutation(num_samples)
+
+
+def batch_at(
+    order: npt.NDArray[np.int64], local_step: int, batch_size: int
+) -> npt.NDArray[np.int64]:
+    """Return which samples a step's batch holds; ``order`` is that of the round."""
+    size = min(batch_size, len(order))
+    first = local_step * size
+    return order[np.arange(first, first + size) % len(order)]
+
+
 def batch_indices(
     root_seed: int,
     round: int,
@@ -73,15 +90,16 @@ def batch_indices(
     Returns:
         int64 array of shape [min(batch_size, num_samples)].
     """
-    generator = numpy_generator(derive_seed(root_seed, "batch", round=round, client_id=client_id))
-    order = generator.permutation(num_samples)
-    size = min(batch_size, num_samples)
-    first = local_step * size
-    return order[np.arange(first, first + size) % num_samples]
+    order = sample_order(root_seed, round, client_id, num_samples)
+    return batch_at(order, local_step, batch_size)
 
 
 class ClientData(Protocol):
-    """A client's samples."""
+    """A client's samples.
+
+    Data that would have to be copied to have them in one tensor may also have ``len()`` and
+    ``samples_at(positions)``, which returns (inputs, labels) of some; batches are then taken by it.
+    """
 
     @property
     def inputs(self) -> Tensor:
@@ -94,6 +112,22 @@ class ClientData(Protocol):
         ...
 
 
+def num_samples_of(data: ClientData) -> int:
+    """Return how many samples a client holds."""
+    counted: Any = data if hasattr(data, "samples_at") else data.labels
+    return len(counted)
+
+
+def samples_at(data: ClientData, positions: npt.NDArray[np.int64]) -> tuple[Tensor, Tensor]:
+    """Return (inputs, labels) of a client's samples at ``positions``, as long as they need to be.
+
+    Texts lose positions that are padding in all of them.
+    """
+    indices = torch.from_numpy(positions)
+    own: Callable[[Tensor], tuple[Tensor, Tensor]] | None = getattr(data, "samples_at", None)
+    return trim(*(own(indices) if own else (data.inputs[indices], data.labels[indices])))
+
+
 def take_batch(
     data: ClientData,
     root_seed: int,
@@ -104,14 +138,12 @@ def take_batch(
     batch_size: int,
 ) -> tuple[Tensor, Tensor]:
     """Return the (inputs, labels) of one step of one client; see :func:`batch_indices`."""
-    indices = torch.from_numpy(
-        batch_indices(
-            root_seed,
-            round,
-            client_id,
-            local_step,
-            num_samples=len(data.labels),
-            batch_size=batch_size,
-        )
+    positions = batch_indices(
+        root_seed,
+        round,
+        client_id,
+        local_step,
+        num_samples=num_samples_of(data),
+        batch_size=batch_size,
     )
-    return trim(data.inputs[indices], data.labels[indices])
+    return samples_at(data, positions)

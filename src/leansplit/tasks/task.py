@@ -82,6 +82,44 @@ class Examples:
         )
 
 
+@dataclass(frozen=True, eq=False)
+class Share:
+    """Some of the examples that many clients share, copied only when they are asked for.
+
+    A process that stands in for all clients would otherwise hold all examples a second time.
+    """
+
+    examples: Examples
+
+    rows: Tensor
+    """Positions of the share's examples, int64 [n]."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """A copy of the inputs [n, ...]."""
+        return self.examples.inputs.index_select(0, self.rows)
+
+    @property
+    def labels(self) -> Tensor:
+        """A copy of the labels [n, ...]."""
+        return self.examples.labels.index_select(0, self.rows)
+
+    @property
+    def stored(self) -> tuple[Tensor, ...]:
+        """What is read when samples are asked for."""
+        return self.examples.inputs, self.examples.labels, self.rows
+
+    def samples_at(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return copies of (inputs, labels) at ``positions`` of the share."""
+        rows = self.rows[positions]
+        return self.examples.inputs.index_select(0, rows), self.examples.labels.index_select(
+            0, rows
+        )
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
 def cross_entropy(logits: Tensor, labels: Tensor) -> Tensor:
     """Return the mean cross-entropy in nats: logits [B, C], labels [B] -> scalar."""
     return F.cross_entropy(logits, labels)
