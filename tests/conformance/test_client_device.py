@@ -5,9 +5,9 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leansplit.clients import deferred
-from leansplit.errors import UserError
+from leansplit.errors import RunFailedError, UserError
 from leansplit.experiments.launch import launch
-from leansplit.experiments.ray_cluster import gpu_share
+from leansplit.experiments.ray_cluster import gpu_share, worker_resources
 from leansplit.server_app.methods import METHODS
 from leansplit.telling import leave_out
 from leansplit.zeroth_order import unshared_directions
@@ -105,3 +105,39 @@ def test_shares_of_a_gpu_leave_a_place_for_every_worker():
             assert gpus * int(1 / share) >= workers
     with pytest.raises(UserError, match="offers Ray none"):
         gpu_share(2, 0)
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """Four GPUs for torch's word, and what Flower's engine is started with."""
+    from flwr import simulation
+
+    started = {}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    monkeypatch.setattr(simulation, "run_simulation", lambda **given: started.update(given))
+    return started
+
+
+@pytest.mark.parametrize(("device", "num_gpus", "share"), [("cuda", 4, 0.3333), ("cpu", None, 0.0)])
+def test_the_workers_of_a_run_are_given_their_share(device, num_gpus, share, configure, gpus):
+    with pytest.raises(RunFailedError, match="ended without a result"):
+        launch(configure("ho-sfl", client_device=device, workers=10, clients_per_node=2))
+    backend = gpus["backend_config"]
+    assert backend["init_args"]["num_cpus"] == 10
+    assert backend["init_args"].get("num_gpus") == num_gpus
+    assert backend["client_resources"] == {"num_cpus": 1, "num_gpus": share, "max_restarts": -1}
+    assert gpus["num_supernodes"] == 4
+
+
+def test_flower_makes_a_worker_for_every_core_whatever_the_gpus(monkeypatch):
+    from flwr.simulation.ray_transport import ray_actor
+
+    for cores in (1, 3, 4, 10, 64):
+        for gpus in (1, 2, 3, 8):
+            offers = {"CPU": cores, "GPU": gpus}
+            monkeypatch.setattr(
+                ray_actor.ray, "nodes", lambda offers=offers: [{"Resources": offers}]
+            )
+            resources = worker_resources(gpu_share(cores, gpus))
+            assert ray_actor.pool_size_from_resources(resources) == cores

@@ -6,8 +6,10 @@ import tempfile
 import threading
 
 import pytest
+from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
 from leansplit.experiments.launch import launch, quiet
+from leansplit.experiments.ray_cluster import gpu_share, worker_resources
 from leansplit.server_app.checkpoint_files import CHECKPOINTS
 from leansplit.server_app.checkpoints import Checkpoints, resumable
 from leansplit.server_app.methods import METHODS
@@ -71,6 +73,31 @@ def test_two_machines_equal_the_reference(two_machines, configure, reference_che
     assert outcome.placement == Placement(clients_per_node=4, ray_workers=2, ray_nodes=2)
     assert set(outcome.events) <= {"worker_refills"}
     assert outcome.final_model_checksum == reference_checksum(config)
+
+
+@whole_grid
+def test_workers_share_the_gpus_that_ray_was_told_of():
+    """No GPU is needed: what a worker may see is Ray's word, and torch's later."""
+    import ray
+
+    class Worker:
+        def visible_gpus(self):
+            import os
+
+            return os.environ["CUDA_VISIBLE_DEVICES"]
+
+    with quiet():
+        ray.init(
+            address="local", num_cpus=3, num_gpus=2, include_dashboard=False, log_to_driver=False,
+            object_store_memory=80_000_000,
+        )  # fmt: skip
+        try:
+            pool = BasicActorPool(ray.remote(Worker), worker_resources(gpu_share(3, 2)), {})
+            pool.add_actors_to_pool(pool.actors_capacity)
+            seen = ray.get([worker.visible_gpus.remote() for worker in pool.pool])
+        finally:
+            ray.shutdown()
+    assert sorted(seen) == ["0", "0", "1"]
 
 
 @whole_grid
