@@ -62,7 +62,7 @@ class HOFL(RunningStrategy):
     method = "ho-fl"
     is_whole_model = True
     not_state = (
-        *("loss", "_segments", "_num_elements", "_boundaries"),
+        *("loss", "_segments", "_num_elements", "_boundaries", "_dimensions"),
         *("_cohort", "_anchor", "_seeds"),
     )
 
@@ -87,6 +87,7 @@ class HOFL(RunningStrategy):
         """
         refuse_batch_statistics(self.model.full_model, self.method)
         self._boundaries: dict[int, str] = {}
+        self._dimensions: dict[int, int] = {}
         self._moments: dict[int, tuple[int, dict[str, Tensor]]] = {}
         return super().begin(initial_arrays)
 
@@ -123,8 +124,10 @@ class HOFL(RunningStrategy):
 
     def sample_cohort(self, round: int) -> list[int]:
         """Steps 1 and 2: prefer small zeroth-order segments; exactly K clients."""
-        dimensions = {m: self._num_elements[self.boundary(m)] for m in self.federation.population}
-        return self.config.sample_by_dimension(round, dimensions)
+        if not self._dimensions:
+            population = self.federation.population
+            self._dimensions = {m: self._num_elements[self.boundary(m)] for m in population}
+        return self.config.sample_by_dimension(round, self._dimensions)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

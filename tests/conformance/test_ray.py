@@ -6,7 +6,6 @@ import tempfile
 import threading
 
 import pytest
-from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
 from leansplit.experiments.launch import launch, quiet
 from leansplit.experiments.ray_cluster import gpu_share, worker_resources
@@ -79,6 +78,7 @@ def test_two_machines_equal_the_reference(two_machines, configure, reference_che
 def test_workers_share_the_gpus_that_ray_was_told_of():
     """No GPU is needed: what a worker may see is Ray's word, and torch's later."""
     import ray
+    from flwr.simulation.ray_transport.ray_actor import BasicActorPool
 
     class Worker:
         def visible_gpus(self):
