@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Generic, TypeVar
 
 from flwr.app import Message
+from torch import Tensor
 
 from leansplit.strategies.failures import SILENT, Failure
 from leansplit.strategies.flower_records import pack, unpack, unpack_failures
@@ -45,12 +47,17 @@ class Federation(Roster):
     def messages(self, requests: Mapping[int, Record], action: str, round: int) -> list[Message]:
         """Return the messages that carry ``requests`` (client id -> record) to their nodes.
 
-        Clients that cannot be reached get none, and so will not have answered.
+        Clients that cannot be reached get none, and so will not have answered. Clients that are
+        told the same share one encoding: weights for thousands of them are in memory once.
         """
         of_node: dict[int, dict[int, bytes]] = {}
+        encoded: dict[tuple[object, ...], bytes] = {}
         for client_id in self.reachable(sorted(requests)):
-            node = of_node.setdefault(self.node_of(client_id), {})
-            node[client_id] = encode(requests[client_id], has_mask=self.plan.has_mask)
+            record = requests[client_id]
+            content = _content_of(record)
+            if content not in encoded:
+                encoded[content] = encode(record, has_mask=self.plan.has_mask)
+            of_node.setdefault(self.node_of(client_id), {})[client_id] = encoded[content]
         return [
             Message(pack(payloads), node_id, f"train.{action}", group_id=str(round))
             for node_id, payloads in of_node.items()
@@ -133,6 +140,23 @@ class Federation(Roster):
         messages = self.messages(requests, action, round)
         replies = self.grid.send_and_receive(messages, timeout=self.timeout_s)
         return self.collect(replies, requests, read)
+
+
+def _content_of(record: Record) -> tuple[object, ...]:
+    """Return what is equal only for records of the same content: that hold the same objects.
+
+    Of records that are all there: objects that are gone would lend their identity to others.
+    """
+    values = (getattr(record, field.name) for field in dataclasses.fields(record))
+    return (type(record), *map(_identity, values))
+
+
+def _identity(value: object) -> object:
+    if isinstance(value, Tensor):
+        return id(value) if value.numel() else (value.shape, value.dtype)
+    if isinstance(value, Mapping | Sequence) and not isinstance(value, str):
+        return id(value) if value else len(value)
+    return repr(value) if isinstance(value, float) else value  # 0.0 equals -0.0
 
 
 def _say(failures: Mapping[int, Failure]) -> None:

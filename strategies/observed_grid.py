@@ -265,11 +265,14 @@ class ObservedGrid(Grid):
         if not self._is_booked or not self._is_priced:
             return
         shared: dict[int, dict[Kind, int]] = {}  # FedAvg sends one content object to many nodes
+        priced: dict[int, tuple[bytes, dict[Kind, int]]] = {}  # encodings that many are sent
         for message, about in zip(messages, asked, strict=True):
             payloads = unpack(message.content)
             for client_id, blob in payloads.items():
                 if client_id != NODE:
-                    self.ledger.record(about.round, client_id, "downlink", price(blob))
+                    if id(blob) not in priced:
+                        priced[id(blob)] = blob, price(blob)
+                    self.ledger.record(about.round, client_id, "downlink", priced[id(blob)][1])
             if not payloads and about.clients:
                 key = id(message.content)
                 if key not in shared:
