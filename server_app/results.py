@@ -32,7 +32,7 @@ from leansplit.server_app.budget import ROUNDING, EndedBy
 from leansplit.server_app.cost_figures import CostFigures
 
 if TYPE_CHECKING:
-    from leansplit.wire.ledger import LedgerEntry
+    from leansplit.wire.ledger import Ledger, LedgerEntry
 
 Status = Literal["completed", "interrupted", "failed"]
 Engine = Literal["flower", "plain"]
@@ -223,10 +223,18 @@ def rounds_table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
     return typed_table(pd.DataFrame([dict(row) for row in rows]), ROUNDS_COLUMNS, others="float64")
 
 
-def ledger_table(entries: Iterable[LedgerEntry]) -> pd.DataFrame:
-    """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order."""
-    rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
-    return typed_table(pd.DataFrame(rows, columns=list(LEDGER_COLUMNS)), LEDGER_COLUMNS)
+def ledger_table(entries: Ledger | Iterable[LedgerEntry]) -> pd.DataFrame:
+    """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order.
+
+    A ledger itself gives its columns: thousands of clients make millions of entries.
+    """
+    columns = getattr(entries, "columns", None)
+    if columns is not None:
+        table = pd.DataFrame(dict(zip(LEDGER_COLUMNS, columns(), strict=True)))
+    else:
+        rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
+        table = pd.DataFrame(rows, columns=list(LEDGER_COLUMNS))
+    return typed_table(table, LEDGER_COLUMNS)
 
 
 @contextmanager

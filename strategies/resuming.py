@@ -39,7 +39,7 @@ class RunState:
     round: int
     strategy: State
     deposits: State
-    ledger: Sequence[LedgerEntry]
+    ledger: Iterable[LedgerEntry]
     num_exchanges: int
 
 
@@ -193,7 +193,7 @@ class Resumable:
             self.resumes_after,
             state,
             self._deposits.state(),
-            list(self.ledger),
+            self.ledger.copy(),
             self.num_exchanges,
         )
 

@@ -68,6 +68,11 @@ LEDGER_SOURCE.record(1, 0, "downlink", {"smashed_gradient": 300})
 LEDGER = ledger_table(LEDGER_SOURCE)
 
 
+def test_a_ledger_and_its_entries_make_the_same_table():
+    pd.testing.assert_frame_equal(ledger_table(list(LEDGER_SOURCE)), LEDGER)
+    pd.testing.assert_frame_equal(ledger_table(Ledger()), ledger_table([]))
+
+
 def make_result(**changes: Any) -> RunResult:
     values: dict[str, Any] = {
         "method": "ho-sfl",

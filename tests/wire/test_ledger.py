@@ -103,6 +103,18 @@ def test_any_view_adds_up_and_the_order_of_booking_is_forgotten(bookings, random
     assert list(booked(shuffled)) == entries
 
 
+@given(BOOKINGS)
+def test_columns_are_the_entries_and_a_copy_goes_its_own_way(bookings):
+    ledger = booked(bookings)
+    columns = ledger.columns()
+    assert [LedgerEntry(*cell) for cell in zip(*columns, strict=True)] == list(ledger)
+    before, copied = list(ledger), ledger.copy()
+    ledger.record(9, 9, "uplink", {"scalars": 1})
+    assert list(copied) == before and copied.total_bytes() == ledger.total_bytes() - 1
+    copied.record(9, 9, "uplink", {"scalars": 1})
+    assert list(copied) == list(ledger) and copied.by_kind() == ledger.by_kind()
+
+
 @given(BOOKINGS, st.integers(1, 5))
 def test_what_is_packed_away_is_still_there(bookings, most_loose):
     loose = booked(bookings)

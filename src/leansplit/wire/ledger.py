@@ -6,11 +6,19 @@ from array import array
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import chain, product
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from leansplit.wire.kinds import DIRECTIONS, KINDS, Direction, Kind
 
 _Cell = tuple[int, int, Direction, Kind]
 _COLUMNS: list[tuple[Direction, Kind]] = list(product(DIRECTIONS, KINDS))
+_SORTED = sorted(_COLUMNS)
+_RANKS = np.array([_SORTED.index(column) for column in _COLUMNS])
+_DIRECTION_AT = np.array([direction for direction, _ in _SORTED], object)
+_KIND_AT = np.array([kind for _, kind in _SORTED], object)
 _MOST_LOOSE = 4096  # entries that are kept where they can still be added to
 
 
@@ -23,6 +31,16 @@ class LedgerEntry:
     direction: Direction
     kind: Kind
     num_bytes: int
+
+
+class LedgerColumns(NamedTuple):
+    """The entries of a ledger, as one array for each field of :class:`LedgerEntry`."""
+
+    rounds: NDArray[np.int64]
+    client_ids: NDArray[np.int64]
+    directions: NDArray[np.object_]
+    kinds: NDArray[np.object_]
+    num_bytes: NDArray[np.int64]
 
 
 class Ledger:
@@ -86,22 +104,37 @@ class Ledger:
             if self.total_bytes(kind=kind)
         }
 
+    def columns(self) -> LedgerColumns:
+        """Return all entries in order of round, client, direction and kind, column by column."""
+        loose = [(r, m, _COLUMNS.index((d, k)), n) for (r, m, d, k), n in self._cells.items()]
+        packed = np.array(self._packed, np.int64).reshape(-1, 4)
+        booked = np.concatenate([packed, np.array(loose, np.int64).reshape(-1, 4)])
+        booked[:, 2] = _RANKS[booked[:, 2]]
+        booked = booked[np.lexsort(booked[:, 2::-1].T)]
+        is_new = np.ones(len(booked), bool)  # unlike the one before
+        is_new[1:] = (booked[1:, :3] != booked[:-1, :3]).any(axis=1)
+        [starts] = is_new.nonzero()
+        sums = np.add.reduceat(booked[:, 3], starts) if len(starts) else booked[:, 3]
+        rounds, client_ids, places, _ = booked[starts].T
+        return LedgerColumns(rounds, client_ids, _DIRECTION_AT[places], _KIND_AT[places], sums)
+
+    def copy(self) -> Ledger:
+        """Return a ledger of its own with all that is booked so far."""
+        other = Ledger()
+        other._cells, other._totals = dict(self._cells), dict(self._totals)
+        other._packed = self._packed[:]
+        return other
+
     def __iter__(self) -> Iterator[LedgerEntry]:
         """Iterate over all entries in order of round, client, direction and kind."""
-        cells = self._all_cells()
-        for cell in sorted(cells):
-            yield LedgerEntry(*cell, cells[cell])
+        columns = self.columns()
+        for first in range(0, len(columns.rounds), _MOST_LOOSE):  # never all of them as objects
+            part = slice(first, first + _MOST_LOOSE)
+            for cell in zip(*(column[part].tolist() for column in columns), strict=True):
+                yield LedgerEntry(*cell)
 
     def __len__(self) -> int:
-        return len(self._all_cells())
-
-    def _all_cells(self) -> dict[_Cell, int]:
-        cells = dict(self._cells)
-        fields = iter(self._packed)
-        for round, client_id, column, num_bytes in zip(fields, fields, fields, fields, strict=True):
-            cell = (round, client_id, *_COLUMNS[column])
-            cells[cell] = cells.get(cell, 0) + num_bytes
-        return cells
+        return len(self.columns().rounds)
 
 
 def _is_int64(number: int) -> bool:
