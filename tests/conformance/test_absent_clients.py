@@ -10,7 +10,7 @@ from leansplit.zeroth_order import fresh_directions
 from tests.whole_grid import WHOLE_GRID
 
 ABLE = 12
-SKELETONS = ("ho-sfl", "sflv2", "fsl-sage", "mu-splitfed", "decomfl", "ho-fl", "fedavg")
+SKELETONS = ("ho-sfl", "sflv2", "fsl-sage", "decomfl", "ho-fl", "fedavg")
 
 
 @pytest.fixture

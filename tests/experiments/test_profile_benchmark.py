@@ -78,9 +78,9 @@ def test_every_name_is_one_of_a_module():
 
 def test_a_table_is_printed_that_adds_up():
     settings = [f"--set={key}={value}" for key, value in SMALL.items()]
-    done = run("digits", "--steps", 6, *settings)
+    done = run("digits", "--steps", 40, *settings)
     assert done.exit_code == 0, done.output
-    assert "digits: 6 steps, 3 of 4 clients, 1 threads; " in done.output
+    assert "digits: 40 steps, 3 of 4 clients, 1 threads; " in done.output
     _, after = done.output.split("whose work it is, share, time a step\n")
     parts, rest = after.split("the floor\n")
     shares = [float(share) for share in re.findall(r"(\d+\.\d)%", parts)]
