@@ -15,7 +15,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from dataclasses import dataclass as plain_dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -224,16 +224,10 @@ def rounds_table(rows: Iterable[Mapping[str, object]]) -> pd.DataFrame:
 
 
 def ledger_table(entries: Ledger | Iterable[LedgerEntry]) -> pd.DataFrame:
-    """Return the entries of a ledger as a typed table with LEDGER_COLUMNS, in their order.
-
-    A ledger itself gives its columns: thousands of clients make millions of entries.
-    """
-    columns = getattr(entries, "columns", None)
-    if columns is not None:
-        table = pd.DataFrame(dict(zip(LEDGER_COLUMNS, columns(), strict=True)))
-    else:
-        rows = [(e.round, e.client_id, e.direction, e.kind, e.num_bytes) for e in entries]
-        table = pd.DataFrame(rows, columns=list(LEDGER_COLUMNS))
+    """Return a ledger, or some entries in their order, as a typed table with LEDGER_COLUMNS."""
+    own = getattr(entries, "columns", None)  # one object for each of millions would be too many
+    columns = own() if own else zip(*map(astuple, entries), strict=True)
+    table = pd.DataFrame(dict(zip(LEDGER_COLUMNS, columns, strict=False)))  # none of no entries
     return typed_table(table, LEDGER_COLUMNS)
 
 
