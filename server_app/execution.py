@@ -188,13 +188,16 @@ def record_end(
     if isinstance(model.full_model, WholeLanguageModel):
         outcome.language_model = model.full_model
         if task.generation is not None and outcome.config.generated_texts:
-            outcome.written = write_texts(
-                model.full_model,
-                task.generation,
-                batch_size=outcome.config.evaluation_batch_size,
-                at_most=outcome.config.generated_texts,
-            )
-            outcome.measures |= outcome.written.scores()
+            try:
+                outcome.written = write_texts(
+                    model.full_model,
+                    task.generation,
+                    batch_size=outcome.config.evaluation_batch_size,
+                    at_most=outcome.config.generated_texts,
+                )
+                outcome.measures |= outcome.written.scores()
+            except Exception:  # a library that cannot must not cost the run's results
+                log.exception("the model wrote no texts, so there are no BLEU and ROUGE-L")
     outcome.final_state = {k: v.cpu().clone() for k, v in model.full_state_dict().items()}
     outcome.final_model_checksum = checksum(outcome.final_state)
 

@@ -9,9 +9,9 @@ import torch
 
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.tasks.task import Generation
-from leansplit.tasks.tokens import tokens
+from leansplit.tasks.tokens import prompt_rows, tokens, without_beginning
 
-_NUM_BEAMS = 1
+_ROOM = 4  # a prompt leaves at least this part of all positions to its continuation
 
 
 @dataclass(frozen=True)
@@ -51,40 +51,48 @@ def write_texts(
 ) -> Written:
     """Continue the test prompts greedily, with cached attention, on the unsplit model.
 
+    What the model's own ``generation_config.json`` asks for, such as penalties, is left out.
+
     Args:
         model: in evaluation mode afterwards as before.
         generation: prompts and what they should be continued to.
         batch_size: prompts continued at once.
         at_most: different prompts to continue.
     """
+    from transformers import GenerationConfig
+
     wanted: dict[str, list[str]] = {}
     for prompt, reference in zip(generation.prompts, generation.references, strict=True):
         wanted.setdefault(prompt, []).append(reference)
     prompts = list(wanted)[:at_most]
     tokenizer, inner = generation.tokenizer, model.inner
+    known = getattr(inner.config, "max_position_embeddings", None) or generation.max_length
+    num_positions = min(generation.max_length, known)
     device = next(inner.parameters()).device
-    was_training = model.training
+    was_training, own_config = model.training, inner.generation_config
     model.eval()
     texts: list[str] = []
     try:
+        inner.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
+            do_sample=False, pad_token_id=tokenizer.pad_id, eos_token_id=tokenizer.eos_id
+        )
         for first in range(0, len(prompts), batch_size):
-            rows = tokenizer.encode_plain(prompts[first : first + batch_size])
-            rows = [row[-(generation.max_length - 1) :] or [tokenizer.eos_id] for row in rows]
+            rows = [
+                without_beginning(row, num_positions - max(1, num_positions // _ROOM), tokenizer)
+                for row in prompt_rows(tokenizer, prompts[first : first + batch_size])
+            ]
             longest = max(map(len, rows))
             batch = tokens(rows, tokenizer.pad_id, "left", longest).to(device)
             with torch.inference_mode():
                 written = inner.generate(
                     input_ids=batch[:, 0],
                     attention_mask=batch[:, 1],
-                    max_new_tokens=max(1, generation.max_length - longest),
-                    do_sample=False,
-                    num_beams=_NUM_BEAMS,
-                    pad_token_id=tokenizer.pad_id,
-                    eos_token_id=tokenizer.eos_id,
+                    max_new_tokens=num_positions - longest,
                 )
             for row in written[:, longest:].tolist():
                 ended = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
                 texts.append(tokenizer.decode(row[:ended]).strip())
     finally:
+        inner.generation_config = own_config
         model.train(was_training)
     return Written(prompts, texts, [wanted[prompt] for prompt in prompts])

@@ -159,7 +159,7 @@ def saved_tokenizer(folder, **special):
 def test_a_saved_tokenizer(tmp_path):
     tokenizer = load_tokenizer(saved_tokenizer(tmp_path, pad_token="<pad>", eos_token="<end>"))
     assert (tokenizer.pad_id, tokenizer.eos_id, tokenizer.unknown_id) == (1, 2, 0)
-    assert tokenizer.encode(["good film", "odd"], None) == [[3, 5], [0]]
+    assert tokenizer.encode(["good film", "odd"], None, 9) == [[3, 5], [0]]
     assert tokenizer.encode_plain([]) == []
     assert tokenizer.decode([3, 5, 1]) == "good film"
 

@@ -5,6 +5,7 @@ The columns are those of a ``datasets.Dataset``, by their declared features.
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,7 +49,8 @@ def find_text_columns(
 ) -> tuple[str, str]:
     """Return the text and the label column, named by the caller or inferred from the features.
 
-    Inferred: the only column of text that is not the label; the label as for images.
+    Inferred: the only column of text that is not the label; the label as for images, but text that
+    is called like a label only where nothing else is.
 
     Raises:
         UserError: if a named column is absent or of the wrong kind, or none or several could do.
@@ -58,10 +60,12 @@ def find_text_columns(
         return text_column, _choose_label_column(features, label_column, text_column)
     texts = [name for name, feature in features.items() if _is_text(feature)]
     label = label_column
-    if label is None and any(not _is_text(f) for f in features.values()):
-        label = _choose_label_column(
-            {name: f for name, f in features.items() if not _is_text(f)}, None, ""
-        )
+    if label is None:
+        others = {name: f for name, f in features.items() if name not in texts}
+        with contextlib.suppress(UserError):
+            label = _choose_label_column(others, None, "")
+    if label is None and len(texts) > 1:
+        label = next((name for name in _LABEL_NAMES if name in texts), None)
     candidates = [name for name in texts if name != label]
     if len(candidates) != 1:
         raise UserError(
@@ -230,8 +234,11 @@ def _column_values(split: Any, column: str, which: str) -> NDArray[Any]:
     table = split.select_columns([column]).with_format("arrow")[:]
     values = table[column]
     if values.null_count:
+        first = np.asarray(values.is_null()).argmax()
         raise UserError(
-            f"column {column!r} of the {which} split has {values.null_count} missing values"
+            f"column {column!r} of the {which} split has {values.null_count} missing values, the "
+            f"first in row {first} (rows count from 0); fill them in, or leave those rows out. In "
+            "CSV files words such as NA, None and null mean a missing value, too"
         )
     return np.asarray(values.to_pylist())
 

@@ -84,7 +84,7 @@ def build_rte_task(
     return build_text_task(
         **_place("rte", data_path, "nyu-mll/glue", "rte"),
         text_column="sentence1",
-        pair_column="sentence2",
+        pair_column=None if is_prompt else "sentence2",
         label_column="label",
         test_split="validation",
         prompt=question if is_prompt else "",

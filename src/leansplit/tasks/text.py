@@ -33,7 +33,15 @@ from leansplit.tasks.text_metrics import (
     token_accuracy,
     token_loss,
 )
-from leansplit.tasks.tokens import PaddingSide, Tokenizer, load_tokenizer, padded, tokens
+from leansplit.tasks.tokens import (
+    PaddingSide,
+    Tokenizer,
+    load_tokenizer,
+    padded,
+    prompt_rows,
+    tokens,
+    without_beginning,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,10 +99,12 @@ def build_text_task(
         test_split: inferred where None: test, else validation.
         prompt: a template with column names in braces, such as ``{sentence} It was``; the class is
             the verbalizer's word that the model expects next (as in MeZO, arXiv 2305.17333).
-        verbalizer: a word for each class, whose first token counts; with ``prompt``.
+        verbalizer: a word for each class, whose first token counts; with ``prompt``. Words stand
+            right behind the prompt: " great" with its space, where the tokenizer tells them apart.
         tokenizer: a name on the hub, a folder, or ``bytes``; "" = the model's.
         pad_token: what to pad with where the tokenizer has no padding token; ``eos`` or a token.
-        max_length: longer rows are cut: a prompt's beginning, else the end.
+        max_length: longer rows are cut: a prompt's beginning, else the end, of a pair the longer
+            text's.
         padding_side: ``right`` or ``left``.
         max_train: use only this many training texts: a fixed random subset.
         max_test: the same for test texts.
@@ -118,6 +128,11 @@ def build_text_task(
         train.features, text_column=text_column, label_column=label_column
     )
     if pair_column is not None:
+        if prompt:
+            raise UserError(
+                f"pair_column does nothing with a prompt; name it there, as in '{{{text_column}}} "
+                f"{{{pair_column}}}', and leave it out"
+            )
         require_text_column(train.features, pair_column, "pair_column")
     train_labels, test_labels, class_names = read_labels(train, test, label_column)
     if verbalizer and not prompt:
@@ -129,11 +144,11 @@ def build_text_task(
 
     def rows_of(split: Any, which: str) -> list[list[int]]:
         if prompt:
-            texts = _filled(prompt, split, which)
-            return [ids[-max_length:] for ids in form.tokenizer.encode_plain(texts)]
+            asked = prompt_rows(form.tokenizer, _filled(prompt, split, which))
+            return [without_beginning(row, max_length, form.tokenizer) for row in asked]
         texts = read_texts(split, text_column, which)
         pairs = None if pair_column is None else read_texts(split, pair_column, which)
-        return [_cut(ids, max_length) for ids in form.tokenizer.encode(texts, pairs)]
+        return form.tokenizer.encode(texts, pairs, max_length)
 
     parts = [
         (split.select(kept), labels[kept], which)
@@ -240,7 +255,7 @@ def build_generation_task(
         chosen = split.select(subset_of(len(split), limit))
         prompts = _filled(pattern, chosen, which)
         references = read_texts(chosen, target_column, which)
-        asked = form.tokenizer.encode_plain(prompts)
+        asked = prompt_rows(form.tokenizer, prompts)
         wanted = form.tokenizer.encode_plain(references)
         rows.append([_row(a, w, form) for a, w in zip(asked, wanted, strict=True)])
     length = form.length([ids for part in rows for ids, _ in part])
@@ -280,9 +295,7 @@ def _row(asked: list[int], wanted: list[int], form: TextFormat) -> tuple[list[in
     alone is.
     """
     target = [*wanted, form.tokenizer.eos_id][: form.max_length]
-    kept = asked[max(0, len(asked) - (form.max_length + 1 - len(target))) :] or [
-        form.tokenizer.eos_id
-    ]
+    kept = without_beginning(asked, form.max_length + 1 - len(target), form.tokenizer)
     ids = [*kept, *target][: form.max_length + 1]
     labels = [IGNORED] * (len(kept) - 1) + ids[len(kept) :]
     return ids[:-1], labels
@@ -291,11 +304,6 @@ def _row(asked: list[int], wanted: list[int], form: TextFormat) -> tuple[list[in
 def _num_tokens(tables: Iterable[Tensor]) -> int:
     """Return how many tokens a model must know: the largest id and one."""
     return 1 + max((int(ids.max()) for ids in tables if ids.numel()), default=0)
-
-
-def _cut(ids: list[int], max_length: int) -> list[int]:
-    """Return at most ``max_length`` ids, the last one (a separator or end token) kept."""
-    return ids if len(ids) <= max_length else [*ids[: max_length - 1], ids[-1]]
 
 
 def load_splits(
@@ -347,10 +355,16 @@ def _filled(template: str, split: Any, which: str) -> list[str]:
                 f"{did_you_mean(name, split.features)}"
             )
     columns = {name: read_texts(split, name, which) for name in names}
-    return [
-        template.format(**{name: column[row] for name, column in columns.items()})
-        for row in range(len(split))
-    ]
+    try:
+        return [
+            template.format(**{name: column[row] for name, column in columns.items()})
+            for row in range(len(split))
+        ]
+    except (ValueError, LookupError) as error:  # of a format that is none of texts, or of {}
+        raise UserError(
+            f"the template {template!r} cannot be filled: {error}; write column names in braces, "
+            "such as {sentence}, and braces of the text itself twice"
+        ) from error
 
 
 def _verbalizer(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -27,7 +28,7 @@ class Verbalizer:
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Return the mean cross-entropy among the classes' tokens, in nats."""
-        return F.cross_entropy(self.scores(logits), labels)
+        return F.cross_entropy(_wide(self.scores(logits)), labels)
 
     def accuracy(self, logits: Tensor, labels: Tensor) -> float:
         """Return the fraction of rows whose likeliest class is the label."""
@@ -36,6 +37,14 @@ class Verbalizer:
     def predict(self, logits: Tensor) -> Tensor:
         """Return the likeliest class [B]."""
         return self.scores(logits).argmax(1)
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """Return logits in float32 at least: half precision would round a loss to two or three digits.
+
+    A zeroth-order estimate is the difference of two losses, of which nothing would be left.
+    """
+    return logits.float() if logits.dtype in (torch.bfloat16, torch.float16) else logits
 
 
 def token_loss(logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
@@ -49,7 +58,7 @@ def token_loss(logits: Tensor | ChunkedLogits, labels: Tensor) -> Tensor:
     if isinstance(logits, ChunkedLogits):
         return logits.total_loss(labels) / num_wanted(labels)
     kept = logits[:, : labels.shape[1]]
-    total = F.cross_entropy(kept.flatten(0, 1), labels.flatten(), reduction="sum")
+    total = F.cross_entropy(_wide(kept).flatten(0, 1), labels.flatten(), reduction="sum")
     return total / num_wanted(labels)
 
 

@@ -8,9 +8,17 @@ import torch
 
 from leansplit.errors import UserError
 from leansplit.first_order import recompute_forward, recompute_gradients, train_forward
-from leansplit.models import build_model, chain, cut_layers, split_at
+from leansplit.models import (
+    AuxiliaryConfig,
+    build_auxiliary,
+    build_model,
+    chain,
+    cut_layers,
+    split_at,
+)
 from leansplit.models.language.families import Family, family_of, register_family
 from leansplit.models.language.halves import last_tokens
+from leansplit.models.language.loading import load_config
 from leansplit.sequences import unpack
 from tests.language import CONFIGS, DECODERS, VOCABULARY, config_json
 
@@ -91,21 +99,41 @@ def test_halves_share_the_blocks_and_hold_nothing_of_each_other(name):
     split = split_at(model, "3")
     client = dict(split.client_model.named_parameters())
     server = dict(split.server_model.named_parameters())
-    own = dict(model.named_parameters())
+    own = dict(model.named_parameters(remove_duplicate=False))
     assert not client.keys() & server.keys() and client.keys() | server.keys() == own.keys()
     assert all(own[key] is value for key, value in {**client, **server}.items())
 
 
-@pytest.mark.parametrize("name", DECODERS)
-def test_tied_embeddings_are_untied(name):
-    model = language_model(name, "tokens", train="all")
+TIED = [name for name in DECODERS if load_config(config_json(name)).tie_word_embeddings]
+
+
+@pytest.mark.parametrize("name", TIED)
+def test_frozen_tied_embeddings_are_held_once(name):
+    model = language_model(name, "tokens")
+    split = split_at(model, "1")
+    embeddings = model.inner.get_input_embeddings().weight
+    assert model.inner.lm_head.weight is embeddings and not embeddings.requires_grad
+    assert any(p is embeddings for p in split.client_model.parameters())
+    assert any(p is embeddings for p in split.server_model.parameters())
+    head = AuxiliaryConfig(kind="blocks", initialise="server")
+    auxiliary = build_auxiliary(head, split, (LENGTH, 17), seed=0)
+    assert sum(p is embeddings for p in auxiliary.parameters()) == 1
+    assert embeddings.numel() == VOCABULARY * embeddings.shape[1]
+
+
+@pytest.mark.parametrize("what", [{"train": "all"}, {"full_embeddings": True}])
+@pytest.mark.parametrize("name", TIED)
+def test_trained_tied_embeddings_are_untied(name, what):
+    model = language_model(name, "tokens", **what)
     split = split_at(model, "1")
     embeddings = model.inner.get_input_embeddings().weight
     assert model.inner.lm_head.weight is not embeddings
     before = embeddings.detach().clone()
     loss = split.server_model(split.client_model(batch("none")).detach()).square().mean()
     loss.backward()
-    assert model.inner.lm_head.weight.grad is not None and embeddings.grad is None
+    is_trained = "train" in what
+    assert (model.inner.lm_head.weight.grad is not None) is is_trained
+    assert embeddings.requires_grad and embeddings.grad is None
     assert torch.equal(embeddings, before)
 
 

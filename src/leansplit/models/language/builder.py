@@ -67,9 +67,8 @@ def language_model(
         lora_targets=lora_targets,
         rank_stabilised=rank_stabilised,
     )
-    inner, family = load_whole(
-        source, outputs=outputs, num_classes=num_classes, precision=precision
-    )
+    loaded = load_whole(source, outputs=outputs, num_classes=num_classes, precision=precision)
+    inner = loaded.inner
     num_blocks = inner.config.num_hidden_layers
     if full_blocks > num_blocks:
         raise UserError(f"full_blocks is {full_blocks}, but there are {num_blocks} blocks")
@@ -85,8 +84,8 @@ def language_model(
             f"{known - 1}: the tokenizer is that of another model; leave out "
             "task_options.tokenizer, or name the model's own"
         )
-    adapt_(inner, family, adapters)
-    return WholeLanguageModel(inner, family, outputs)
+    adapt_(loaded, adapters)
+    return WholeLanguageModel(inner, loaded.family, outputs)
 
 
 def client_part(
@@ -111,19 +110,20 @@ def client_part(
     precision = options.get("precision", "float32")
     adapters = adapter_config_of(options)
     if extra_blocks:
-        inner, family = load_whole(
+        loaded = load_whole(
             source,
             outputs=outputs,
             num_classes=num_classes,
             precision=precision,
             num_blocks=num_blocks + extra_blocks,
         )
-        adapt_(inner, family, adapters)
-        return split_at(WholeLanguageModel(inner, family, outputs), cut_layer)
-    inner, family = load_client_part(source, num_blocks=num_blocks, precision=precision)
-    adapt_(inner, family, adapters)
+        adapt_(loaded, adapters)
+        whole = WholeLanguageModel(loaded.inner, loaded.family, outputs)
+        return split_at(whole, cut_layer)
+    loaded = load_client_part(source, num_blocks=num_blocks, precision=precision)
+    adapt_(loaded, adapters)
     return SplitModel(
-        client_half(inner, family, num_blocks),
+        client_half(loaded.inner, loaded.family, num_blocks),
         HeldElsewhere(outputs, num_classes),
         cut_layer,
         has_mask=True,

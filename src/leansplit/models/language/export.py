@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from leansplit.errors import UserError
 from leansplit.models.language.adapters import AdapterConfig
+from leansplit.models.language.completeness import replaceable_modules
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.models.language.loading import quietly
-from leansplit.models.language.lora import ADAPTER, HEADS, to_peft
+from leansplit.models.language.lora import ADAPTER, to_peft
 from leansplit.models.language.sources import is_pretrained, resolved
+from leansplit.parameters import num_trainable
 
 _TASK_TYPES = {"classes": "SEQ_CLS", "next_token": "CAUSAL_LM", "tokens": "CAUSAL_LM"}
 
@@ -39,7 +41,11 @@ def save_adapter(
             "merged weights"
         )
     adapted = [name for name, module in inner.named_modules() if _is_adapted(module)]
-    heads = [name for name, _ in inner.named_children() if name in HEADS]
+    heads = [
+        name
+        for name in replaceable_modules(inner, model.family)
+        if num_trainable(inner.get_submodule(name))
+    ]
     peft_config = to_peft(config, inner, adapted, heads)
     peft_config.task_type = _TASK_TYPES[model.outputs]
     peft_config.base_model_name_or_path = source if is_pretrained(source) else ""
@@ -75,19 +81,24 @@ def save_tokenizer(source: str, folder: str | Path) -> None:
 
 
 def merged_state(inner: nn.Module) -> dict[str, Tensor]:
-    """Return a model's state with its adapters merged, under the names it has without them."""
+    """Return a model's state with its adapters merged, under the names it has without them.
+
+    Of tied weights the first name alone is there, as in the library's own files.
+    """
     adapted: dict[str, Any] = {n: m for n, m in inner.named_modules() if _is_adapted(m)}
     state: dict[str, Tensor] = {}
-    for name, value in inner.state_dict().items():
-        if ".lora_" in name:
+    seen: set[int] = set()
+    for name, value in inner.state_dict(keep_vars=True).items():
+        if ".lora_" in name or id(value) in seen:
             continue
+        seen.add(id(value))
         owner, is_base, last = name.rpartition(".base_layer.")
         if is_base and last == "weight":
             delta = adapted[owner].get_delta_weight(ADAPTER)
-            merged = (value.float() + delta.float()).to(value.dtype)
+            merged = (value.detach().float() + delta.detach().float()).to(value.dtype)
         else:
-            merged = value.clone()
-        state[f"{owner}.{last}" if is_base else name] = merged.detach()
+            merged = value.detach().clone()
+        state[f"{owner}.{last}" if is_base else name] = merged
     return state
 
 

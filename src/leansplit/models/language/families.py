@@ -61,6 +61,10 @@ class Family:
     lora_targets: tuple[str, ...]
     """Names of the query and value projections, which LoRA adapts unless told otherwise."""
 
+    optional: tuple[str, ...] = ()
+    """Children of the stack, of ``above``, that checkpoints may lack, such as a pooler; they are
+    then drawn anew and trained like a classification head."""
+
     @property
     def path_to_blocks(self) -> str:
         """Path from a model with a head to the list of its blocks."""
@@ -172,5 +176,6 @@ register_family(
         above={"pooler": absent},
         is_causal=False,
         lora_targets=("query", "value"),
+        optional=("pooler",),
     )
 )

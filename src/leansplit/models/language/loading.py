@@ -9,19 +9,42 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 import transformers
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, PretrainedConfig
 
 from leansplit.errors import UserError, require_choice
+from leansplit.models.language.completeness import drawn_modules, replaceable_modules
 from leansplit.models.language.families import PRECISIONS, Family, Precision, family_of
 from leansplit.models.language.halves import OUTPUTS, Outputs, shortened
 from leansplit.models.language.sources import is_pretrained, resolved
+
+_DRAWN_AS_ASKED: Final[Mapping[str, Any]] = {"missing_keys": (), "mismatched_keys": ()}
+_IS_AN_ADAPTER: Final = (
+    "holds an adapter; give a whole model, such as leansplit export writes with the adapter merged"
+)
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A model of the transformers library, or the client's part of one.
+
+    Attributes:
+        inner: the library's own model.
+        family: how its architecture is put together.
+        drawn: full names of modules that a pretrained source has no weights of, so that they were
+            drawn anew: a classification head, an encoder's pooler.
+    """
+
+    inner: Any
+    family: Family
+    drawn: tuple[str, ...] = ()
 
 
 def load_config(source: str) -> PretrainedConfig:
@@ -51,13 +74,21 @@ def load_config(source: str) -> PretrainedConfig:
             "the content of a config.json"
         )
     place = resolved(text)
+    if (Path(place) / "adapter_config.json").is_file():  # the library would load what it is for
+        raise UserError(f"{text!r} {_IS_AN_ADAPTER}")
     try:
-        return AutoConfig.from_pretrained(place)  # type: ignore[no-any-return]
-    except (OSError, ValueError, KeyError) as error:
+        config = AutoConfig.from_pretrained(place)
+    except Exception as error:  # as above
         raise UserError(
             f"no model at {text!r}: {_first_line(error)}; give a folder that holds config.json and "
             "model.safetensors, or a name on the hub (which needs a connection)"
         ) from error
+    if getattr(config, "quantization_config", None):
+        raise UserError(
+            f"the weights of {text!r} are quantised, and leansplit takes plain ones; give the "
+            "checkpoint that was quantised, with model_options.precision=bfloat16 to halve it"
+        )
+    return config  # type: ignore[no-any-return]
 
 
 def load_whole(
@@ -67,11 +98,11 @@ def load_whole(
     num_classes: int,
     precision: Precision,
     num_blocks: int | None = None,
-) -> tuple[Any, Family]:
-    """Return an unsplit model with a head, and its family.
+) -> Loaded:
+    """Return an unsplit model with a head.
 
-    What the source does not hold, such as a new classification head, is drawn from torch's
-    generator. Tied input and output embeddings are untied: the halves train apart.
+    A new classification head is drawn from torch's generator, and so is a head for another number
+    of classes than the source has; all else must be in the source.
 
     Args:
         source: see :func:`load_config`.
@@ -81,7 +112,8 @@ def load_whole(
         num_blocks: load so many of the lowest blocks only, below the head; None = all.
 
     Raises:
-        UserError: for a source, architecture or option that does not exist.
+        UserError: for a source, architecture or option that does not exist, or weights that are
+            not all there.
     """
     require_choice("precision", precision, PRECISIONS)
     require_choice("outputs", outputs, OUTPUTS)
@@ -100,12 +132,17 @@ def load_whole(
         if outputs == "classes"
         else transformers.AutoModelForCausalLM
     )
-    inner = _load(of_head, source, config, precision)
-    _untie_(inner)
-    return inner, family
+    inner, found = _load(of_head, source, config, precision)
+    drawn = drawn_modules(
+        found,
+        source,
+        replaceable=replaceable_modules(inner, family),
+        num_weights=len(inner.state_dict()),
+    )
+    return Loaded(inner, family, drawn)
 
 
-def load_client_part(source: str, *, num_blocks: int, precision: Precision) -> tuple[Any, Family]:
+def load_client_part(source: str, *, num_blocks: int, precision: Precision) -> Loaded:
     """Return the lowest blocks of a pretrained model with their embeddings, under its names.
 
     Raises:
@@ -115,40 +152,44 @@ def load_client_part(source: str, *, num_blocks: int, precision: Precision) -> t
     config = load_config(source)
     family = family_of(config.model_type)
     config = shortened(config, slice(0, num_blocks))
-    base = _load(AutoModel, source, config, precision)
+    base, found = _load(AutoModel, source, config, precision)
+    head, _, path = family.stack.partition(".")
+    # What follows the last block is the server's, whatever became of it here.
+    above = [f"{path}.{name}".lstrip(".") for name in family.above]
+    drawn_modules(found, source, replaceable=above, num_weights=len(base.state_dict()))
     root: Any = nn.Module()
     root.config = base.config
-    root.add_module(family.stack.partition(".")[0], base)
-    return root, family
+    root.add_module(head, base)
+    return Loaded(root, family)
 
 
-def _load(of_head: Any, source: str, config: PretrainedConfig, precision: Precision) -> Any:
+def _load(
+    of_head: Any, source: str, config: PretrainedConfig, precision: Precision
+) -> tuple[Any, Mapping[str, Any]]:
+    """Return a model, and what the library says of the weights that it found."""
     dtype = getattr(torch, precision)
     with quietly():
         if not is_pretrained(source):
             try:
-                return of_head.from_config(config).to(dtype)
+                return of_head.from_config(config).to(dtype), _DRAWN_AS_ASKED
             except (ValueError, TypeError, RuntimeError, AssertionError) as error:
                 raise UserError(
                     f"no model can be built from this configuration: {_first_line(error)}"
                 ) from error
         try:
-            model = of_head.from_pretrained(resolved(source), config=config, dtype=dtype)
-        except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-            reason = _first_line(error)
-            if "ignore_mismatched_sizes" in reason:  # the library says which ones in its log alone
-                reason = "weights have other shapes than its config.json says"
-            raise UserError(f"cannot load the model {source!r}: {reason}") from error
-    return model
-
-
-def _untie_(inner: Any) -> None:
-    """Give the output embeddings a parameter of their own if they share that of the inputs."""
-    embeddings = inner.get_input_embeddings()
-    head = getattr(inner, "lm_head", None)
-    if head is not None and head.weight is embeddings.weight:
-        head.weight = nn.Parameter(head.weight.detach().clone())
-        inner.config.tie_word_embeddings = False
+            # Sizes are compared below: the library would name those that differ in its log alone.
+            model, found = of_head.from_pretrained(
+                resolved(source),
+                config=config,
+                dtype=dtype,
+                ignore_mismatched_sizes=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # damaged files, missing packages: no common base
+            raise UserError(f"cannot load the model {source!r}: {_first_line(error)}") from error
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise UserError(f"{source!r} {_IS_AN_ADAPTER}")
+    return model, found
 
 
 @contextlib.contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
 from peft import LoraConfig, inject_adapter_in_model
@@ -11,10 +11,10 @@ from torch import nn
 
 from leansplit.errors import UserError, did_you_mean
 from leansplit.models.language.adapters import AdapterConfig
+from leansplit.models.language.completeness import HEADS
 from leansplit.models.language.families import Family
+from leansplit.models.language.loading import Loaded
 
-HEADS: Final = ("score", "classifier")
-"""Modules that a classification model adds to a pretrained one: always trained, never adapted."""
 ADAPTER: Final = "default"
 """What peft calls an adapter that nobody named."""
 
@@ -70,21 +70,23 @@ def adapted_modules(inner: nn.Module, family: Family, config: AdapterConfig) -> 
     ]
 
 
-def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
-    """Freeze ``inner`` but for what ``config`` trains, and put adapters into it.
+def adapt_(loaded: Loaded, config: AdapterConfig) -> None:
+    """Freeze a model but for what ``config`` trains, and put adapters into it.
 
     Adapters and heads are float32, also over a base of lower precision: a step of mu = 1e-3 is lost
     in bfloat16 for weights above 0.25. First weights of adapters come from torch's generator.
+    Tied input and output embeddings that are trained are untied, since the halves train apart;
+    frozen ones, often most of a small model, stay one.
 
     Args:
-        inner: a model of the transformers library.
-        family: its architecture.
+        loaded: a model; what of it was drawn anew is trained whole.
         config: what is trained.
 
     Raises:
         UserError: if the model has no such targets, or what is to be trained of a model itself is
             not float32.
     """
+    inner, family = loaded.inner, loaded.family
     trains_base = config.train == "all" or config.full_blocks or config.full_embeddings
     precision = next(inner.parameters()).dtype
     if trains_base and precision != torch.float32:
@@ -92,6 +94,8 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
             f"weights of the model itself are trained in float32 only, and it is {precision}; set "
             "model_options.precision=float32, or train adapters alone"
         )
+    if config.train == "all" or config.full_embeddings:
+        _untie_(inner)
     if config.train == "all":
         inner.requires_grad_(True)
         return
@@ -109,14 +113,23 @@ def adapt_(inner: nn.Module, family: Family, config: AdapterConfig) -> None:
         if "lora_" in name:
             parameter.data = parameter.data.float()
             parameter.requires_grad_(True)
-    for name, head in inner.named_children():
-        if name in HEADS:
-            head.float().requires_grad_(True)
-            head.register_forward_pre_hook(_to_own_precision)
+    heads = [name for name, _ in inner.named_children() if name in HEADS]
+    for name in dict.fromkeys([*heads, *loaded.drawn]):
+        head = inner.get_submodule(name)
+        head.float().requires_grad_(True)
+        head.register_forward_pre_hook(_to_own_precision)
+
+
+def _untie_(inner: Any) -> None:
+    """Give the output embeddings a parameter of their own if they share that of the inputs."""
+    head = getattr(inner, "lm_head", None)
+    if head is not None and head.weight is inner.get_input_embeddings().weight:
+        head.weight = nn.Parameter(head.weight.detach().clone())
+        inner.config.tie_word_embeddings = False
 
 
 def _to_own_precision(head: nn.Module, inputs: tuple[torch.Tensor, ...]) -> torch.Tensor:
-    """Hand a float32 head what a base of lower precision computes."""
+    """Hand a float32 head, or what is below it, what a base of lower precision computes."""
     [features] = inputs
     return features.to(next(head.parameters()).dtype)
 
