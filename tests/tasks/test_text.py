@@ -89,6 +89,50 @@ def test_pairs_and_named_columns(tmp_path):
         text_task(tmp_path, text_column="aa", label_column="kind")
 
 
+@pytest.mark.parametrize(
+    ("columns", "found"),
+    [
+        ({"id": [1, 2], "text": ["x", "y"], "label": ["no", "yes"]}, ("x", "yes")),
+        ({"text": ["x", "y"], "label": ["no", "yes"]}, ("x", "yes")),
+        ({"label": ["x", "y"], "class": [3, 4]}, ("x", "4")),
+    ],
+)
+def test_labels_that_are_words_are_found(columns, found, tmp_path):
+    for name in ("train", "test"):
+        pd.DataFrame(columns).to_csv(tmp_path / f"{name}.csv", index=False)
+    task = text_task(tmp_path)
+    assert BYTES.decode(rows(task.train)[0]) == found[0] and task.class_names[1] == found[1]
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"id": [1, 2, 3], "review": ["x", "y", "z"], "stars": ["no", "yes", "no"]},
+            r"several columns hold text; name one .*review \(.*stars \(",
+        ),
+        (
+            {"id": [1, 2, 3], "review": ["x", "y", "z"]},
+            r"no column looks like labels; .*id \(int64\), review",
+        ),
+        (
+            {"label": [1, 2, 3], "review": ["x", "y", "z"]},
+            "column 'label' holds another label in every training row",
+        ),
+        (
+            {"label": [1, 2, 1], "review": ["x", None, "z"]},
+            r"1 missing values, the first in row 1 .*CSV files words such as NA",
+        ),
+    ],
+)
+def test_columns_that_say_nothing_are_one_line_errors(columns, message, tmp_path):
+    for name in ("train", "test"):
+        pd.DataFrame(columns).to_csv(tmp_path / f"{name}.csv", index=False)
+    with pytest.raises(UserError, match=message) as caught:
+        text_task(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
 def test_long_texts_are_cut(tmp_path):
     full = text_task(write_texts(tmp_path))
     task = text_task(tmp_path, max_length=6)
@@ -237,6 +281,21 @@ def test_token_metrics_are_means_over_wanted_tokens():
     )
     nothing = torch.full((1, 3), IGNORED)
     assert float(token_loss(logits[:1], nothing)) == 0.0 and num_wanted(nothing) == 1
+
+
+@pytest.mark.parametrize("precision", [torch.bfloat16, torch.float16])
+def test_losses_of_half_precision_logits_keep_their_digits(precision):
+    """A zeroth-order estimate is the difference of two losses: two digits would leave nothing."""
+    generator = torch.Generator().manual_seed(0)
+    logits = torch.randn(4, 6, 9, generator=generator).to(precision)
+    labels = torch.randint(0, 9, (4, 6), generator=generator)
+    loss = token_loss(logits, labels)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, token_loss(logits.float(), labels), atol=0, rtol=0)
+    choice = Verbalizer((3, 5))
+    value = choice.loss(logits[:, 0], labels[:, 0] % 2)
+    assert value.dtype == torch.float32
+    assert value == choice.loss(logits[:, 0].float(), labels[:, 0] % 2)
 
 
 def test_macro_f1_is_scikit_learns():

@@ -135,6 +135,11 @@ def build_text_task(
             )
         require_text_column(train.features, pair_column, "pair_column")
     train_labels, test_labels, class_names = read_labels(train, test, label_column)
+    if 2 < len(train) == len(class_names):
+        raise UserError(
+            f"column {label_column!r} holds another label in every training row, so there is "
+            "nothing to learn from; name the labels' column with label_column=..."
+        )
     if verbalizer and not prompt:
         raise UserError(
             "verbalizer is for classification by the next token: give a prompt too, such as "
