@@ -105,6 +105,20 @@ def test_what_a_run_writes(folder, tmp_path):
     assert (tmp_path / "report.html").is_file() and "Perplexity" in summary_of(report)
 
 
+def test_a_library_that_cannot_write_texts_costs_no_results(folder, tmp_path, monkeypatch):
+    def fail(*_args, **_options):
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr("leansplit.server_app.execution.write_texts", fail)
+    columns = {"source_column": "asked", "target_column": "wanted", "tokenizer": "bytes"}
+    options = {f"task_options.{name}": value for name, value in columns.items()}
+    config = configure("sflv2", folder, write_pairs(tmp_path), task="generation", **options)
+    run_and_write(config, tmp_path / "run")
+    result = read_run(tmp_path / "run").result
+    assert result.status == "completed" and result.measures.keys() == {"perplexity"}
+    assert not (tmp_path / "run" / "texts.jsonl").exists()
+
+
 @pytest.mark.parametrize(
     ("method", "auxiliary", "num_server_blocks"),
     [
