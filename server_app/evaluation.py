@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 
+from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.sequences import are_tokens, trim
 from leansplit.tasks.task import Examples, Task
+from leansplit.tasks.text_metrics import token_loss
 
 _LARGEST_EXPONENT = 700.0  # beyond it float64 overflows
 
@@ -42,14 +45,30 @@ def _by_length(examples: Examples) -> Examples:
     return examples.select(examples.inputs[:, 1].sum(1).argsort(stable=True))
 
 
+@contextlib.contextmanager
+def _chunked(model: nn.Module, task: Task) -> Iterator[None]:
+    """Let a language model put out what logits are computed from, if the task's loss takes that."""
+    if not isinstance(model, WholeLanguageModel) or task.loss is not token_loss:
+        yield
+        return
+    before, model.is_chunked = model.is_chunked, True
+    try:
+        yield
+    finally:
+        model.is_chunked = before
+
+
 def evaluate(model: nn.Module, task: Task, batch_size: int) -> Evaluation:
-    """Evaluate ``model`` on all test samples; texts in order of their lengths, to pad them less."""
+    """Evaluate ``model`` on all test samples; texts in order of their lengths, to pad them less.
+
+    Of texts to continue the logits of all positions of a batch are never held at once.
+    """
     was_training = model.training
     model.eval()
     correct, loss_sum, total = 0.0, 0.0, 0
     predictions: list[Tensor] = []
     examples = _by_length(task.test)
-    with torch.inference_mode():
+    with _chunked(model, task), torch.inference_mode():
         for first in range(0, len(examples), batch_size):
             rows = slice(first, first + batch_size)
             inputs, labels = trim(examples.inputs[rows], examples.labels[rows])

@@ -48,12 +48,16 @@ class WholeLanguageModel(Facade):
         inner: a model of the transformers library with the head that ``outputs`` asks for.
         family: how its architecture is put together.
         outputs: what it puts out.
+
+    Attributes:
+        is_chunked: put out :class:`ChunkedLogits` where tokens are predicted.
     """
 
     def __init__(self, inner: nn.Module, family: Family, outputs: Outputs) -> None:
         super().__init__(inner)
         self.family = family
         self.outputs = outputs
+        self.is_chunked = False
 
     @property
     def inner(self) -> Any:
@@ -65,10 +69,12 @@ class WholeLanguageModel(Facade):
         """How many blocks it has."""
         return len(self.family.blocks_of(self._inner))
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map tokens [B, 2, S] (ids, attention mask) to outputs."""
+    def forward(self, tokens: Tensor) -> Any:
+        """Map tokens [B, 2, S] (ids, attention mask) to outputs, or what they are computed from."""
         ids, mask = tokens.unbind(1)
-        return _outputs(self._inner, self.family, self.outputs, mask, input_ids=ids)
+        return _outputs(
+            self._inner, self.family, self.outputs, mask, self.is_chunked, input_ids=ids
+        )
 
     def cut_layers(self) -> list[str]:
         """Return the allowed cuts: how many blocks the client holds, at least one on each side."""
@@ -173,11 +179,9 @@ class LanguageServerModel(Facade):
     def forward(self, smashed_data: Tensor) -> Any:
         """Map packed smashed data [B, S, D + 1] to outputs, or what they are computed from."""
         hidden, mask = unpack(smashed_data)
-        if self.is_chunked and self.outputs == "tokens":
-            stack: Any = self.get_submodule(self.family.stack)
-            states = stack(inputs_embeds=hidden, attention_mask=mask, use_cache=False)
-            return ChunkedLogits(states.last_hidden_state, functools.partial(_unembed, self._inner))
-        return _outputs(self._inner, self.family, self.outputs, mask, inputs_embeds=hidden)
+        return _outputs(
+            self._inner, self.family, self.outputs, mask, self.is_chunked, inputs_embeds=hidden
+        )
 
 
 class HeldElsewhere(nn.Module):
@@ -199,19 +203,22 @@ class HeldElsewhere(nn.Module):
 
 
 def _outputs(
-    inner: Any, family: Family, outputs: Outputs, mask: Tensor, **inputs: Tensor
-) -> Tensor:
+    inner: Any, family: Family, outputs: Outputs, mask: Tensor, is_chunked: bool, **inputs: Tensor
+) -> Any:
     """Run a model with a head, or its upper half."""
-    if outputs == "tokens" or not family.is_causal:
+    is_whole = outputs == "tokens" and not is_chunked
+    if is_whole or not family.is_causal:
         logits: Tensor = inner(attention_mask=mask, use_cache=False, **inputs).logits
         return logits
     # The library would look for the last token by its id, which nobody has above the cut, and put
     # out the logits of all positions where one is wanted.
     stack = inner.get_submodule(family.stack)
     hidden = stack(attention_mask=mask, use_cache=False, **inputs).last_hidden_state
+    if outputs == "tokens":
+        return ChunkedLogits(hidden, functools.partial(_unembed, inner))
     last = hidden[torch.arange(len(hidden), device=hidden.device), last_tokens(mask)]
     if outputs == "classes":
-        return inner.score(last)  # type: ignore[no-any-return]
+        return inner.score(last)
     return _unembed(inner, last)
 
 
