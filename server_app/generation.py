@@ -73,9 +73,7 @@ def write_texts(
     model.eval()
     texts: list[str] = []
     try:
-        inner.generation_config = GenerationConfig(  # type: ignore[no-untyped-call]
-            do_sample=False, pad_token_id=tokenizer.pad_id, eos_token_id=tokenizer.eos_id
-        )
+        inner.generation_config = GenerationConfig()  # type: ignore[no-untyped-call]
         for first in range(0, len(prompts), batch_size):
             rows = [
                 without_beginning(row, num_positions - max(1, num_positions // _ROOM), tokenizer)
@@ -83,11 +81,15 @@ def write_texts(
             ]
             longest = max(map(len, rows))
             batch = tokens(rows, tokenizer.pad_id, "left", longest).to(device)
+            config = GenerationConfig(  # type: ignore[no-untyped-call]
+                do_sample=False,
+                max_new_tokens=num_positions - longest,
+                pad_token_id=tokenizer.pad_id,
+                eos_token_id=tokenizer.eos_id,
+            )
             with torch.inference_mode():
                 written = inner.generate(
-                    input_ids=batch[:, 0],
-                    attention_mask=batch[:, 1],
-                    max_new_tokens=num_positions - longest,
+                    input_ids=batch[:, 0], attention_mask=batch[:, 1], generation_config=config
                 )
             for row in written[:, longest:].tolist():
                 ended = row.index(tokenizer.eos_id) if tokenizer.eos_id in row else len(row)
