@@ -164,6 +164,10 @@ class RunConfig:
         model = self.model or default_model(self.task)
         if model not in MODELS and MODELS[default_model(self.task)].takes == "tokens":
             # A language model by its name on the hub, or by its folder.
+            if (source := self.model_options.get("source", model)) != model:
+                raise UserError(
+                    f"model is {model!r} and model_options.source is {source!r}; name one model"
+                )
             options = {**self.model_options, "source": model}
             object.__setattr__(self, "model_options", options)
             model = default_model(self.task)

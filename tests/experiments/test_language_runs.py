@@ -63,6 +63,21 @@ def test_a_folder_is_a_model_and_its_tokenizer(folder, tmp_path):
     assert other.task_options["tokenizer"] == "bytes"
     with pytest.raises(UserError, match="unknown model"):
         run_config("ho-sfl", {"task": "digits", "model": folder})
+    with pytest.raises(UserError, match=r"model_options\.source is 'other'; name one model"):
+        configure("ho-sfl", folder, str(tmp_path), **{"model_options.source": "other"})
+    same = configure("ho-sfl", folder, str(tmp_path), **{"model_options.source": folder})
+    assert same.model_options == config.model_options
+
+
+def test_what_the_task_needs_is_not_for_the_run_to_set(folder, tmp_path):
+    config = configure(
+        "ho-sfl", folder, write_texts(tmp_path), **{"model_options.outputs": "tokens"}
+    )
+    workload = config.workload()
+    with pytest.raises(
+        UserError, match=r"is 'tokens', but the task 'text' needs 'classes'"
+    ):
+        workload.build_model(workload.load_task())
 
 
 def test_the_adapter_of_a_run_loads_without_leansplit(folder, tmp_path):

@@ -95,6 +95,7 @@ def test_pairs_and_named_columns(tmp_path):
         ({"id": [1, 2], "text": ["x", "y"], "label": ["no", "yes"]}, ("x", "yes")),
         ({"text": ["x", "y"], "label": ["no", "yes"]}, ("x", "yes")),
         ({"label": ["x", "y"], "class": [3, 4]}, ("x", "4")),
+        ({"text": ["x", "y"], "label": [False, True]}, ("x", "True")),
     ],
 )
 def test_labels_that_are_words_are_found(columns, found, tmp_path):
@@ -120,6 +121,10 @@ def test_labels_that_are_words_are_found(columns, found, tmp_path):
             "column 'label' holds another label in every training row",
         ),
         (
+            {"label": [1, 2, None], "review": ["x", "y", "z"]},
+            r"no column looks like labels; .*label \(float64\)",
+        ),
+        (
             {"label": [1, 2, 1], "review": ["x", None, "z"]},
             r"1 missing values, the first in row 1 .*CSV files words such as NA",
         ),
@@ -131,6 +136,14 @@ def test_columns_that_say_nothing_are_one_line_errors(columns, message, tmp_path
     with pytest.raises(UserError, match=message) as caught:
         text_task(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+def test_texts_without_a_token_are_refused(tmp_path):
+    folder = saved_tokenizer(tmp_path, pad_token="<pad>")  # which adds no token of its own
+    for name in ("train", "test"):
+        pd.DataFrame({"text": ["", " "], "label": [0, 1]}).to_parquet(tmp_path / f"{name}.parquet")
+    with pytest.raises(UserError, match="all texts are empty: none holds a token"):
+        load_task("text", data_path=tmp_path, tokenizer=folder)
 
 
 def test_long_texts_are_cut(tmp_path):

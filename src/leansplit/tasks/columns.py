@@ -128,7 +128,8 @@ def _choose_label_column(features: Mapping[str, Any], given: str | None, image: 
         if not _is_class_label(features[given]) and not _is_discrete(features[given]):
             raise UserError(
                 f"column {given!r} does not hold labels but {_kind(features[given])}; labels are "
-                f"whole numbers or text; columns: {_describe(features)}"
+                "whole numbers or text (of CSV files whole numbers are read as float64 where one "
+                f"is missing); columns: {_describe(features)}"
             )
         return given
     class_labels = [name for name, feature in features.items() if _is_class_label(feature)]
@@ -175,7 +176,8 @@ def _is_discrete(feature: Any) -> bool:
     import datasets
 
     return isinstance(feature, datasets.Value) and (
-        feature.dtype.startswith(("int", "uint")) or feature.dtype in {"string", "large_string"}
+        feature.dtype.startswith(("int", "uint"))
+        or feature.dtype in {"string", "large_string", "bool"}
     )
 
 

@@ -59,7 +59,10 @@ class TextFormat:
 
     def length(self, rows: Sequence[Sequence[int]]) -> int:
         """Return the longest row's length, at most ``max_length``."""
-        return min(self.max_length, max((len(row) for row in rows), default=1))
+        longest = max((len(row) for row in rows), default=1)
+        if not longest:
+            raise UserError("all texts are empty: none holds a token; check the text column")
+        return min(self.max_length, longest)
 
     def inputs(self, rows: Sequence[Sequence[int]], length: int) -> Tensor:
         """Return ids and mask [n, 2, length]."""

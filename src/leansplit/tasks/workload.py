@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from leansplit.errors import UserError
 from leansplit.models import (
     MODELS,
     SplitModel,
@@ -108,9 +109,19 @@ class WorkloadConfig:
         )
 
     def _options(self, task: Task) -> dict[str, Any]:
-        """Return the model's options: the run's, and those that the task implies."""
+        """Return the model's options: the run's, and those that the task implies.
+
+        Raises:
+            UserError: if the run asks for something else than the task.
+        """
         known = MODELS[self.model].options if self.model in MODELS else {}
         implied = {name: value for name, value in task.model_options.items() if name in known}
+        for name, value in implied.items():
+            if self.model_options.get(name, value) != value:
+                raise UserError(
+                    f"model_options.{name} is {self.model_options[name]!r}, but the task "
+                    f"{task.name!r} needs {value!r} and sets it itself; leave it out"
+                )
         return {**implied, **self.model_options}
 
     def build_model(self, task: Task) -> SplitModel:
