@@ -74,9 +74,7 @@ def test_what_the_task_needs_is_not_for_the_run_to_set(folder, tmp_path):
         "ho-sfl", folder, write_texts(tmp_path), **{"model_options.outputs": "tokens"}
     )
     workload = config.workload()
-    with pytest.raises(
-        UserError, match=r"is 'tokens', but the task 'text' needs 'classes'"
-    ):
+    with pytest.raises(UserError, match=r"is 'tokens', but the task 'text' needs 'classes'"):
         workload.build_model(workload.load_task())
 
 
