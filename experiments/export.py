@@ -14,10 +14,13 @@ from leansplit.server_app.key_values import flatten
 from leansplit.server_app.methods import is_used
 from leansplit.server_app.outputs import MODEL_FILE
 from leansplit.server_app.results import RunResult, read_run
+from leansplit.tasks.tokens import PretrainedTokenizer, load_tokenizer
 
 
 def export_run(run_dir: Path, out_dir: Path) -> None:
     """Write the final model of a run with its adapters merged, and its tokenizer if it has one.
+
+    Its configuration names the classes and the tokenizer's padding token.
 
     Args:
         run_dir: the folder of a run.
@@ -31,7 +34,8 @@ def export_run(run_dir: Path, out_dir: Path) -> None:
     if not weights.is_file():
         raise UserError(f"{run_dir} holds no {MODEL_FILE}: the run did not get as far")
     workload = config_of(result).workload()
-    model = workload.build_model(workload.load_task())
+    task = workload.load_task()
+    model = workload.build_model(task)
     whole = model.full_model
     if not isinstance(whole, WholeLanguageModel):
         raise UserError(
@@ -40,10 +44,20 @@ def export_run(run_dir: Path, out_dir: Path) -> None:
         )
     model.load_full_state_dict(safetensors.torch.load_file(weights))
     # Takes seconds to import, and most commands need none of it.
-    from leansplit.models.language.export import save_merged, save_tokenizer
+    from leansplit.models.language.export import save_merged
 
+    own = whole.inner.config
+    if whole.outputs == "classes":
+        own.id2label = dict(enumerate(task.class_names))
+        own.label2id = {name: label for label, name in own.id2label.items()}
+    options = result.config["task_options"]
+    if source := str(options.get("tokenizer", "")):
+        tokenizer = load_tokenizer(source, str(options.get("pad_token", "")))
+        if isinstance(tokenizer, PretrainedTokenizer):
+            tokenizer.save(out_dir)
+            if tokenizer.pad_id < own.vocab_size:  # by it the library finds the end of a text
+                own.pad_token_id = tokenizer.pad_id
     save_merged(whole, out_dir)
-    save_tokenizer(str(result.config["task_options"].get("tokenizer", "")), out_dir)
 
 
 def config_of(result: RunResult) -> RunConfig:

@@ -5,7 +5,12 @@ import json
 import pytest
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, GPT2Config
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+)
 
 from leansplit.clients.task_workload import provide_task_workload
 from leansplit.errors import UserError
@@ -96,7 +101,8 @@ def test_the_adapter_of_a_run_loads_without_leansplit(folder, tmp_path):
 
     export_run(tmp_path / "run", tmp_path / "merged")
     merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
-    merged.config.pad_token_id = 1
+    assert merged.config.pad_token_id == 1 and merged.config.id2label == {0: "0", 1: "1"}
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").pad_token_id == 1
     with torch.no_grad():
         torch.testing.assert_close(merged(input_ids=ids, attention_mask=mask).logits, got)
     assert (tmp_path / "merged" / "tokenizer.json").is_file()

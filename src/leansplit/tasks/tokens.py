@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, Final, Literal, Protocol, get_args
 
 import torch
@@ -152,6 +153,10 @@ class PretrainedTokenizer:
             list(texts), **with_pairs, return_attention_mask=False, verbose=False, **how
         )
         return list(encoded["input_ids"])
+
+    def save(self, folder: str | Path) -> None:
+        """Write it as it is used here, its padding token included, for ``from_pretrained``."""
+        self._loaded.save_pretrained(folder)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Return the text, special tokens left out."""

@@ -14,7 +14,7 @@ from leansplit.models.language.completeness import replaceable_modules
 from leansplit.models.language.halves import WholeLanguageModel
 from leansplit.models.language.loading import quietly
 from leansplit.models.language.lora import ADAPTER, to_peft
-from leansplit.models.language.sources import is_pretrained, resolved
+from leansplit.models.language.sources import is_pretrained
 from leansplit.parameters import num_trainable
 
 _TASK_TYPES = {"classes": "SEQ_CLS", "next_token": "CAUSAL_LM", "tokens": "CAUSAL_LM"}
@@ -70,14 +70,6 @@ def save_merged(model: WholeLanguageModel, folder: str | Path) -> None:
     """
     with quietly():
         model.inner.save_pretrained(Path(folder), state_dict=merged_state(model.inner))
-
-
-def save_tokenizer(source: str, folder: str | Path) -> None:
-    """Write a pretrained tokenizer beside a model; ``bytes`` and none leave nothing."""
-    from transformers import AutoTokenizer
-
-    if source and source != "bytes":
-        AutoTokenizer.from_pretrained(resolved(source)).save_pretrained(folder)
 
 
 def merged_state(inner: nn.Module) -> dict[str, Tensor]:
