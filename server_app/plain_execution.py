@@ -95,8 +95,8 @@ def execute_plain(
         }
     loop = ClosedForm(config, settings, task, model, outcome.num_samples, clients.__getitem__)
     model.full_model.to(device)
-    clients = [_moved(data, device) for data in clients]
-    there = dataclasses.replace(task, test=_moved(task.test, device))
+    clients = [examples_on(data, device) for data in clients]
+    there = dataclasses.replace(task, test=examples_on(task.test, device))
     evaluated = copied(model.full_model)
     recorder = Recorder(outcome, there, loop, evaluated, stop or threading.Event(), on_progress)
 
@@ -135,5 +135,6 @@ def execute_plain(
     return outcome
 
 
-def _moved(data: ClientData, device: torch.device) -> Examples:
+def examples_on(data: ClientData, device: torch.device) -> Examples:
+    """Return samples as one copy on ``device``."""
     return Examples(data.inputs.to(device), data.labels.to(device))

@@ -35,6 +35,8 @@ def most_uploads(
         repeated: see :func:`privacy_spent`.
     """
     steps = getattr(config, "upload_steps", range(getattr(config, "local_steps", 1)))
+    if not config.uploads_smashed_data:
+        steps = range(0)
     is_once = getattr(config, "features_once", False)
     samples: dict[int, npt.NDArray[np.int64]] = {}  # of clients that took part
     rounds = dict.fromkeys(num_samples, 0)

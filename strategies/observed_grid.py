@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from flwr.app import Message, RecordDict
@@ -25,6 +25,8 @@ from leansplit.zeroth_order import JointPassChoice
 
 if TYPE_CHECKING:
     from leansplit.strategies.client_watch import ClientWatch
+
+T = TypeVar("T")
 
 _FIRST_POLL_S = 0.002
 _LONGEST_POLL_S = 0.25
@@ -264,21 +266,22 @@ class ObservedGrid(Grid):
     def _book_requests(self, messages: list[Message], asked: list[_Asked]) -> None:
         if not self._is_booked or not self._is_priced:
             return
-        shared: dict[int, dict[Kind, int]] = {}  # FedAvg sends one content object to many nodes
-        priced: dict[int, tuple[bytes, dict[Kind, int]]] = {}  # encodings that many are sent
+        # By identity: many clients are sent one encoding, many nodes FedAvg's one content.
+        priced: dict[int, tuple[object, dict[Kind, int]]] = {}
+
+        def book(round: int, client_id: int, sent: T, rule: Callable[[T], dict[Kind, int]]) -> None:
+            if id(sent) not in priced:
+                priced[id(sent)] = sent, rule(sent)
+            self.ledger.record(round, client_id, "downlink", priced[id(sent)][1])
+
         for message, about in zip(messages, asked, strict=True):
             payloads = unpack(message.content)
             for client_id, blob in payloads.items():
                 if client_id != NODE:
-                    if id(blob) not in priced:
-                        priced[id(blob)] = blob, price(blob)
-                    self.ledger.record(about.round, client_id, "downlink", priced[id(blob)][1])
+                    book(about.round, client_id, blob, price)
             if not payloads and about.clients:
-                key = id(message.content)
-                if key not in shared:
-                    shared[key] = _price_flower_records(message.content)
                 [client_id] = about.clients
-                self.ledger.record(about.round, client_id, "downlink", shared[key])
+                book(about.round, client_id, message.content, _price_flower_records)
 
     def _book_reply(self, content: RecordDict, asked: _Asked) -> None:
         """Book an answer to those clients that were asked; the reader counts the others."""

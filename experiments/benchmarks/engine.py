@@ -34,8 +34,8 @@ from leansplit.reference import ho_sfl
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import settled_config
+from leansplit.server_app.plain_execution import examples_on
 from leansplit.server_app.recording import Progress
-from leansplit.tasks.task import Examples
 from leansplit.zeroth_order import (
     estimate,
     float64_inner_product,
@@ -166,8 +166,7 @@ class Case:
         self._workload = config.workload()
         self._task = self._workload.load_task()
         data = task_client_data(self._workload, self._task)
-        shares = (data(m) for m in range(config.clients))
-        self._clients = [Examples(s.inputs.to(device), s.labels.to(device)) for s in shares]
+        self._clients = [examples_on(data(m), device) for m in range(config.clients)]
         settings = settled_config(config, self._task, self._workload.build_model(self._task))
         assert isinstance(settings, HOSFLConfig)
         self._settings = settings

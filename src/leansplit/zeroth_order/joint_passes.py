@@ -94,9 +94,10 @@ class JointPasses:
         """
         start = 0
         while start < len(batches):
-            size = self._size(forward, batches[start:])
-            for outputs in _together(forward, batches[start : start + size]):
-                self._output_bytes[_key(batches[0])] = outputs.nbytes
+            chunk = batches[start:]
+            size, key = self._size(forward, chunk), _key(chunk[0])
+            for outputs in _together(forward, chunk[:size]):
+                self._output_bytes[key] = outputs.nbytes
                 yield outputs
             start += size
 
