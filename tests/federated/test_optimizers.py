@@ -7,6 +7,7 @@ import sys
 import pytest
 import torch
 
+from leansplit.costs import peak_tensor_bytes
 from leansplit.errors import UserError
 from leansplit.federated import (
     OPTIMIZERS,
@@ -212,6 +213,40 @@ def test_they_are_torchs(name):
             optimizer.step()
             optimizer.load_state_dict(optimizer.state_dict())
         assert torch.equal(ours, theirs) and ours.requires_grad
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("shape", [(300_001,), (131_072,), (3, 90_000)])
+def test_large_parameters_are_stepped_in_parts_to_the_bits_of_the_whole(shape, weight_decay):
+    generator = torch.Generator().manual_seed(0)
+    ours = torch.randn(shape, generator=generator)
+    theirs = torch.nn.Parameter(ours.clone())
+    first = build_optimizer(
+        OptimizerConfig(name="adamw", lr=0.01, weight_decay=weight_decay), [ours]
+    )
+    second = torch.optim.AdamW([theirs], lr=0.01, weight_decay=weight_decay)
+    for _ in range(3):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        first.step()
+        second.step()
+    assert torch.equal(ours, theirs)
+    moments, expected = optimizer_state(first), optimizer_state(second)
+    assert moments.keys() == expected.keys() and moments["0.step"] == 3
+    assert all(torch.equal(moments[name], expected[name]) for name in expected)
+
+
+def test_a_step_of_adamw_holds_no_tensors_of_the_size_of_its_parameters():
+    d = 1_000_000
+    parameter, gradient = torch.ones(d), torch.ones(d)
+    optimizer = build_optimizer(OptimizerConfig(name="adamw"), [parameter])
+    parameter.grad = gradient
+    optimizer.step()
+    held = 4 * 4 * d  # parameter, gradient, two moments
+    assert held < peak_tensor_bytes(optimizer.step) < held + 2**21
+    plain = torch.optim.AdamW([parameter])
+    plain.step()
+    assert peak_tensor_bytes(plain.step) > held + 4 * d
 
 
 def test_a_process_that_trains_does_not_import_torchs_compiler():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Literal, get_args
 
@@ -17,6 +17,7 @@ OptimizerName = Literal["sgd", "adamw"]
 OPTIMIZERS: Final[tuple[str, ...]] = get_args(OptimizerName)
 Lifetime = Literal["run", "round", "batch"]
 LIFETIMES: Final[tuple[str, ...]] = get_args(Lifetime)
+_PART_ELEMENTS: Final = 131_072
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +97,42 @@ class _SGD(_Uncompiled, torch.optim.SGD):
 
 
 class _AdamW(_Uncompiled, torch.optim.AdamW):
+    """torch's, but on a CPU it takes large parameters part by part, to the same bits.
+
+    A step makes two temporary tensors as large as the parameter: memory that a lean client does
+    not have, and that costs more to touch for the first time than the arithmetic takes.
+    """
+
     step: Any = torch.no_grad()(inspect.unwrap(torch.optim.AdamW.step))
+
+    def _init_group(self, group: dict[str, Any], *lists: list[Tensor]) -> Any:
+        """Fill ``lists``: parameters, gradients, first, second, largest moments, step counts."""
+        has_complex = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
+        whole = [list(each) for each in lists]
+        for each in lists:
+            each.clear()
+        parameters, gradients, first, second, _, steps = whole
+        for tensors in zip(parameters, gradients, first, second, steps, strict=True):
+            for piece in _in_parts(*tensors):
+                for each, part in zip((*lists[:4], lists[5]), piece, strict=True):
+                    each.append(part)
+        return has_complex
+
+
+def _in_parts(
+    parameter: Tensor, gradient: Tensor, first: Tensor, second: Tensor, step: Tensor
+) -> Iterator[tuple[Tensor, ...]]:
+    """Yield views of equal parts of an AdamW parameter, and for each the count of steps taken."""
+    tensors = (parameter, gradient, first, second)
+    size = parameter.numel()
+    is_flat = all(t.device.type == "cpu" and t.is_contiguous() for t in tensors)
+    if size <= _PART_ELEMENTS or not is_flat:
+        yield *tensors, step
+        return
+    flat = [t.detach().view(-1) for t in tensors]
+    for start in range(0, size, _PART_ELEMENTS):  # torch adds 1 to the count that it is given
+        count = step.clone() if start else step
+        yield *(t[start : start + _PART_ELEMENTS] for t in flat), count
 
 
 def build_optimizer(

@@ -25,6 +25,7 @@ from leansplit.noise.stream import (
     draw_perturbation,
     draw_perturbations,
     second_moment_inverse,
+    unfilled_vector,
 )
 from leansplit.noise.torch_rng import torch_seeded
 
@@ -52,4 +53,5 @@ __all__ = [
     "server_dropout_seed",
     "server_perturbation_seeds",
     "torch_seeded",
+    "unfilled_vector",
 ]

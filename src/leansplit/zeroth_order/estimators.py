@@ -29,6 +29,7 @@ from leansplit.noise import (
     pooled_perturbation_seeds,
     second_moment_inverse,
     seed_pool,
+    unfilled_vector,
 )
 from leansplit.parameters import ParameterDict, ParameterSpec
 from leansplit.telling import all_alike
@@ -183,7 +184,7 @@ def perturbed(vector: Tensor, scale: float, seed: int, config: ZerothOrderConfig
     with allocated_as("perturbation"):
         if add_scaled := fused_kernel_for(vector.device, config.direction):
             return add_scaled(vector, (seed,), (scale,), config.direction)
-        moved = torch.empty_like(vector)
+        moved = unfilled_vector(vector.numel(), vector.device)
         for part, u in direction_parts(seed, vector.numel(), config.direction, vector.device):
             torch.mul(u, scale, out=moved[part]).add_(vector[part])
     return moved
@@ -217,7 +218,7 @@ def estimate(
         float32 tensor of shape [d].
     """
     with allocated_as("gradients"):
-        gradient = torch.zeros(spec.num_elements, device=device)
+        gradient = unfilled_vector(spec.num_elements, device).zero_()
     factors = coefficients(differences.tolist(), spec.num_elements, config)
     if add_scaled := fused_kernel_for(gradient.device, config.direction):
         return add_scaled(gradient, seeds, factors, config.direction)
