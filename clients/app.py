@@ -6,6 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import Any, Final, SupportsIndex
 
 import torch
 from flwr.app import Context, Message
@@ -36,7 +37,12 @@ from leansplit.clients.faults import (
     strikes,
     takes_its_step,
 )
-from leansplit.clients.handlers import Handler, register_handlers, registered_handlers
+from leansplit.clients.handlers import (
+    Handler,
+    HandlerTable,
+    register_handlers,
+    registered_handlers,
+)
 from leansplit.clients.memory import ClientMemory, load_plan, save_plan
 from leansplit.clients.privacy import released
 from leansplit.clients.session import Session
@@ -74,6 +80,8 @@ OWN_DATA = "data"
 
 log = logging.getLogger("leansplit")
 
+_HANDLERS: Final[dict[str, tuple[type[Record], Handler]]] = {}
+"""leansplit's own, which every process has."""
 for _module in (
     cse_fsl,
     decomfl,
@@ -90,15 +98,48 @@ for _module in (
     zo_split,
 ):
     register_handlers(_module.HANDLERS)
+    _HANDLERS.update(_module.HANDLERS)
+
+
+class SplitClientApp(ClientApp):
+    """A ClientApp whose model and data come from ``provider``.
+
+    The provider runs once in each worker process. Flower ships the app with every message of a
+    simulation, so a provider should build or load what it needs and not carry it along. The app
+    itself ships as its provider and the actions that are not leansplit's own, to be built again
+    where it arrives: written out, its functions took longer than a small step.
+
+    Args:
+        provider: plan -> model and data.
+        handlers: what answers each action.
+    """
+
+    def __init__(self, provider: Provider, handlers: HandlerTable) -> None:
+        super().__init__()
+        self._provider = provider
+        self._handlers = handlers
+        _answer_with(self, provider, handlers)
+        self._built = dict(self.__dict__, _registered_funcs=dict(self._registered_funcs))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Return how to build the app again; one that was added to ships as it is."""
+        if any(self.__dict__[name] != value for name, value in self._built.items()):
+            return super().__reduce_ex__(protocol)
+        own = {a: h for a, h in self._handlers.items() if _HANDLERS.get(a) != h}
+        return _shipped_app, (self._provider, own)
+
+
+def _shipped_app(provider: Provider, own: HandlerTable) -> SplitClientApp:
+    return SplitClientApp(provider, {**_HANDLERS, **own})
 
 
 def client_app(provider: Provider) -> ClientApp:
-    """Return a ClientApp whose model and data come from ``provider``.
+    """Return a ClientApp with all actions known so far; see :class:`SplitClientApp`."""
+    return SplitClientApp(provider, registered_handlers())
 
-    The provider runs once in each worker process. Flower ships the app with every message of a
-    simulation, so a provider should build or load what it needs and not carry it along.
-    """
-    app = ClientApp()
+
+def _answer_with(app: ClientApp, provider: Provider, handlers: HandlerTable) -> None:
+    """Register the functions that answer set-up, every action of ``handlers``, and FedAvg."""
 
     @app.query("leansplit_setup")
     def set_up(message: Message, context: Context) -> Message:
@@ -173,7 +214,7 @@ def client_app(provider: Provider) -> ClientApp:
             told, worker.passes.unreported = worker.passes.unreported, []
             return Message(with_choices(content, told), reply_to=message)
 
-    for action, (request_type, handler) in registered_handlers().items():
+    for action, (request_type, handler) in handlers.items():
         register(action, request_type, handler)
 
     @app.train()
@@ -193,8 +234,6 @@ def client_app(provider: Provider) -> ClientApp:
         with worker.computing():
             content, costs = disturbed(fault, step)
         return Message(with_costs(content, costs), reply_to=message)
-
-    return app
 
 
 def split_client_app(
