@@ -94,10 +94,11 @@ def _settle(deferred: Mapping[int, Deferred], passes: JointPasses) -> dict[int, 
     """Return client id -> its answer, computed together with others where it can be."""
     companies: defaultdict[Hashable, list[int]] = defaultdict(list)
     for client_id, one in deferred.items():
-        companies[one.company].append(client_id)
+        companies[one.company(passes)].append(client_id)
     settled: dict[int, Settled] = {}
     for company, members in companies.items():
-        if company is not None and len(members) > 1 and passes.mode != "off":
+        is_joined = len(members) > 1 if passes.mode == "auto" else passes.mode == "on"
+        if company is not None and is_joined:
             everybody = [deferred[client_id] for client_id in members]
             answers = everybody[0].together(everybody, passes)
             try:

@@ -33,8 +33,7 @@ from leansplit.zeroth_order import (
 class Deferred(Protocol):
     """An answer that is still to be computed."""
 
-    @property
-    def company(self) -> Hashable:
+    def company(self, passes: JointPasses) -> Hashable:
         """Answers of the same company can be computed together; None: only alone."""
         ...
 
@@ -69,10 +68,9 @@ class DeferredForward:
     finish: Callable[[Tensor], Record]
     micro_batch: int = 0
 
-    @property
-    def company(self) -> Hashable:
-        """Whoever runs a batch of this shape on the same parameters."""
-        return None if self.micro_batch else _where(self.replica, self.inputs)
+    def company(self, passes: JointPasses) -> Hashable:
+        """Whoever runs such a batch on the same parameters."""
+        return None if self.micro_batch else _where(self.replica, self.inputs, passes)
 
     def then(self, change: Callable[[Record], Record]) -> DeferredForward:
         """Return what computes the same answer and then changes it."""
@@ -117,12 +115,11 @@ class DeferredProbe:
     anchor: float
     finish: Callable[[Tensor], Record]
 
-    @property
-    def company(self) -> Hashable:
+    def company(self, passes: JointPasses) -> Hashable:
         """Whoever probes the same directions around the same parameters on such a batch."""
         if self.objective.micro_batch:
             return None
-        return (self.seeds, *_where(self.replica, self.objective.inputs))
+        return (self.seeds, *_where(self.replica, self.objective.inputs, passes))
 
     def then(self, change: Callable[[Record], Record]) -> DeferredProbe:
         """Return what computes the same answer and then changes it."""
@@ -173,10 +170,11 @@ class DeferredProbedForward:
     finish: Callable[[ProbedSmashedData], Record]
     micro_batch: int = 0
 
-    @property
-    def company(self) -> Hashable:
+    def company(self, passes: JointPasses) -> Hashable:
         """Whoever probes the same directions around the same parameters on such a batch."""
-        return None if self.micro_batch else (self.seeds, *_where(self.replica, self.inputs))
+        if self.micro_batch:
+            return None
+        return (self.seeds, *_where(self.replica, self.inputs, passes))
 
     def then(self, change: Callable[[Record], Record]) -> DeferredProbedForward:
         """Return what computes the same answer and then changes it."""
@@ -220,5 +218,5 @@ def then(answer: Record | Deferred, change: Callable[[Record], Record]) -> Recor
     return answer.then(change)
 
 
-def _where(replica: Replica, inputs: Tensor) -> tuple[Hashable, ...]:
-    return replica.checksum, tuple(inputs.shape), inputs.dtype
+def _where(replica: Replica, inputs: Tensor, passes: JointPasses) -> tuple[Hashable, ...]:
+    return replica.checksum, passes.alike(inputs)

@@ -31,6 +31,7 @@ from leansplit.models import SplitModel
 from leansplit.noise import perturbation_seeds, server_dropout_seed
 from leansplit.parameters import ParameterSpec, load_parameters_, trainable_parameters
 from leansplit.reference import ho_sfl
+from leansplit.sequences import are_tokens
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.environment import collect_environment
 from leansplit.server_app.execution import settled_config
@@ -42,6 +43,7 @@ from leansplit.zeroth_order import (
     forward_only,
     fresh_directions,
     perturbed,
+    run_by_length,
 )
 
 _LARGE_CNN: Final = {
@@ -81,11 +83,14 @@ def bare_ho_sfl(
     num_rounds: int,
     after_step: AfterStep,
     batches_at_once: int,
+    *,
+    by_length: bool = False,
 ) -> None:
     """Train as :func:`leansplit.reference.ho_sfl` does, as fast as plain torch allows.
 
     Nothing is sent, checked, priced or kept for anybody, every direction is drawn once, and
-    ``batches_at_once`` clients' batches of one shape are run forward together.
+    ``batches_at_once`` clients' batches of one shape are run forward together; of texts all of
+    them, in order of their length, if ``by_length``.
     """
     zo = config.zeroth_order
     client_model, server_model = model.client_model.eval(), model.server_model
@@ -97,6 +102,9 @@ def bare_ho_sfl(
     assert client_optimizer is not None
 
     def smashed_data(at: Tensor, batches: Sequence[Tensor]) -> list[Tensor]:
+        if by_length and are_tokens(batches[0]):
+            parameters = spec.views(at)
+            return [*run_by_length(lambda x: forward_only(client_model, parameters, x), batches)]
         alike: dict[torch.Size, list[int]] = {}  # texts differ in length
         for place, batch in enumerate(batches):
             alike.setdefault(batch.shape, []).append(place)
@@ -183,7 +191,8 @@ class Case:
 
         It has every size to choose from that leansplit has, and all of them at once.
         """
-        if self.batches_at_once:
+        if self.batches_at_once or self._config.joint_passes == "on":
+            self.batches_at_once = self.batches_at_once or self._settings.cohort_size
             return
         cohort = self._settings.cohort_size
         sizes = sorted({cohort, *(2**k for k in range(cohort.bit_length()) if 2**k <= cohort)})
@@ -213,6 +222,7 @@ class Case:
                     num_rounds,
                     self._ended(after_step),
                     batches_at_once,
+                    by_length=self._config.joint_passes == "on",
                 )
             self.ends["bare torch"] = model.full_state_dict()
 

@@ -18,9 +18,12 @@ from leansplit.zeroth_order import JointPasses, ZerothOrderConfig
 class Slow:
     """An answer that tells how it was computed."""
 
-    company: str | None
+    group: str | None
     fails: bool = False
     poisons: bool = False
+
+    def company(self, passes):
+        return self.group
 
     def alone(self):
         if self.fails:

@@ -8,6 +8,7 @@ import torch
 from leansplit.server_app.closed_form import uploaded_positions
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
+from leansplit.zeroth_order import joint_passes
 from tests.language import config_json, write_pairs, write_texts
 from tests.whole_grid import WHOLE_GRID
 
@@ -91,6 +92,39 @@ def test_equals_its_plain_loop_and_its_formula(
     assert {"f1"} <= outcome.measures.keys()
     if method in SPLIT:
         assert outcome.ledger.total_bytes(kind="masks") > 0
+
+
+SORTING = [("ho-sfl", {}), ("ho-sfl", {"probe_ahead": True}), ("hosl", {}), ("frozen", {})]
+
+
+@pytest.mark.parametrize("padding_side", ["left", "right"])
+@pytest.mark.parametrize(("method", "options"), SORTING)
+def test_texts_in_order_of_their_length_change_no_message_and_only_rounding(
+    method, options, padding_side, texts, run_in_process, monkeypatch
+):
+    options = options | {"task_options.padding_side": padding_side}
+    options |= {"cohort": 4, "client.name": "sgd", "server.name": "sgd"}  # AdamW's signs would flip
+    options = {k: v for k, v in options.items() if is_used(method, k) or "task" in k}
+    family = "bert" if padding_side == "right" else "opt"
+    lengths, run_by_length = [], joint_passes.run_by_length
+
+    def noted(forward, batches):
+        lengths.append({batch.shape[2] for batch in batches})
+        return run_by_length(forward, batches)
+
+    monkeypatch.setattr(joint_passes, "run_by_length", noted)
+    each, joined = (
+        run_in_process(
+            configure(method, family, texts, clients_per_node=4, joint_passes=mode, **options),
+            afresh=True,
+        )
+        for mode in ("off", "on")
+    )
+    assert (joined.status, joined.error, joined.events) == ("completed", None, {})
+    assert any(len(some) > 1 for some in lengths)
+    assert list(joined.ledger) == list(each.ledger)
+    for name, value in each.final_state.items():
+        torch.testing.assert_close(joined.final_state[name], value, rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("auxiliary", ["blocks", "copy"])

@@ -42,6 +42,7 @@ from leansplit.zeroth_order.objective import (
     float64_sum,
     forward_only,
 )
+from leansplit.zeroth_order.passes_by_length import run_by_length
 from leansplit.zeroth_order.quality import (
     EstimateQuality,
     EstimateSum,
@@ -105,6 +106,7 @@ __all__ = [
     "probe_smashed_data",
     "probe_smashed_data_each",
     "quality_of",
+    "run_by_length",
     "surrogate_differences",
     "surrogate_objective",
     "unshared_directions",

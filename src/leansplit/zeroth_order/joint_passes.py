@@ -9,7 +9,7 @@ client its own bits, and has taken less time.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Final, Literal, Protocol, get_args
 
@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from leansplit.parameters import ParameterDict
+from leansplit.sequences import are_tokens
 from leansplit.zeroth_order.objective import forward_only
+from leansplit.zeroth_order.passes_by_length import run_by_length
 
 
 class BatchObjective(Protocol):
@@ -73,8 +75,9 @@ class JointPasses:
     many lengths: a size that gained less than a tenth in four of them is not tried in others.
 
     Attributes:
-        mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, with
-            the bits that come of it; ``off``: never.
+        mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, and
+            token sequences by their length (:mod:`.passes_by_length`), with the bits that come of
+            it; ``off``: never.
         speedups: by shape and type, then by size: what was measured; 0 = not equal.
         unreported: sizes in use that nobody was told of yet.
     """
@@ -85,13 +88,23 @@ class JointPasses:
     _output_bytes: dict[_Key, int] = field(default_factory=dict)
     _gains: dict[_Kind, list[float]] = field(default_factory=dict)
 
+    def alike(self, batch: Tensor) -> Hashable:
+        """Return what batches must have in common to be run by one call of :meth:`run`."""
+        return ("tokens", batch.dtype) if self._is_by_length(batch) else _key(batch)
+
+    def _is_by_length(self, batch: Tensor) -> bool:
+        return self.mode == "on" and are_tokens(batch)
+
     def run(self, forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """Yield ``forward(batch)`` for every batch, in order.
 
         Args:
             forward: the pass, under parameters that are the same for all batches.
-            batches: all of one shape and type.
+            batches: all :meth:`alike`.
         """
+        if batches and self._is_by_length(batches[0]):
+            yield from run_by_length(forward, batches)
+            return
         start = 0
         while start < len(batches):
             chunk = batches[start:]
