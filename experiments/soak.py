@@ -1,6 +1,7 @@
 """A long run with faults, and the memory of its processes on the way: it must not grow.
 
     python -m leansplit.experiments.soak --rounds 2000 --workers -1
+    python -m leansplit.experiments.soak --rounds 2000 --workers 1 --faults drop=0.1,late=0.05
 
 ends with 1 if the memory of the driver, or of the workers, grows by the limit or more over the last
 half of the rounds, or if the run does not come to its end. What is measured is the unique set size:
@@ -21,6 +22,7 @@ import pandas as pd
 import psutil
 
 from leansplit.errors import RunFailedError, UserError
+from leansplit.experiments.command_line import parse_faults
 from leansplit.experiments.launch import launch
 from leansplit.server_app.config import RunConfig, run_config
 from leansplit.server_app.recording import Outcome, Progress
@@ -29,6 +31,7 @@ _SAMPLES = 200  # of a run
 _FEWEST = 10  # of the last half: a line through fewer says nothing
 _WORKER = "ray::ClientAppActor"
 _MB = 1e6
+FAULTS = "drop=0.1,late=0.05,die=0.02"
 GROUPS = {
     "driver": "the command's own process, with the clients in it if workers = -1",
     "workers": "mean of the worker processes",
@@ -90,8 +93,10 @@ def memory_bytes() -> dict[str, float]:
     return {"driver": own, "workers": mean, "engine": float(engine or "nan")}
 
 
-def configuration(rounds: int, workers: int, clients: int, cohort: int) -> RunConfig:
-    """Return HO-SFL on digits, with 10 % away, 5 % late and 2 % dying."""
+def configuration(
+    rounds: int, workers: int, clients: int, cohort: int, faults: str = FAULTS
+) -> RunConfig:
+    """Return HO-SFL on digits, with faults as ``--faults`` takes them."""
     return run_config(
         "ho-sfl",
         {
@@ -104,10 +109,8 @@ def configuration(rounds: int, workers: int, clients: int, cohort: int) -> RunCo
             "replica_storage": "worker",
             "quorum_rounds": 100,  # one worker that is being replaced is everybody
             "client.name": "adamw",
-            "faults.drop": 0.1,
-            "faults.late": 0.05,
-            "faults.die": 0.02,
-        },
+        }
+        | parse_faults(faults),
     )
 
 
@@ -165,11 +168,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--workers", type=int, default=-1, help="Ray workers (default: -1, no Ray)")
     parser.add_argument("--clients", type=int, default=100, help="clients (default: 100)")
     parser.add_argument("--cohort", type=int, default=10, help="of a round (default: 10)")
+    parser.add_argument("--faults", default=FAULTS, help=f"rates (default: {FAULTS})")
     parser.add_argument("--limit", type=float, default=0.05, help="share (default: 0.05)")
     parser.add_argument("--out", type=Path, help="a csv file for all samples")
     given = parser.parse_args(arguments)
     try:
-        config = configuration(given.rounds, given.workers, given.clients, given.cohort)
+        config = configuration(
+            given.rounds, given.workers, given.clients, given.cohort, given.faults
+        )
         soak(config, given.limit, lambda line: print(line, flush=True), out=given.out)
     except (UserError, RunFailedError) as error:
         print(f"error: {error}", file=sys.stderr)

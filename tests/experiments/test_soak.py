@@ -81,3 +81,10 @@ def test_samples_of_a_run_that_raises_are_written(tmp_path):
 def test_a_mistake_is_one_line(capsys):
     assert main(["--rounds", "5", "--clients", "2", "--cohort", "3"]) == 2
     assert "cohort" in capsys.readouterr().err
+    assert main(["--faults", "hang=0.1"]) == 2
+    assert "faults.hang" in capsys.readouterr().err
+
+
+def test_faults_of_ones_own():
+    faults = configuration(20, -1, 10, 3, "late=0.5").faults
+    assert (faults.drop, faults.late, faults.die) == (0, 0.5, 0)
