@@ -13,8 +13,9 @@ ELSEWHERE = torch.device("meta")  # a device that every build of torch knows, an
 CPU = torch.device("cpu")
 ATEN = torch.ops.aten
 # What models and optimizers compute with, and noise, which is exact everywhere, does not.
+PRODUCTS = (ATEN.convolution.default, ATEN.addmm.default, ATEN.mm.default)
 ROUNDED = (
-    *(ATEN.convolution.default, ATEN.addmm.default, ATEN.mm.default),
+    *PRODUCTS,
     *(ATEN.add_.Tensor, ATEN.mul_.Tensor, ATEN.addcmul_.default, ATEN.addcdiv_.default),
     *(ATEN.lerp_.Scalar, ATEN.sub_.Tensor),
 )
@@ -78,11 +79,15 @@ class PretendedDevice(TorchDispatchMode):
 
     Args:
         rounds_otherwise: results of models and optimizers end in the neighbour of the CPU's.
+
+    Attributes:
+        num_products: matrix products and convolutions that were computed there.
     """
 
     def __init__(self, *, rounds_otherwise=False):
         super().__init__()
         self._rounds_otherwise = rounds_otherwise
+        self.num_products = 0
 
     def __enter__(self):
         self._patch = pytest.MonkeyPatch()
@@ -95,6 +100,7 @@ class PretendedDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         out = compute(func, args, kwargs or {})
+        self.num_products += func in PRODUCTS and isinstance(out, Elsewhere)
         is_rounded = self._rounds_otherwise and func in ROUNDED and isinstance(out, Elsewhere)
         if is_rounded and out.held.is_floating_point():
             out.held.copy_(out.held.nextafter(torch.tensor(float("inf"))))

@@ -164,6 +164,7 @@ def test_an_end_that_only_the_command_hears_of_is_passed_on(tmp_path):
     assert len(list(out.glob("*/seed-0/result.json"))) == 2
 
 
+@whole_grid
 def test_a_second_ctrl_c_ends_what_runs_side_by_side(tmp_path):
     """Also if the processes hear nothing of it, as when a script presses it."""
     parent, out = start_endless_comparison(tmp_path), tmp_path / "out"

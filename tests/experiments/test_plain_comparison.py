@@ -6,6 +6,7 @@ import pytest
 
 from leansplit.experiments import cli
 from leansplit.server_app.results import find_runs, read_run
+from tests.whole_grid import WHOLE_GRID
 
 EXPERIMENT = """
 title = "Plain loops"
@@ -84,6 +85,7 @@ def test_plain_comparison_ends_in_the_federations_bits_and_says_what_it_is(compa
     assert "Run by" not in (out / "summary.md").read_text()
 
 
+@pytest.mark.skipif(not WHOLE_GRID, reason="LEANSPLIT_WHOLE_GRID=1 runs it")
 def test_plain_runs_go_side_by_side(compare, tmp_path):
     code, err = compare("--plain", "--jobs", "2", "--methods", "frozen,sflv2")
     assert code == 0, err
