@@ -97,8 +97,7 @@ def _settle(deferred: Mapping[int, Deferred], passes: JointPasses) -> dict[int, 
         companies[one.company(passes)].append(client_id)
     settled: dict[int, Settled] = {}
     for company, members in companies.items():
-        is_joined = len(members) > 1 if passes.mode == "auto" else passes.mode == "on"
-        if company is not None and is_joined:
+        if company is not None and passes.take(len(members)):
             everybody = [deferred[client_id] for client_id in members]
             answers = everybody[0].together(everybody, passes)
             try:

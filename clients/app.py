@@ -107,7 +107,8 @@ class SplitClientApp(ClientApp):
     The provider runs once in each worker process. Flower ships the app with every message of a
     simulation, so a provider should build or load what it needs and not carry it along. The app
     itself ships as its provider and the actions that are not leansplit's own, to be built again
-    where it arrives: written out, its functions took longer than a small step.
+    where it arrives: written out, its functions took longer than a small step. One that was added
+    to after it was made is written out.
 
     Args:
         provider: plan -> model and data.
@@ -122,8 +123,9 @@ class SplitClientApp(ClientApp):
         self._built = dict(self.__dict__, _registered_funcs=dict(self._registered_funcs))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Return how to build the app again; one that was added to ships as it is."""
-        if any(self.__dict__[name] != value for name, value in self._built.items()):
+        """Return how to build the app again, or all that is in one that was added to."""
+        now = {name: value for name, value in vars(self).items() if name != "_built"}
+        if type(self) is not SplitClientApp or now != self._built:
             return super().__reduce_ex__(protocol)
         own = {a: h for a, h in self._handlers.items() if _HANDLERS.get(a) != h}
         return _shipped_app, (self._provider, own)

@@ -49,6 +49,33 @@ def test_actions_of_other_modules_are_taken_along():
     assert shipped(arrived)._handlers.keys() == known.keys()
 
 
+def test_a_lifespan_and_attributes_arrive():
+    app, seen = task_client_app(), []
+    app.note = "mine"
+    assert shipped(app).note == "mine"
+    app = task_client_app()
+
+    @app.lifespan()
+    def lifespan(context):
+        context.append("began")
+        yield
+        context.append("ended")
+
+    with shipped(app)._lifespan(seen):
+        seen.append("answers")
+    assert seen == ["began", "answers", "ended"]
+
+
+class Silent(SplitClientApp):
+    def __call__(self, message, context):
+        return "silence"
+
+
+def test_a_subclass_arrives_as_it_is():
+    app = Silent(module.provide_task_workload, registered_handlers())
+    assert shipped(app)(None, None) == "silence"
+
+
 @pytest.mark.parametrize("times", [1, 2])
 def test_what_a_user_adds_to_the_app_arrives(times):
     app = task_client_app()

@@ -8,7 +8,7 @@ import torch
 from leansplit.server_app.closed_form import uploaded_positions
 from leansplit.server_app.config import run_config
 from leansplit.server_app.methods import METHODS, is_used
-from leansplit.zeroth_order import joint_passes
+from leansplit.zeroth_order import joint_passes, passes_by_length
 from tests.language import config_json, write_pairs, write_texts
 from tests.whole_grid import WHOLE_GRID
 
@@ -113,6 +113,7 @@ def test_texts_in_order_of_their_length_change_no_message_and_only_rounding(
         return run_by_length(forward, batches)
 
     monkeypatch.setattr(joint_passes, "run_by_length", noted)
+    monkeypatch.setattr(passes_by_length, "_PASS_POSITIONS", 48)  # several passes for few texts
     each, joined = (
         run_in_process(
             configure(method, family, texts, clients_per_node=4, joint_passes=mode, **options),
@@ -124,7 +125,7 @@ def test_texts_in_order_of_their_length_change_no_message_and_only_rounding(
     assert any(len(some) > 1 for some in lengths)
     assert list(joined.ledger) == list(each.ledger)
     for name, value in each.final_state.items():
-        torch.testing.assert_close(joined.final_state[name], value, rtol=1e-3, atol=1e-5)
+        torch.testing.assert_close(joined.final_state[name], value, rtol=1e-3, atol=1e-6)
 
 
 @pytest.mark.parametrize("auxiliary", ["blocks", "copy"])

@@ -84,6 +84,19 @@ def test_noise_has_the_deviation_it_says_and_a_mask_stays():
     assert torch.equal(clipped(rows(0), 0.0, 5.0), rows(0))
 
 
+def test_padding_takes_no_share_of_the_norm():
+    """What a model makes of padding depends on how long a row's neighbours are."""
+    z = torch.randn(3, 5, 4, generator=torch.Generator().manual_seed(0))
+    z[..., -1] = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 1, 1, 0]])
+    other = torch.where(z[..., -1:] > 0, z, torch.tensor([torch.inf, torch.nan, 7.0, 0.0]))
+    found, again = (clipped_smashed_data(each, 0.5, 0.0, 1, has_mask=True) for each in (z, other))
+    assert torch.equal(found, again)
+    shorter = clipped_smashed_data(z[1:2, :2], 0.5, 0.0, 1, has_mask=True)
+    assert torch.allclose(found[1:2, :2], shorter, rtol=1e-6)
+    norms = found[..., :-1].flatten(1).norm(dim=1)
+    assert torch.allclose(norms, torch.full((3,), 0.5))
+
+
 def test_secret_noise_is_gaussian_and_never_the_same():
     drawn = secret_gaussian(200_001)
     assert len(drawn) == 200_001 and not torch.equal(drawn, secret_gaussian(200_001))

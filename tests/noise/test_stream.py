@@ -9,7 +9,13 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from leansplit.errors import UserError
-from leansplit.noise import draw_perturbation, draw_perturbations, philox, stream
+from leansplit.noise import (
+    draw_perturbation,
+    draw_perturbations,
+    philox,
+    stream,
+    unfilled_vector,
+)
 from leansplit.parameters import ParameterSpec
 
 SEEDS = (0, 1, 7, 2**32 - 1, 2**64 - 1)
@@ -444,3 +450,13 @@ def test_errors():
     for seed in (-1, 2**64, 2**64 + 5):
         with pytest.raises(ValueError, match="seed"):
             draw_perturbation(seed, 4)
+
+
+def test_unfilled_vectors_begin_where_torchs_own_do():
+    """Kernels round by where memory begins; numpy's begins at any multiple of 16 bytes."""
+    vectors = [unfilled_vector(size) for size in (0, 1, 100, 3000, 20_001, 2_000_000) * 4]
+    assert {v.data_ptr() % 64 for v in vectors} == {0}
+    assert [len(v) for v in vectors[:6]] == [0, 1, 100, 3000, 20_001, 2_000_000]
+    for vector in vectors:
+        vector.fill_(1.0)
+        assert vector.untyped_storage().nbytes() == vector.nbytes

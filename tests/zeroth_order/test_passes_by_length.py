@@ -1,8 +1,11 @@
 """Rows of many batches in order of their length: what each gives by itself, with less padding."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 
+from leansplit.costs import peak_tensor_bytes
 from leansplit.noise import torch_seeded
 from leansplit.zeroth_order import JointPasses, passes_by_length, run_by_length
 
@@ -112,6 +115,33 @@ def test_what_is_held_is_bounded(monkeypatch):
     ran = sum(rows for rows, _ in counted.shapes)
     assert 2 <= ran < 12
     assert len([*outputs]) == 5
+
+
+def test_memory_is_bounded_where_one_row_is_far_longer_than_others(monkeypatch):
+    monkeypatch.setattr(passes_by_length, "_HELD_POSITIONS", 2**10)
+    batches = [tokens([1] * 4, [1] * 4) for _ in range(200)]
+    batches[100] = tokens([1] * 256)
+    width = 64
+
+    def wide(batch):
+        return batch[:, 0].float().unsqueeze(-1) * torch.ones(width)
+
+    def run():
+        for _ in run_by_length(wide, batches):
+            pass
+
+    assert sum(b[:, 0].numel() for b in batches) > 2**10
+    held = 4 * width * 2**10
+    assert peak_tensor_bytes(run) < 4 * held  # with all rows as long as the longest far more
+
+
+@pytest.mark.parametrize("device_type", ["cpu", "cuda"])
+def test_what_is_held_is_cut_into_several_passes(device_type):
+    """One pass of it all would pad every row to the longest."""
+    lengths = sorted([8] * 3968 + [512] * 2)
+    cuts = passes_by_length._cuts(lengths, torch.device(device_type))
+    ran = sum((b - a) * lengths[b - 1] for a, b in pairwise(cuts))
+    assert len(cuts) > 3 and ran < 1.3 * sum(lengths)
 
 
 def test_no_batches():

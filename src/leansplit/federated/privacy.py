@@ -106,8 +106,13 @@ def clipped(rows: Tensor, clip: float, noise: float = 0.0, seed: int | None = No
 def clipped_smashed_data(
     smashed_data: Tensor, clip: float, noise: float, seed: int | None, *, has_mask: bool = False
 ) -> Tensor:
-    """Return z as :func:`clipped`, an attention mask in it untouched (it says where padding is)."""
+    """Return z as :func:`clipped`, an attention mask in it untouched (it says where padding is).
+
+    Padding counts as 0: what a model makes of it depends on how a batch was run, and would take
+    its share of the norm from the tokens.
+    """
     if not (has_mask and clip):
         return clipped(smashed_data, clip, noise, seed)
-    hidden_states = clipped(smashed_data[..., :-1].contiguous(), clip, noise, seed)
-    return torch.cat([hidden_states, smashed_data[..., -1:]], dim=-1)
+    mask = smashed_data[..., -1:]
+    hidden_states = smashed_data[..., :-1].masked_fill(mask == 0, 0.0)
+    return torch.cat([clipped(hidden_states, clip, noise, seed), mask], dim=-1)

@@ -41,6 +41,7 @@ DIRECTIONS: Final[tuple[str, ...]] = get_args(Direction)
 _F = np.float32
 _is_blank: list[bool] = []
 _WORDS_PER_PHILOX_BLOCK = 4
+_ALIGNED_ELEMENTS: Final = 16  # 64 bytes, as torch's allocator aligns
 _CHUNK_WORDS = 65536  # measured: smaller pays for calls, larger for memory traffic
 
 # log((1+s)/(1-s)) = 2s + s z R(z), z = s^2, for sqrt(1/2) <= m < sqrt(2); sin t and cos t for
@@ -154,11 +155,14 @@ def unfilled_vector(num_elements: int, device: torch.device | str = "cpu") -> Te
 
     On a CPU the memory is numpy's, which asks for huge pages where the system has them: to touch
     10,000,000 elements for the first time in pages of 4 KiB takes a third of the time of drawing
-    them (docs/results/performance.md).
+    them (docs/results/performance.md). It begins where torch's own would, at a multiple of 64
+    bytes: kernels may round differently from another start, and parameters lie in it.
     """
     if _is_blank or torch.device(device).type != "cpu":
         return torch.empty(num_elements, device=device)
-    return torch.from_numpy(np.empty(num_elements, _F))
+    memory = np.empty(num_elements + _ALIGNED_ELEMENTS, _F)
+    first = -memory.ctypes.data // memory.itemsize % _ALIGNED_ELEMENTS
+    return torch.from_numpy(memory[first : first + num_elements])
 
 
 @contextmanager

@@ -92,6 +92,10 @@ class JointPasses:
         """Return what batches must have in common to be run by one call of :meth:`run`."""
         return ("tokens", batch.dtype) if self._is_by_length(batch) else _key(batch)
 
+    def take(self, num_batches: int) -> bool:
+        """Say whether so many batches, all :meth:`alike`, are run by :meth:`run` at all."""
+        return self.mode == "on" or (self.mode == "auto" and num_batches > 1)
+
     def _is_by_length(self, batch: Tensor) -> bool:
         return self.mode == "on" and are_tokens(batch)
 

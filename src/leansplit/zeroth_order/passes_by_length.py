@@ -13,10 +13,10 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
-_PASS_POSITIONS, _PASS_POSITIONS_ELSEWHERE = 512, 2**16
-"""Of one pass, on the CPU and on other devices: on the CPU more cost padding and gained nothing."""
+_PASS_POSITIONS, _PASS_POSITIONS_ELSEWHERE = 512, 2**13
+"""Of one pass, on the CPU and on other devices: on the CPU more cost padding and gained nothing. A
+bound near that of what is held would make one pass of it all, padded to its longest row."""
 _HELD_POSITIONS: Final = 2**15
 """Of outputs that are held until all rows of their batches are there."""
 
@@ -39,44 +39,60 @@ def run_by_length(
     """
     start = held = 0
     for stop, batch in enumerate(batches):
-        if stop > start and held + _positions(batch) > _HELD_POSITIONS:
+        if stop > start and held + _num_positions(batch) > _HELD_POSITIONS:
             yield from _run_together(forward, batches[start:stop])
             start, held = stop, 0
-        held += _positions(batch)
+        held += _num_positions(batch)
     if start < len(batches):
         yield from _run_together(forward, batches[start:])
 
 
-def _positions(batch: Tensor) -> int:
+def _num_positions(batch: Tensor) -> int:
     return batch.shape[0] * batch.shape[2]
 
 
 def _run_together(forward: Callable[[Tensor], Tensor], batches: Sequence[Tensor]) -> list[Tensor]:
-    longest = max(batch.shape[2] for batch in batches)
-    rows = torch.cat([pad(b, (0, longest - b.shape[2])) for b in batches])
-    places = torch.arange(1, longest + 1, device=rows.device)
-    lengths = (rows[:, 1] * places).amax(1).clamp(min=1)  # up to the last token
+    """Return the outputs; positions of all rows lie one after the other, each row as its batch."""
+    device = batches[0].device
+    tokens = torch.cat([batch.transpose(1, 2).flatten(0, 1) for batch in batches])  # [positions, 2]
+    widths = torch.cat([torch.full((len(b),), b.shape[2], device=device) for b in batches])
+    begins = widths.cumsum(0) - widths
+    lengths = torch.cat([_lengths(batch) for batch in batches])
     order = lengths.argsort(stable=True)
     sorted_lengths = lengths[order].tolist()
     outputs: Tensor | None = None
     is_of_positions = False
-    for first, last in pairwise(_cuts(sorted_lengths, rows.device)):
+    for first, last in pairwise(_cuts(sorted_lengths, device)):
         chosen, length = order[first:last], sorted_lengths[last - 1]
-        found = forward(rows[chosen, :, :length].contiguous())
+        places = torch.arange(length, device=device)
+        is_own = places < widths[chosen].unsqueeze(1)  # else longer than the row's batch
+        at = (begins[chosen].unsqueeze(1) + places)[is_own]
+        rows = tokens.new_zeros((len(chosen), length, 2))
+        rows[is_own] = tokens[at]
+        found = forward(rows.transpose(1, 2).contiguous())
         if outputs is None:
             is_of_positions = found.ndim > 2
-            shape = (longest, *found.shape[2:]) if is_of_positions else found.shape[1:]
-            outputs = found.new_zeros((len(rows), *shape))
+            shape = found.shape[2:] if is_of_positions else found.shape[1:]
+            outputs = found.new_zeros((len(tokens if is_of_positions else order), *shape))
         if is_of_positions:
-            outputs[chosen, :length] = found
+            outputs[at] = found[is_own]
         else:
             outputs[chosen] = found
         del found  # before the next pass
     assert outputs is not None
-    parts = torch.split(outputs, [len(batch) for batch in batches])
     if not is_of_positions:
-        return list(parts)
-    return [part[:, : b.shape[2]].contiguous() for part, b in zip(parts, batches, strict=True)]
+        return list(torch.split(outputs, [len(batch) for batch in batches]))
+    parts = torch.split(outputs, [_num_positions(batch) for batch in batches])
+    return [
+        part.view(len(batch), batch.shape[2], *part.shape[1:])
+        for part, batch in zip(parts, batches, strict=True)
+    ]
+
+
+def _lengths(batch: Tensor) -> Tensor:
+    """Return each row's number of positions up to its last token, at least 1; int64 [B]."""
+    places = torch.arange(1, batch.shape[2] + 1, device=batch.device)
+    return (batch[:, 1] * places).amax(1).clamp(min=1)
 
 
 def _cuts(lengths: Sequence[int], device: torch.device) -> list[int]:
