@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, Final, SupportsIndex
 
@@ -75,6 +75,7 @@ from leansplit.wire import (
     moved,
 )
 
+_FUNCTIONS: Final = "_registered_funcs"  # Flower's name for the attribute
 OWN_DATA = "data"
 """Key of the configuration of nodes that bring data of their own: an absolute folder or file."""
 
@@ -106,9 +107,9 @@ class SplitClientApp(ClientApp):
 
     The provider runs once in each worker process. Flower ships the app with every message of a
     simulation, so a provider should build or load what it needs and not carry it along. The app
-    itself ships as its provider and the actions that are not leansplit's own, to be built again
-    where it arrives: written out, its functions took longer than a small step. One that was added
-    to after it was made is written out.
+    itself ships as its provider, the actions that are not leansplit's own, and what was added to
+    it, and is built again where it arrives: written out, its functions took longer than a small
+    step. A class of your own is written out.
 
     Args:
         provider: plan -> model and data.
@@ -120,15 +121,28 @@ class SplitClientApp(ClientApp):
         self._provider = provider
         self._handlers = handlers
         _answer_with(self, provider, handlers)
-        self._built = dict(self.__dict__, _registered_funcs=dict(self._registered_funcs))
+        self._built = dict(vars(self), **{_FUNCTIONS: dict(self._registered_funcs)})
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Return how to build the app again, or all that is in one that was added to."""
-        now = {name: value for name, value in vars(self).items() if name != "_built"}
-        if type(self) is not SplitClientApp or now != self._built:
+        """Return how to build the app again, and what was added to it since it was made."""
+        if type(self) is not SplitClientApp:
             return super().__reduce_ex__(protocol)
         own = {a: h for a, h in self._handlers.items() if _HANDLERS.get(a) != h}
-        return _shipped_app, (self._provider, own)
+        now = {name: value for name, value in vars(self).items() if name != "_built"}
+        added = _changed({**now, _FUNCTIONS: None}, {**self._built, _FUNCTIONS: None})
+        functions = _changed(self._registered_funcs, self._built[_FUNCTIONS])
+        if functions:
+            added[_FUNCTIONS] = functions
+        return _shipped_app, (self._provider, own), added or None
+
+    def __setstate__(self, added: dict[str, Any]) -> None:
+        """Put back what was added before the app was shipped, and keep what was built."""
+        built = vars(self).get(_FUNCTIONS, {})
+        vars(self).update(added, **{_FUNCTIONS: {**built, **added.get(_FUNCTIONS, {})}})
+
+
+def _changed(now: Mapping[str, Any], built: Mapping[str, Any]) -> dict[str, Any]:
+    return {k: v for k, v in now.items() if k not in built or built[k] is not v}
 
 
 def _shipped_app(provider: Provider, own: HandlerTable) -> SplitClientApp:

@@ -1,5 +1,7 @@
 """An app crosses to a worker with every message of a simulation: it ships as little as it can."""
 
+import copy
+
 import pytest
 from flwr.app import Message
 from ray import cloudpickle
@@ -66,6 +68,21 @@ def test_a_lifespan_and_attributes_arrive():
     assert seen == ["began", "answers", "ended"]
 
 
+def test_a_function_of_leansplits_that_a_user_replaced_stays_replaced():
+    app = task_client_app()
+    [name] = [name for name in app._registered_funcs if name.startswith("query.")]
+    app._registered_funcs[name] = lambda message, context: "mine"
+    assert shipped(shipped(app))._registered_funcs[name](None, None) == "mine"
+
+
+def test_it_can_be_copied():
+    app = task_client_app()
+    app.note = "mine"
+    for copied in (copy.copy(app), copy.deepcopy(app)):
+        assert copied.note == "mine"
+        assert copied._registered_funcs.keys() == app._registered_funcs.keys()
+
+
 class Silent(SplitClientApp):
     def __call__(self, message, context):
         return "silence"
@@ -86,5 +103,6 @@ def test_what_a_user_adds_to_the_app_arrives(times):
 
     for _ in range(times):
         app = shipped(app)
+    assert len(cloudpickle.dumps(app)) < 3_000  # it, and nothing else
     assert app._registered_funcs["evaluate.default"](None, None) == "added"
     assert len(app._registered_funcs) == len(task_client_app()._registered_funcs) + 1
