@@ -128,8 +128,8 @@ class SplitClientApp(ClientApp):
         if type(self) is not SplitClientApp:
             return super().__reduce_ex__(protocol)
         own = {a: h for a, h in self._handlers.items() if _HANDLERS.get(a) != h}
-        now = {name: value for name, value in vars(self).items() if name != "_built"}
-        added = _changed({**now, _FUNCTIONS: None}, {**self._built, _FUNCTIONS: None})
+        rest = {k: v for k, v in vars(self).items() if k not in ("_built", _FUNCTIONS)}
+        added = _changed(rest, self._built)
         functions = _changed(self._registered_funcs, self._built[_FUNCTIONS])
         if functions:
             added[_FUNCTIONS] = functions

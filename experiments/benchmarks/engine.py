@@ -191,10 +191,11 @@ class Case:
 
         It has every size to choose from that leansplit has, and all of them at once.
         """
-        if self.batches_at_once or self._config.joint_passes == "on":
-            self.batches_at_once = self.batches_at_once or self._settings.cohort_size
-            return
         cohort = self._settings.cohort_size
+        if self._config.joint_passes == "on":
+            self.batches_at_once = self.batches_at_once or cohort
+        if self.batches_at_once:
+            return
         sizes = sorted({cohort, *(2**k for k in range(cohort.bit_length()) if 2**k <= cohort)})
         programs = {str(n): self._bare_with(n, num_rounds=3) for n in sizes}
         seconds = Turns(programs).run()
