@@ -21,7 +21,7 @@ import typer
 from leansplit.devices import usable_device
 from leansplit.experiments.benchmarks.turns import interleaved_ratios, spread
 from leansplit.experiments.command_line import exit_on_errors
-from leansplit.federated import OptimizerConfig, Replica, Update
+from leansplit.federated import OptimizerConfig, Replica, TrainedVector, Update
 from leansplit.noise import Direction, draw_perturbation, fused_kernel_for, numpy_generator
 from leansplit.noise.fused import FUSED_DIRECTIONS
 from leansplit.server_app.environment import collect_environment
@@ -42,7 +42,8 @@ def uses(parameters: int) -> dict[str, Callable[[], object]]:
     """Return name -> what one direction is used for: theta + mu u, and the step along it.
 
     The first uses it for nothing: it is drawn in parts of 512 KiB, as all uses draw it, while what
-    they are compared with writes the whole of it to fresh memory.
+    they are compared with writes the whole of it to fresh memory. The last uses none: AdamW's step
+    along a gradient that is there already.
 
     Args:
         parameters: d.
@@ -55,6 +56,11 @@ def uses(parameters: int) -> dict[str, Callable[[], object]]:
         replica = Replica({"weights": theta}, optimizer, config)
         return lambda: replica.apply_(Update(next(rounds), (_SEED,), (1e-3,)))
 
+    def step_alone(optimizer: OptimizerConfig) -> Callable[[], object]:
+        trained = TrainedVector({"weights": theta}, optimizer)
+        gradient = draw_perturbation(_SEED, parameters)
+        return lambda: trained.step_(gradient)
+
     def draw_in_parts() -> None:
         for _ in direction_parts(_SEED, parameters, config.direction, theta.device):
             pass
@@ -63,6 +69,7 @@ def uses(parameters: int) -> dict[str, Callable[[], object]]:
         "draw in parts": draw_in_parts,
         "perturb": lambda: perturbed(theta, config.perturbation_scale, _SEED, config),
         **{f"update, {name}": step(each) for name, each in _OPTIMIZERS.items()},
+        "AdamW's step alone": step_alone(_OPTIMIZERS["AdamW"]),
     }
 
 

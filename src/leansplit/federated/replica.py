@@ -18,7 +18,13 @@ from leansplit.federated.optimizers import (
 from leansplit.federated.trained_vector import TrainedVector
 from leansplit.federated.update_log import Update
 from leansplit.parameters import ParameterDict, ParameterSpec, checksum
-from leansplit.zeroth_order import ZerothOrderConfig, coefficients, estimate, parts_of_all
+from leansplit.zeroth_order import (
+    ZerothOrderConfig,
+    begin_sum_,
+    coefficients,
+    estimate,
+    parts_of_all,
+)
 
 PARAMETERS_PREFIX = "parameters."
 OPTIMIZER_PREFIX = "optimizer."
@@ -141,12 +147,12 @@ class Replica:
                 name: value[part] if value.dim() else value for name, value in before.items()
             }
             piece = TrainedVector({"part": self.vector[part]}, self._config, moments)
-            gradient = torch.empty_like(piece.vector)
+            gradient, product = torch.empty_like(piece.vector), torch.empty_like(piece.vector)
             for steps in rounds:
-                for terms in steps:
-                    gradient.zero_()
-                    for seed, coefficient in terms:
-                        gradient.add_(coefficient * directions[seed])
+                for (first, first_factor), *others in steps:
+                    begin_sum_(gradient, first_factor, directions[first])
+                    for seed, factor in others:
+                        gradient.add_(torch.mul(directions[seed], factor, out=product))
                     piece.step_(gradient)
                 if not self._config.outlives_round:
                     piece.forget_()

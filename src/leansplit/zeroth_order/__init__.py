@@ -53,6 +53,7 @@ from leansplit.zeroth_order.quality import (
     quality_of,
 )
 from leansplit.zeroth_order.report import Batches, EstimateReport, ProbedDirections
+from leansplit.zeroth_order.scaled_sums import begin_sum_
 from leansplit.zeroth_order.split_probes import (
     ProbedSmashedData,
     ServerObjective,
@@ -84,6 +85,7 @@ __all__ = [
     "SumObjective",
     "SurrogateObjective",
     "ZerothOrderConfig",
+    "begin_sum_",
     "coefficients",
     "cut_objective",
     "estimate",
