@@ -141,6 +141,30 @@ def test_heads_of_the_servers_blocks(
     require_formula(config, outcome, expected)
 
 
+@pytest.mark.parametrize(
+    ("method", "whole"),
+    [
+        ("ho-sfl", {"full_blocks": 1}),  # adapters above it on the client too
+        ("heron-sfl", {"full_blocks": 3, "full_embeddings": True}),  # the head's block as well
+        ("sflv2", {"full_blocks": 2, "full_embeddings": True}),
+    ],
+)
+def test_blocks_that_are_trained_whole(
+    method, whole, texts, run_in_process, reference_checksum, expected
+):
+    options = {f"model_options.{name}": value for name, value in whole.items()}
+    if method == "heron-sfl":
+        options |= {"auxiliary.kind": "blocks", "auxiliary.initialise": "server"}
+    config = configure(method, "gpt2", texts, **options)
+    outcome = run_in_process(config)
+    assert (outcome.status, outcome.error) == ("completed", None)
+    assert outcome.final_model_checksum == reference_checksum(config)
+    require_formula(config, outcome, expected)
+    moved = {name.rpartition(".h.")[2][0] for name in outcome.final_state if "mlp" in name}
+    assert moved == set("012"[: whole["full_blocks"]])
+    assert any("wte" in name for name in outcome.final_state) is ("full_embeddings" in whole)
+
+
 @pytest.mark.parametrize("method", ["ho-sfl", "heron-sfl", *(OTHERS if WHOLE_GRID else ())])
 def test_a_base_in_half_precision(method, texts, run_in_process, reference_checksum, expected):
     config = configure(method, "llama", texts, **{"model_options.precision": "bfloat16"})

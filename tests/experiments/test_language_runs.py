@@ -108,6 +108,28 @@ def test_the_adapter_of_a_run_loads_without_leansplit(folder, tmp_path):
     assert (tmp_path / "merged" / "tokenizer.json").is_file()
 
 
+def test_trained_blocks_leave_as_merged_weights(folder, tmp_path):
+    """Whole blocks below, adapters above: the client reads and trains its own from the folder."""
+    whole = {"model_options.full_blocks": 1, "model_options.full_embeddings": True}
+    config = configure("sflv1", folder, write_texts(tmp_path), **whole)
+    run_and_write(config, tmp_path / "run")
+    result = read_run(tmp_path / "run").result
+    assert not (tmp_path / "run" / "adapter").exists()  # which could not hold it
+    export_run(tmp_path / "run", tmp_path / "merged")
+    merged = AutoModelForSequenceClassification.from_pretrained(tmp_path / "merged").eval()
+    task = config.workload().load_task()
+    ids, mask = task.test.inputs.unbind(1)
+    with torch.no_grad():
+        got = merged(input_ids=ids, attention_mask=mask).logits
+    assert float(task.loss(got, task.test.labels)) == pytest.approx(result.final_loss, rel=1e-5)
+    before = AutoModelForCausalLM.from_pretrained(folder).transformer.state_dict()
+    after = merged.transformer.state_dict()
+    moved = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    trained = {name for name in before if name.startswith(("wte", "wpe", "h.0."))}
+    adapted = {f"h.{block}.attn.c_attn.weight" for block in (1, 2, 3)}
+    assert moved == trained | adapted
+
+
 def test_what_a_run_writes(folder, tmp_path):
     data = write_pairs(tmp_path)
     columns = {"source_column": "asked", "target_column": "wanted", "tokenizer": "bytes"}

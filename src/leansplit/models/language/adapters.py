@@ -20,8 +20,8 @@ class AdapterConfig:
     """``adapters``: LoRA in the blocks; ``all``: every parameter, no LoRA. A new classification
     head is always trained."""
     full_blocks: int = 0
-    """So many of the lowest blocks are trained whole and get no adapters; with the number of the
-    client's blocks, its part is fine-tuned in full."""
+    """So many of the lowest blocks are trained whole and get no adapters. With the number of the
+    client's blocks all but its embeddings is; with ``full_embeddings`` too, all of its part."""
     full_embeddings: bool = False
     """Whether the embeddings are trained too."""
     rank: int = 8
