@@ -19,6 +19,10 @@ READY := $(VENV)/.ready
 LINKS := .typing/leansplit
 FOLDERS := strategies clients server_app experiments
 
+# Where bytecode is not written, each of the many processes that runs and tests start compiles anew
+# all that it imports, for some ten seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 .PHONY: help run test lint format types links clean

@@ -9,29 +9,28 @@ from pathlib import Path
 
 import pytest
 
+from leansplit.experiments.running import run_and_write
+from leansplit.server_app.config import run_config
+
 pytestmark = pytest.mark.timeout(600)  # whole commands, side by side with other tests
 ROOT = Path(__file__).parents[2]
-EXPERIMENT = """
-plugins = ["q_frozen.py"]
-
-[shared]
-task = "digits"
-task_options.max_train = 240
-task_options.max_test = 60
-clients = 6
-cohort = 3
-clients_per_node = 3
-rounds = 3
-evaluate_every = 3
-workers = {workers}
-
-[[methods]]
-method = "frozen"
-
-[[methods]]
-method = "q-frozen"
-levels = 7
-"""
+SHARED = {
+    "task_options.max_train": 240,
+    "task_options.max_test": 60,
+    "clients": 6,
+    "cohort": 3,
+    "clients_per_node": 3,
+    "rounds": 3,
+    "evaluate_every": 3,
+}
+EXPERIMENT = "\n".join(
+    [
+        'plugins = ["q_frozen.py"]',
+        *("[shared]", 'task = "digits"', "workers = 1"),
+        *(f"{key} = {value}" for key, value in SHARED.items()),
+        *("[[methods]]", 'method = "q-frozen"', "levels = 7"),
+    ]
+)
 
 
 @pytest.fixture
@@ -66,27 +65,19 @@ def test_it_is_known_with_its_keys(plugin):
     assert "levels" in keys and "Steps from zero to the largest magnitude" in keys
 
 
-def test_it_takes_part_in_a_comparison(plugin, tmp_path):
-    (tmp_path / "mine.toml").write_text(EXPERIMENT.format(workers=-1))
+@pytest.mark.ray
+def test_it_takes_part_in_a_comparison_on_ray(plugin, tmp_path):
+    (tmp_path / "mine.toml").write_text(EXPERIMENT)
     out = tmp_path / "out"
     leansplit("compare", tmp_path / "mine.toml", "--out", out)
-    plain, quantised = (
-        json.loads((out / folder / "seed-0" / "result.json").read_text())
-        for folder in ("frozen-client", "q-frozen")
-    )
-    assert quantised["status"] == "completed"
+    quantised = json.loads((out / "q-frozen" / "seed-0" / "result.json").read_text())
+    assert quantised["status"] == "completed" and quantised["rounds_completed"] == 3
     assert quantised["config"]["options"] == {"levels": 7}
-    smashed = [run["traffic"]["smashed_data"]["uplink_bytes"] for run in (plain, quantised)]
+    plain = run_and_write(run_config("frozen", SHARED | {"workers": -1}), tmp_path / "plain")
+    smashed = [
+        traffic["smashed_data"]["uplink_bytes"] for traffic in (plain.traffic, quantised["traffic"])
+    ]
     assert smashed[0] == 4 * smashed[1] > 0
-
-
-@pytest.mark.ray
-def test_rays_workers_know_it_too(plugin, tmp_path):
-    (tmp_path / "mine.toml").write_text(EXPERIMENT.format(workers=1))
-    out = tmp_path / "out"
-    leansplit("compare", tmp_path / "mine.toml", "--methods", "q-frozen", "--out", out)
-    run = json.loads((out / "q-frozen" / "seed-0" / "result.json").read_text())
-    assert run["status"] == "completed" and run["rounds_completed"] == 3
 
 
 def test_it_passes_the_conformance_suite(plugin):

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 import typer
+from click.testing import Result
 from typer.testing import CliRunner
 
 from leansplit.errors import UserError
@@ -199,9 +198,7 @@ def test_the_studys_table_and_figure() -> None:
     ],
 )
 def test_mistakes_are_one_line(arguments: list[str], message: str) -> None:
-    app = typer.Typer()
-    app.command()(main)
-    done = CliRunner().invoke(app, arguments)
+    done = run_study(*arguments)
     assert done.exit_code == 2
     assert message in done.stderr and "Traceback" not in done.stderr
 
@@ -211,18 +208,14 @@ def test_the_command_writes_table_and_plot(tmp_path: Path) -> None:
         "--num-directions", "1,4", "--scales", "1e-3", "--scales-at", "2", "--batch-size", "4",
         "--out", str(tmp_path),
     )  # fmt: skip
-    assert done.returncode == 0, done.stderr
+    assert done.exit_code == 0, done.stderr
     assert {file.name for file in tmp_path.iterdir()} == {
         f"estimator_study.{suffix}" for suffix in ("csv", "md", "png", "svg")
     }
     assert "| pool2 | 664 | surrogate | gaussian |" in done.stdout
 
 
-def run_study(*arguments: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "leansplit.experiments.estimator_study", *arguments],
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+def run_study(*arguments: str) -> Result:
+    app = typer.Typer()
+    app.command()(main)
+    return CliRunner().invoke(app, arguments)

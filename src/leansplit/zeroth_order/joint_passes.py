@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import Final, Literal, Protocol, get_args
 
 import torch
@@ -43,7 +44,7 @@ MAX_SAMPLES: Final = 1024
 _MAX_OUTPUT_BYTES, _MAX_OUTPUT_BYTES_ELSEWHERE = 64 * 2**20, 2**30
 """Of a joined pass under ``auto``, on the CPU and on other devices: what long sequences and wide
 layers take must stay bounded."""
-_ENOUGH_SHAPES, _WORTHWHILE = 4, 1.1  # so many lengths without such a gain: a size is given up
+_ENOUGH_SHAPES, _WORTHWHILE = 4, 1.1  # so many lengths without such a gain: no more trials
 Pass = Callable[[Tensor], Tensor]
 """A batch [B, ...] -> its outputs [B, ...], each row a function of its own input alone."""
 
@@ -72,7 +73,8 @@ class JointPasses:
 
     Sizes are powers of two. Each is tried once for every shape of a batch, when there are first
     that many batches, and from then on what is fastest is taken of those that fit. Texts come in
-    many lengths: a size that gained less than a tenth in four of them is not tried in others.
+    many lengths: a size that gained less than a tenth in most of four or more of them is given up,
+    with all that are larger, since what is joined saves the fixed costs of a pass alone.
 
     Attributes:
         mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, and
@@ -134,7 +136,9 @@ class JointPasses:
         size = 2
         while size <= most:
             gains = self._gains.setdefault((len(first), first.ndim, first.dtype, size), [])
-            if size not in speedups and (len(gains) < _ENOUGH_SHAPES or max(gains) >= _WORTHWHILE):
+            if len(gains) >= _ENOUGH_SHAPES and median(gains) < _WORTHWHILE:
+                break
+            if size not in speedups:
                 speedups[size] = speedup = _measured_speedup(forward, batches[:size])
                 gains.append(speedup)
                 if speedup > 1:
