@@ -146,7 +146,8 @@ def test_estimate_and_perturbation_hold_little_beside_what_they_return(direction
             4 * d
         )
         moved = peak_tensor_bytes(lambda: perturbed(theta, 1e-3, 1, config)) / (4 * d)
-    assert rebuilt <= 1 + 2 * part + extra
+    zero = 1 / d  # that the sum begins with
+    assert rebuilt <= 1 + 2 * part + extra + zero
     assert moved <= 2 + 2 * part + extra
 
 
