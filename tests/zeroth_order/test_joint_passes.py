@@ -135,24 +135,60 @@ def test_a_size_that_memory_does_not_hold_is_not_tried_again():
     assert tried == [16, 32]
 
 
-def test_of_texts_a_size_without_gain_is_given_up_after_a_few_lengths(monkeypatch):
-    """And larger ones with it; one lucky measurement does not keep it."""
-    tried = []
+def lengths_tried(monkeypatch, speedups, is_equal=True):
+    """Run texts of seven lengths; return size -> the lengths (timed, only compared)."""
+    timed, compared = {2: [], 4: [], 8: []}, {2: [], 4: [], 8: []}
 
     def speedup(_, batches):
-        size, length = len(batches), batches[0].shape[-1]
-        tried.append((size, length))
-        return {2: 1.2, 4: 1.2 if length == 2 else 1.05, 8: 1.3}[size]
+        timed[len(batches)].append(batches[0].shape[-1])
+        return speedups[len(batches)][batches[0].shape[-1] - 1]
+
+    def equal(_, batches):
+        compared[len(batches)].append(batches[0].shape[-1])
+        return is_equal
 
     monkeypatch.setattr(joint_passes, "_measured_speedup", speedup)
+    monkeypatch.setattr(joint_passes, "_is_equal", equal)
     passes = JointPasses()
     for length in range(1, 8):
         list(passes.run(of_each_row, [torch.zeros(3, 2, length)] * 9))
-    assert [length for size, length in tried if size == 2] == [1, 2, 3, 4, 5, 6, 7]
-    assert [length for size, length in tried if size == 4] == [1, 2, 3, 4]
-    assert [length for size, length in tried if size == 8] == [1, 2, 3, 4]
-    list(passes.run(of_each_row, [torch.zeros(2, 2, 9)] * 5))  # batches of another size
-    assert (2, 9) in tried
+    list(passes.run(of_each_row, [torch.zeros(2, 2, 1)] * 9))  # batches of another size
+    assert all(lengths.pop() == 1 for lengths in timed.values())
+    return {size: (timed[size], compared[size]) for size in timed}, passes
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+def test_of_texts_a_size_is_timed_in_a_few_lengths(monkeypatch, is_equal):
+    gain = {2: [1.2, 1.3, 1.1, 1.4], 4: [1.3] * 4, 8: [1.5] * 4}
+    tried, passes = lengths_tried(monkeypatch, gain, is_equal)
+    assert set(map(str, tried.values())) == {"([1, 2, 3, 4], [5, 6, 7])"}
+    measured = passes.speedups[(3, 2, 7), torch.float32]
+    assert measured == {1: 1, 2: 1.25, 4: 1.3, 8: 1.5} if is_equal else {1: 1, 2: 0, 4: 0, 8: 0}
+
+
+def test_of_texts_a_size_without_gain_is_given_up_after_a_few_lengths(monkeypatch):
+    """And larger ones with it; one lucky measurement does not keep it."""
+    gain = {2: [1.2] * 4, 4: [1.05, 1.3, 1.05, 1.05], 8: [1.5] * 4}
+    tried, _ = lengths_tried(monkeypatch, gain)
+    assert tried == {
+        2: ([1, 2, 3, 4], [5, 6, 7]),
+        4: ([1, 2, 3, 4], []),
+        8: ([1, 2, 3, 4], []),
+    }
+
+
+def test_passes_that_change_a_bit_stay_single_in_other_lengths_too(joined_is_faster):
+    passes = JointPasses()
+
+    def of_some_rows(inputs):  # lengths from 5 on depend on what stands beside them
+        return inputs + (len(inputs) if inputs.shape[-1] > 4 else 0)
+
+    for length in range(1, 6):
+        batches = [torch.full((3, 2, length), float(at)) for at in range(5)]
+        outputs = list(passes.run(of_some_rows, batches))
+        assert all(map(torch.equal, outputs, map(of_some_rows, batches)))
+    assert passes.speedups[(3, 2, 4), torch.float32][4] > 1
+    assert passes.speedups[(3, 2, 5), torch.float32] == {1: 1, 2: 0, 4: 0}
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from statistics import median
 from typing import Final, Literal, Protocol, get_args
 
@@ -73,14 +74,16 @@ class JointPasses:
 
     Sizes are powers of two. Each is tried once for every shape of a batch, when there are first
     that many batches, and from then on what is fastest is taken of those that fit. Texts come in
-    many lengths: a size that gained less than a tenth in most of four or more of them is given up,
-    with all that are larger, since what is joined saves the fixed costs of a pass alone.
+    many lengths: a size is timed in four of them. If the median gain is below a tenth it is given
+    up, with all that are larger, since joining saves the fixed costs of a pass alone; else other
+    lengths are only tried for equality.
 
     Attributes:
         mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, and
             token sequences by their length (:mod:`.passes_by_length`), with the bits that come of
             it; ``off``: never.
-        speedups: by shape and type, then by size: what was measured; 0 = not equal.
+        speedups: by shape and type, then by size: what was measured, of texts from the fifth length
+            on the median of those before; 0 = not equal.
         unreported: sizes in use that nobody was told of yet.
     """
 
@@ -136,11 +139,16 @@ class JointPasses:
         size = 2
         while size <= most:
             gains = self._gains.setdefault((len(first), first.ndim, first.dtype, size), [])
-            if len(gains) >= _ENOUGH_SHAPES and median(gains) < _WORTHWHILE:
+            usual = median(gains) if len(gains) >= _ENOUGH_SHAPES else None
+            if usual is not None and usual < _WORTHWHILE:
                 break
             if size not in speedups:
-                speedups[size] = speedup = _measured_speedup(forward, batches[:size])
-                gains.append(speedup)
+                if usual is None:
+                    speedup = _measured_speedup(forward, batches[:size])
+                    gains.append(speedup)
+                else:
+                    speedup = usual if _is_equal(forward, batches[:size]) else 0.0
+                speedups[size] = speedup
                 if speedup > 1:
                     self.unreported.append(JointPassChoice(tuple(first.shape), size, speedup))
             size *= 2
@@ -169,18 +177,28 @@ def _together(forward: Pass, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         yield outputs[first : first + size_of_one]
 
 
+def _singly(forward: Pass, batches: Sequence[Tensor]) -> list[Tensor]:
+    return [forward(batch) for batch in batches]
+
+
+def _jointly(forward: Pass, batches: Sequence[Tensor]) -> list[Tensor]:
+    return [*_together(forward, batches)]
+
+
+def _is_equal(forward: Pass, batches: Sequence[Tensor]) -> bool:
+    """Say whether a joined pass gives every batch its own bits."""
+    try:
+        return all(map(torch.equal, _jointly(forward, batches), _singly(forward, batches)))
+    except torch.OutOfMemoryError:
+        return False
+
+
 def _measured_speedup(forward: Pass, batches: Sequence[Tensor]) -> float:
     """Return time of single passes / time of a joined one; 0 if their bits differ.
 
     The better of two times each, of which the first warms up.
     """
-
-    def singly() -> list[Tensor]:
-        return [forward(batch) for batch in batches]
-
-    def jointly() -> list[Tensor]:
-        return [*_together(forward, batches)]
-
+    singly, jointly = partial(_singly, forward, batches), partial(_jointly, forward, batches)
     try:
         (single_s, expected), (joined_s, found) = _timed(singly), _timed(jointly)
         if not all(map(torch.equal, found, expected)):
