@@ -7,9 +7,11 @@ import signal
 import pytest
 
 from leansplit.experiments.command_line import EXIT_INTERRUPTED
+from leansplit.experiments.running import results_to_replace
 from leansplit.server_app import checkpoints
 from leansplit.server_app.checkpoint_files import find_checkpoints
 from leansplit.server_app.checkpoints import Checkpointer
+from leansplit.server_app.config import run_config
 from leansplit.strategies.ho_sfl import HOSFL
 
 ROUNDS = 6
@@ -94,6 +96,8 @@ def test_a_second_signal_aborts_and_leaves_the_last_checkpoint(
     code, err = leansplit("run", "ho-sfl", *SMALL, "--out", out)
     assert code == EXIT_INTERRUPTED and "aborted" in err
     assert not (out / "result.json").exists()
+    replaced = results_to_replace(run_config("ho-sfl", {"rounds": ROUNDS}), out)
+    assert f"--resume {out} goes on from its round 00000004" in replaced
     assert leansplit("run", "ho-sfl", *SMALL, "--resume", out)[0] == 0
     assert result(out)["final_model_checksum"] == whole["final_model_checksum"]
 
