@@ -70,8 +70,8 @@ def test_a_completed_run_leaves_results_only(whole, tmp_path):
 def test_a_run_goes_on_where_a_signal_ended_it(signum, whole, leansplit, send_during, tmp_path):
     out = tmp_path / "out"
     send_during(HOSFL, "aggregate_train", 3, signum)
-    code, _ = leansplit("run", "ho-sfl", *SMALL, "--out", out)
-    assert code == EXIT_INTERRUPTED
+    code, err = leansplit("run", "ho-sfl", *SMALL, "--out", out)
+    assert code == EXIT_INTERRUPTED and f"add --resume {out}" in err
     assert result(out)["status"] == "interrupted"
     assert [path.name for path in find_checkpoints(out)] == ["round-00000003", "round-00000002"]
     code, err = leansplit("run", "ho-sfl", *SMALL, "--resume", out)

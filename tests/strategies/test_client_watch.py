@@ -88,18 +88,26 @@ def test_the_wish_and_the_report_leave_messages_as_they_were():
 
 HUGE = "9" * 4300  # Python reads it, and writes no sum of two such
 
+
+def report_of(**changed):
+    fields = {"flops": "1", "repeated_flops": "1", "peak_memory_bytes": "1"} | changed
+    fields = {"batches": '{"0": [2]}'} | fields
+    return "{" + ", ".join(f'"{name}": {value}' for name, value in fields.items()) + "}"
+
+
 UNREADABLE = [
     *("", "[]", '{"flops": -1}', '{"flops": "x"}', "NaN"),
-    '{"flops":1,"repeated_flops":%s,"peak_memory_bytes":1,"batches":{"0":[2]}}' % HUGE,
-    '{"flops":1,"repeated_flops":1,"peak_memory_bytes":%s,"batches":{"0":[2]}}' % HUGE,
-    '{"flops":1,"repeated_flops":1,"peak_memory_bytes":1,"batches":{"0":[-2]}}',
-    '{"flops":1,"repeated_flops":1,"peak_memory_bytes":1,"batches":{"0":[%s]}}' % ("2," * 99 + "2"),
+    *(report_of(**{name: HUGE}) for name in ("flops", "repeated_flops", "peak_memory_bytes")),
+    *(report_of(batches=wrong) for wrong in ('{"0": [-2]}', f'{{"0": {[2] * 99}}}', '{"-1": [2]}')),
 ]
 
 
 @pytest.mark.parametrize("text", UNREADABLE)
 def test_a_report_that_cannot_be_read_is_none(text):
-    assert take_costs(RecordDict({"leansplit-costs": ConfigRecord({"json": text})})) is None
+    def taken(text):
+        return take_costs(RecordDict({"leansplit-costs": ConfigRecord({"json": text})}))
+
+    assert taken(text) is None and taken(report_of()) == CostReport(1, 1, 1, {0: (2,)})
 
 
 @pytest.mark.parametrize(
