@@ -164,9 +164,10 @@ def run(
         for warning in cost_warnings({result.label: [result]}):
             console.print(f"warning: {warning}", markup=False, soft_wrap=True)
         console.print(f"results in {out_dir}", soft_wrap=True)
+    is_left = result.status != "completed" and not config.privacy.is_secret
+    if is_left and find_checkpoints(out_dir):
+        say(f"the run can go on: add --resume {out_dir}")
     if result.status == "failed":
-        if find_checkpoints(out_dir) and not config.privacy.is_secret:
-            say(f"the run can go on: add --resume {out_dir}")
         raise RunFailedError(result.error or "the run failed")
     if result.status == "interrupted":
         raise typer.Exit(EXIT_INTERRUPTED)

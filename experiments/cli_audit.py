@@ -8,10 +8,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from leansplit.errors import UserError
-from leansplit.experiments.command_line import Settings, parse_names, parse_settings, say
+from leansplit.experiments.command_line import (
+    Settings,
+    parse_names,
+    parse_settings,
+    say,
+    stdout,
+)
 
 _SECTIONS = ("task_options", "model_options")
 _KEYS = ("evaluate_on", "initial_weights")
@@ -80,7 +85,7 @@ def audit(
     if as_json:
         sys.stdout.write(json.dumps(to_plain(audit_values(found))) + "\n")
         return
-    console = Console()
+    console = stdout()
     console.print(audit_table(found))
     for line in (
         f"weights: {found.weights}",

@@ -65,7 +65,9 @@ def parse_settings(assignments: list[str] | None) -> dict[str, Any]:
 
 def parse_faults(text: str | None) -> dict[str, Any]:
     """Read rates of injected faults, such as ``drop=0.1,late=0.05``, as settings."""
-    given = [part.strip() for part in (text or "").split(",") if part.strip()]
+    given = parse_names(text)
+    if wrong := next((part for part in given if "=" not in part), None):
+        raise UserError(f"--faults takes rates such as drop=0.1,late=0.05, got {wrong!r}")
     return parse_settings([f"faults.{part}" for part in given])
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 from leansplit.errors import UserError
 from leansplit.experiments.preflight import check_run
 from leansplit.experiments.runner import FLOWER, Runner
-from leansplit.server_app.checkpoint_files import CHECKPOINTS, Checkpoint, remove_checkpoints
+from leansplit.server_app.checkpoint_files import (
+    CHECKPOINTS,
+    Checkpoint,
+    find_checkpoints,
+    remove_checkpoints,
+)
 from leansplit.server_app.checkpoints import Checkpoints
 from leansplit.server_app.config import RunConfig
 from leansplit.server_app.interruption import finish_first, stop_on_interrupt
@@ -74,15 +79,20 @@ def run_and_write(
 
 
 def results_to_replace(config: RunConfig, out_dir: Path) -> str:
-    """Say whose results a run of ``config`` would replace in ``out_dir``; empty: of none."""
+    """Say whose results or checkpoints a run of ``config`` would replace in ``out_dir``, if any."""
+    left = find_checkpoints(out_dir)
+    instead = "--out names another folder"
+    if left:
+        round = left[0].name.replace("-", " ")
+        instead = f"--resume {out_dir} goes on from its {round}, {instead}"
     if not (out_dir / RESULT_FILE).exists():
-        return ""
+        return f"the unfinished run in {out_dir} will be replaced; {instead}" if left else ""
     try:
         result = read_run(out_dir).result
     except UserError as error:
         return f"{out_dir} will be written anew: {error}"
     changes = config_changes(result.config, config.to_dict()) or "of the same configuration"
-    return f"the run that is in {out_dir} will be replaced ({changes}); --out names another folder"
+    return f"the run that is in {out_dir} will be replaced ({changes}); {instead}"
 
 
 def command_line() -> list[str]:

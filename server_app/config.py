@@ -203,6 +203,7 @@ class RunConfig:
         require_positive("exchange_timeout_s", self.exchange_timeout_s)
         require_positive("max_reply_mb", self.max_reply_mb)
         Quorum(self.quorum, self.quorum_rounds)
+        self.attack.require_somebody(self.clients)
         if self.has_checkpoints:
             self.privacy.require_repeatable()
         if not 0 <= self.seed < 2**63:

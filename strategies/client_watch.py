@@ -36,6 +36,7 @@ class WatchedRound:
 
 
 _FIRST_ROUND = 3
+_MOST_BATCHES = 64  # the cost of each shape is worked out at the end: a peer must not list many
 
 
 class ClientWatch:
@@ -53,6 +54,7 @@ class ClientWatch:
     def __init__(self) -> None:
         self.found: WatchedRound | None = None
         self._fills_batches: set[int] = set()
+        self._most_batches = _MOST_BATCHES
         self._earlier: set[int] = set()
         self._round = 0
         self._asked: set[int] = set()
@@ -61,7 +63,9 @@ class ClientWatch:
 
     def on_set_up(self, federation: Federation) -> None:
         """Learn who fills a batch, and watch what crosses."""
-        size = federation.plan.config.batch_size
+        config = federation.plan.config
+        size = config.batch_size
+        self._most_batches = max(_MOST_BATCHES, getattr(config, "local_steps", 1))
         self._fills_batches = {m for m, n in federation.num_samples.items() if n >= size}
         federation.grid.watch = self
 
@@ -92,7 +96,8 @@ class ClientWatch:
         batches: dict[int, tuple[int, ...]] = {}
         for part in self._reports:
             batches |= part.batches
-        if batches and self._chosen is not None and self._chosen in finished:
+        is_told = 0 < len(batches) <= self._most_batches
+        if is_told and self._chosen is not None and self._chosen in finished:
             self.found = WatchedRound(
                 client_id=self._chosen,
                 round=report.round,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ _CHOICES = "leansplit-joint-passes"
 _STYPE = "leansplit.safetensors"
 _LONGEST_TEXT = 300
 _LONGEST_JSON = 2**20
+_MOST = 2**63 - 1  # JSON has numbers that no result could hold, or be written with
+_MOST_DIMENSIONS = 16
 _ID = re.compile(r"-1|0|[1-9][0-9]{0,17}")  # as `pack` writes them; less than 2^63
 
 METRICS = "metrics"
@@ -91,6 +94,9 @@ def printable(text: str) -> str:
     return "".join(character if character.isprintable() else " " for character in text)
 
 
+_Count = Annotated[int, Field(ge=0, le=_MOST)]
+
+
 @dataclass(frozen=True)
 class CostReport:
     """What one message cost the client that answered it, by its own count.
@@ -102,10 +108,10 @@ class CostReport:
         batches: local step -> shape of the inputs that it ran on.
     """
 
-    flops: Annotated[int, Field(ge=0)]
-    repeated_flops: Annotated[int, Field(ge=0)]
-    peak_memory_bytes: Annotated[int, Field(ge=0)]
-    batches: dict[int, tuple[int, ...]]
+    flops: _Count
+    repeated_flops: _Count
+    peak_memory_bytes: _Count
+    batches: dict[_Count, Annotated[tuple[_Count, ...], Field(max_length=_MOST_DIMENSIONS)]]
 
 
 _REPORT: Final = TypeAdapter(CostReport)
@@ -148,9 +154,17 @@ def with_choices(content: RecordDict, choices: Sequence[JointPassChoice]) -> Rec
 def take_choices(content: RecordDict) -> list[JointPassChoice]:
     """Remove what :func:`with_choices` added; empty if there is nothing that can be read."""
     try:
-        return _FOUND.validate_json(_json_of(content.pop(_CHOICES, None)))
+        found = _FOUND.validate_json(_json_of(content.pop(_CHOICES, None)))
     except ValidationError:
         return []
+    return [choice for choice in found if _is_sane(choice)]
+
+
+def _is_sane(choice: JointPassChoice) -> bool:
+    """Say whether a choice can be told in a line: it comes from a peer."""
+    numbers = (choice.joined, *choice.shape)
+    is_short = len(choice.shape) <= _MOST_DIMENSIONS
+    return is_short and all(0 <= n <= _MOST for n in numbers) and math.isfinite(choice.speedup)
 
 
 def _json_of(record: object) -> str:

@@ -133,7 +133,7 @@ def test_compare_runs_the_controls_of_each_seed_first(leansplit, tmp_path):
 def test_faults_are_settings():
     assert parse_faults("drop=0.1, die=0.02") == {"faults.drop": "0.1", "faults.die": "0.02"}
     assert parse_faults(None) == {}
-    with pytest.raises(UserError, match="key=value"):
+    with pytest.raises(UserError, match=r"--faults takes rates .*, got 'drop'"):
         parse_faults("drop")
 
 

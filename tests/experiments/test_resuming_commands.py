@@ -7,9 +7,11 @@ import signal
 import pytest
 
 from leansplit.experiments.command_line import EXIT_INTERRUPTED
+from leansplit.experiments.running import results_to_replace
 from leansplit.server_app import checkpoints
 from leansplit.server_app.checkpoint_files import find_checkpoints
 from leansplit.server_app.checkpoints import Checkpointer
+from leansplit.server_app.config import run_config
 from leansplit.strategies.ho_sfl import HOSFL
 
 ROUNDS = 6
@@ -68,8 +70,8 @@ def test_a_completed_run_leaves_results_only(whole, tmp_path):
 def test_a_run_goes_on_where_a_signal_ended_it(signum, whole, leansplit, send_during, tmp_path):
     out = tmp_path / "out"
     send_during(HOSFL, "aggregate_train", 3, signum)
-    code, _ = leansplit("run", "ho-sfl", *SMALL, "--out", out)
-    assert code == EXIT_INTERRUPTED
+    code, err = leansplit("run", "ho-sfl", *SMALL, "--out", out)
+    assert code == EXIT_INTERRUPTED and f"add --resume {out}" in err
     assert result(out)["status"] == "interrupted"
     assert [path.name for path in find_checkpoints(out)] == ["round-00000003", "round-00000002"]
     code, err = leansplit("run", "ho-sfl", *SMALL, "--resume", out)
@@ -94,6 +96,8 @@ def test_a_second_signal_aborts_and_leaves_the_last_checkpoint(
     code, err = leansplit("run", "ho-sfl", *SMALL, "--out", out)
     assert code == EXIT_INTERRUPTED and "aborted" in err
     assert not (out / "result.json").exists()
+    replaced = results_to_replace(run_config("ho-sfl", {"rounds": ROUNDS}), out)
+    assert f"--resume {out} goes on from its round 00000004" in replaced
     assert leansplit("run", "ho-sfl", *SMALL, "--resume", out)[0] == 0
     assert result(out)["final_model_checksum"] == whole["final_model_checksum"]
 

@@ -73,6 +73,13 @@ def test_what_is_not_finite_counts_as_zero_or_as_the_largest_number():
     assert rows.grad.isfinite().all() and rows.grad[1].any()
 
 
+def test_a_row_of_zeros_has_a_gradient():
+    rows = torch.tensor([[0.0, 0.0], [0.3, 0.4], [3.0, 4.0]], requires_grad=True)
+    clipped(rows, 1.0).sum().backward()
+    inside, outside = torch.ones(2, 2), torch.tensor([[4.0 * (4 - 3), 3.0 * (3 - 4)]]) / 125
+    torch.testing.assert_close(rows.grad, torch.cat([inside, outside]))
+
+
 def test_noise_has_the_deviation_it_says_and_a_mask_stays():
     z = torch.zeros(50, 40, 21)
     z[..., -1] = 1
@@ -114,7 +121,7 @@ def test_epsilon_is_the_librarys_own():
     accountant.compose(dp_accounting.GaussianDpEvent(8.0 / 2), 2)
     found = epsilon_spent([(20.0, 30), (8.0, 2)], 1e-5)
     assert found == pytest.approx(accountant.get_epsilon(1e-5), rel=1e-4)
-    assert epsilon_spent([(0.0, 1)], 1e-5) == np.inf
+    assert epsilon_spent([(0.0, 1)], 1e-5) == epsilon_spent([(1e-300, 1)], 1e-5) == np.inf
     assert epsilon_spent([(5.0, 0)], 1e-5) == 0.0
 
 

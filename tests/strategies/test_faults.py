@@ -231,6 +231,9 @@ def test_hostile_clients_are_a_share_of_all_and_the_same_all_run_long():
     assert len(hostile) == 12
     assert hostile != [m for m in range(40) if attack.is_hostile(6, m, 40)]
     assert not any(dataclasses.replace(attack, kind="none").is_hostile(5, m, 40) for m in range(40))
+    with pytest.raises(UserError, match=r"attack.share = 0.05 of 8 clients is nobody"):
+        config(**{"attack.kind": "scale", "attack.share": 0.05})
+    config(**{"attack.kind": "scale", "attack.share": 0})
 
 
 @pytest.mark.parametrize("method", ["ho-sfl", "sflv2", "cse-fsl"])

@@ -48,7 +48,8 @@ def epsilon_spent(releases: Iterable[tuple[float, int]], delta: float) -> float:
     squared = 0.0
     for sigma, times in releases:
         if times:
-            squared += times * (REPLACEMENT / sigma) ** 2 if sigma else math.inf
+            mu = REPLACEMENT / sigma if sigma else math.inf
+            squared += times * mu * mu  # beyond floats infinite, where ** would raise
     if not math.isfinite(squared):
         return math.inf
     return float(get_epsilon_gaussian(1 / math.sqrt(squared), delta)) if squared else 0.0

@@ -38,6 +38,18 @@ class AttackConfig:
         if not math.isfinite(self.factor):
             raise UserError(f"factor must be finite, got {self.factor}")
 
+    def require_somebody(self, num_clients: int) -> None:
+        """Refuse a share that comes to nobody, unless it is 0.
+
+        Raises:
+            UserError: saying so.
+        """
+        if self.kind != "none" and self.share and not _num_hostile(self.share, num_clients):
+            raise UserError(
+                f"attack.share = {self.share} of {num_clients} clients is nobody; enlarge it, or "
+                "set attack.share = 0 for a run in which all are honest"
+            )
+
     def is_hostile(self, root_seed: int, client_id: int, num_clients: int) -> bool:
         """Say whether a client is one of the hostile ones, drawn once for the run."""
         if self.kind == "none":
@@ -48,4 +60,9 @@ class AttackConfig:
 @functools.lru_cache(maxsize=4)  # every message asks
 def _hostile_clients(root_seed: int, num_clients: int, share: float) -> frozenset[int]:
     generator = numpy_generator(derive_seed(root_seed, "hostile-clients"))
-    return frozenset(generator.permutation(num_clients)[: round(share * num_clients)].tolist())
+    order = generator.permutation(num_clients)
+    return frozenset(order[: _num_hostile(share, num_clients)].tolist())
+
+
+def _num_hostile(share: float, num_clients: int) -> int:
+    return round(share * num_clients)

@@ -95,7 +95,7 @@ def clipped(rows: Tensor, clip: float, noise: float = 0.0, seed: int | None = No
         return rows
     wide = rows.double().flatten(1).nan_to_num(nan=0.0).clamp(-_LARGEST, _LARGEST)
     norms: Tensor = torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-    wide = wide * (clip / norms).clamp(max=1.0)
+    wide = wide * (clip / norms.clamp(min=clip))  # C / |x| has no gradient at a row of zeros
     if noise:
         size = wide.numel()
         drawn = secret_gaussian(size) if seed is None else draw_perturbation(seed, size)
