@@ -2,7 +2,8 @@
 
     python -m leansplit.experiments.fuzz --messages 1000000
 
-Valid encodings of every record, of a plan and of a checkpoint are damaged at random, from a seed.
+Valid encodings of every record, of what a client's answer carries beside one, of a plan and of a
+checkpoint are damaged at random, from a seed.
 Whatever a decoder does other than return or refuse is a crash; a second of computing, a hang.
 Others are large and well formed: thousands of tensors without elements, long names, lists and
 texts. Of these the memory that reading takes is followed.
@@ -28,6 +29,7 @@ from typing import Any, get_type_hints
 
 import pandas as pd
 import torch
+from flwr.app import ConfigRecord, RecordDict
 from torch import Tensor
 
 from leansplit.errors import UserError
@@ -36,6 +38,13 @@ from leansplit.federated import HOSFLConfig
 from leansplit.noise import derive_seed, numpy_generator
 from leansplit.server_app import checkpoint_files
 from leansplit.server_app.checkpoint_files import Checkpoint, read_checkpoint, write_checkpoint
+from leansplit.strategies.flower_records import (
+    CostReport,
+    take_choices,
+    take_costs,
+    with_choices,
+    with_costs,
+)
 from leansplit.strategies.wanted import Wanted
 from leansplit.wire import (
     ClientPlan,
@@ -50,9 +59,10 @@ from leansplit.wire import (
 )
 from leansplit.wire.form import TensorForm
 from leansplit.wire.records import KIND_KEY, MANY_KEY
+from leansplit.zeroth_order import JointPassChoice
 
 _HANG_S = 1.0
-_CHECKPOINTS_EVERY, _PLANS_EVERY, _LARGE_EVERY = 200, 20, 100
+_CHECKPOINTS_EVERY, _PLANS_EVERY, _NOTES_EVERY, _LARGE_EVERY = 200, 20, 50, 100
 
 Decoder = Callable[[bytes, "Report"], None]
 """Decodes bytes and notes the size; raises ``DecodeError`` or ``UserError`` to refuse."""
@@ -108,6 +118,7 @@ def fuzz(messages: int, seed: int = 0) -> Report:
     random = numpy_generator(derive_seed(seed, "fuzz"))
     records = [_record_decoder(kind, masks) for kind in _record_types() for masks in (False, True)]
     others = [blob for blob, _ in records]
+    notes = [_costs_decoder(), _choices_decoder()]
     plan = ClientPlan(
         run_id="r", method="ho-sfl", num_clients=3, config=HOSFLConfig(cohort_size=2)
     ).to_json()
@@ -122,6 +133,9 @@ def fuzz(messages: int, seed: int = 0) -> Report:
                 file.write_bytes(whole)
             elif index % _PLANS_EVERY == 0:
                 _feed(report, damaged(plan.encode(), others, random), _decode_plan)
+            elif index % _NOTES_EVERY == 2:
+                blob, decoder = notes[int(random.integers(len(notes)))]
+                _feed(report, damaged(blob, others, random), decoder)
             elif index % _LARGE_EVERY == 1:
                 _, decoder = records[int(random.integers(len(records)))]
                 _feed_large(report, _large(random), decoder)
@@ -222,6 +236,37 @@ def _size_of(record: Record) -> int:
 
 def _decode_plan(blob: bytes, report: Report) -> None:
     ClientPlan.from_json(blob.decode("utf-8", "replace"))
+
+
+def _costs_decoder() -> tuple[bytes, Decoder]:
+    """Return a client's report of what an answer cost it, and what reads it."""
+    report = CostReport(flops=10, repeated_flops=2, peak_memory_bytes=400, batches={0: (8, 3, 2)})
+    return _note_decoder(with_costs(RecordDict(), report), take_costs)
+
+
+def _choices_decoder() -> tuple[bytes, Decoder]:
+    """Return which batches a process runs together, and what reads it."""
+    return _note_decoder(
+        with_choices(RecordDict(), [JointPassChoice((8, 1, 8, 8), 4, 2.5)]),
+        lambda content: take_choices(content) or None,
+    )
+
+
+def _note_decoder(
+    content: RecordDict, take: Callable[[RecordDict], object | None]
+) -> tuple[bytes, Decoder]:
+    """Return the JSON in ``content``, and what reads it; that can then be written as a result."""
+    ((name, note),) = content.items()
+    assert isinstance(note, ConfigRecord)
+
+    def decoder(damaged: bytes, report: Report) -> None:
+        text = damaged.decode("utf-8", "replace")
+        if (found := take(RecordDict({name: ConfigRecord({"json": text})}))) is None:
+            raise UserError(f"{name} is passed over")
+        parts = found if isinstance(found, list) else [found]
+        json.dumps([dataclasses.asdict(part) for part in parts], allow_nan=False)
+
+    return str(note["json"]).encode(), decoder
 
 
 def _checkpoint() -> Checkpoint:

@@ -47,7 +47,7 @@ class ZOSplitStrategy(AlternatingStrategy[Z, ProbedSmashedDataReply]):
             trainable_parameters(self.model.server_model),
             self.config.server_optimizer,
             self.config.server_mode,
-            self.config.robust,
+            self.config.server_robust,
         )
         return arrays
 

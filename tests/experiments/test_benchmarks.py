@@ -36,6 +36,7 @@ def test_noise_is_compared_with_randn_and_its_uses_with_drawing_it(capsys):
     assert named == [
         *("gaussian", "rademacher", "draw in parts", "perturb"),
         *(f"update, {optimizer}" for optimizer in ("plain SGD", "SGD with momentum", "AdamW")),
+        "AdamW's step alone",
     ]
 
 

@@ -18,6 +18,15 @@ def test_damaged_bytes_are_read_or_refused_with_a_reason():
     assert 0 < report.most_traced < 8e6
 
 
+@pytest.mark.parametrize("told", [fuzzer._costs_decoder, fuzzer._choices_decoder])
+def test_what_no_result_can_hold_is_passed_over(told):
+    blob, decoder = told()
+    decoder(blob, Report())
+    for number in (b"1" + b"0" * 5000, b"-1", b"NaN"):
+        with pytest.raises(UserError, match="passed over"):
+            decoder(blob.replace(b"4", number, 1), Report())
+
+
 @pytest.mark.parametrize("name", [MANIFEST, "state.json", "state.safetensors", "rounds.parquet"])
 def test_damage_is_looked_for_below_the_digests_too(name, tmp_path):
     path = write_checkpoint(tmp_path, fuzzer._checkpoint())

@@ -8,6 +8,7 @@ from typing import ClassVar, Final, Literal, get_args
 from leansplit.errors import require_choice, require_positive
 from leansplit.federated.config import LocalStepsConfig, NoisedConfig, require_at_least_one
 from leansplit.federated.optimizers import OptimizerConfig
+from leansplit.federated.robust import RobustConfig
 from leansplit.zeroth_order import ZerothOrderConfig
 
 ReplicaMode = Literal["averaged", "sequential"]
@@ -52,6 +53,11 @@ class ZOSplitConfig(LocalStepsConfig, NoisedConfig):
     def releases(self) -> int:
         """All of them."""
         return self.num_activations
+
+    @property
+    def server_robust(self) -> RobustConfig:
+        """The rule for server replicas; one model that all clients share is nobody's answer."""
+        return self.robust if self.server_mode == "averaged" else RobustConfig()
 
 
 @dataclass(frozen=True, kw_only=True)

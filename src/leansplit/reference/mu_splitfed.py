@@ -154,7 +154,7 @@ def mu_splitfed(
         if config.server_mode == "sequential":
             replicas, shares = [shared], [1.0]
         trained_s = [replica.parameters for replica in replicas]
-        moved = aggregate(trained_s, shares, start_s, config.robust, config.global_lr)
+        moved = aggregate(trained_s, shares, start_s, config.server_robust, config.global_lr)
         load_parameters_(server_model, moved)
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:

@@ -133,7 +133,7 @@ def zo_sfl(
         if config.server_mode == "sequential":
             replicas, shares = [shared], [1.0]
         trained, start = [r.parameters for r in replicas], trainable_parameters(server_model)
-        load_parameters_(server_model, aggregate(trained, shares, start, config.robust))
+        load_parameters_(server_model, aggregate(trained, shares, start, config.server_robust))
         client_moments |= {m: theta_c[m].moments for m in cohort}
         if config.server_optimizer.outlives_round:
             server_moments = weighted_mean([replica.moments for replica in replicas], shares)
