@@ -22,7 +22,7 @@ import tempfile
 import time
 import tracemalloc
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -64,6 +64,7 @@ from leansplit.zeroth_order import JointPassChoice
 _HANG_S = 1.0
 _CHECKPOINTS_EVERY, _PLANS_EVERY, _NOTES_EVERY, _LARGE_EVERY = 200, 20, 50, 100
 
+_Note = CostReport | JointPassChoice
 Decoder = Callable[[bytes, "Report"], None]
 """Decodes bytes and notes the size; raises ``DecodeError`` or ``UserError`` to refuse."""
 
@@ -241,19 +242,19 @@ def _decode_plan(blob: bytes, report: Report) -> None:
 def _costs_decoder() -> tuple[bytes, Decoder]:
     """Return a client's report of what an answer cost it, and what reads it."""
     report = CostReport(flops=10, repeated_flops=2, peak_memory_bytes=400, batches={0: (8, 3, 2)})
-    return _note_decoder(with_costs(RecordDict(), report), take_costs)
+    return _note_decoder(
+        with_costs(RecordDict(), report), lambda content: [*filter(None, [take_costs(content)])]
+    )
 
 
 def _choices_decoder() -> tuple[bytes, Decoder]:
     """Return which batches a process runs together, and what reads it."""
-    return _note_decoder(
-        with_choices(RecordDict(), [JointPassChoice((8, 1, 8, 8), 4, 2.5)]),
-        lambda content: take_choices(content) or None,
-    )
+    choice = JointPassChoice((8, 1, 8, 8), 4, 2.5)
+    return _note_decoder(with_choices(RecordDict(), [choice]), take_choices)
 
 
 def _note_decoder(
-    content: RecordDict, take: Callable[[RecordDict], object | None]
+    content: RecordDict, take: Callable[[RecordDict], Sequence[_Note]]
 ) -> tuple[bytes, Decoder]:
     """Return the JSON in ``content``, and what reads it; that can then be written as a result."""
     ((name, note),) = content.items()
@@ -261,10 +262,9 @@ def _note_decoder(
 
     def decoder(damaged: bytes, report: Report) -> None:
         text = damaged.decode("utf-8", "replace")
-        if (found := take(RecordDict({name: ConfigRecord({"json": text})}))) is None:
+        if not (found := take(RecordDict({name: ConfigRecord({"json": text})}))):
             raise UserError(f"{name} is passed over")
-        parts = found if isinstance(found, list) else [found]
-        json.dumps([dataclasses.asdict(part) for part in parts], allow_nan=False)
+        json.dumps([dataclasses.asdict(part) for part in found], allow_nan=False)
 
     return str(note["json"]).encode(), decoder
 
