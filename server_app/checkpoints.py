@@ -28,6 +28,7 @@ from leansplit.server_app.key_values import config_changes
 from leansplit.server_app.recording import Outcome, Recorder
 from leansplit.server_app.results import (
     LEDGER_COLUMNS,
+    RESULT_FILE,
     config_hash,
     ledger_table,
     rounds_table,
@@ -251,7 +252,9 @@ def resumable(
         raise CheckpointError(f"no run goes on from {folder} with secret noise: {error}") from error
     found = find_checkpoints(folder)
     if not found:
-        raise CheckpointError(f"there is no checkpoint in {folder}")
+        has_result = (Path(folder) / RESULT_FILE).is_file()
+        why = "a run that has completed keeps none" if has_result else "checkpoint_every keeps them"
+        raise CheckpointError(f"there is no checkpoint in {folder}; {why}")
     first_error: CheckpointError | None = None
     for path in found:
         try:

@@ -85,7 +85,7 @@ def test_a_run_goes_on_where_a_signal_ended_it(signum, whole, leansplit, send_du
     }
     assert not (out / "checkpoints").exists()
     code, err = leansplit("run", "ho-sfl", *SMALL, "--resume", out)
-    assert code == 2 and "there is no checkpoint in" in err
+    assert code == 2 and f"there is no checkpoint in {out}; a run that has completed" in err
 
 
 def test_a_second_signal_aborts_and_leaves_the_last_checkpoint(
