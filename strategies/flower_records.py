@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ _LONGEST_TEXT = 300
 _LONGEST_JSON = 2**20
 _MOST = 2**63 - 1  # JSON has numbers that no result could hold, or be written with
 _MOST_DIMENSIONS = 16
+_LARGEST_SPEEDUP = 1e6
 _ID = re.compile(r"-1|0|[1-9][0-9]{0,17}")  # as `pack` writes them; less than 2^63
 
 METRICS = "metrics"
@@ -162,9 +162,8 @@ def take_choices(content: RecordDict) -> list[JointPassChoice]:
 
 def _is_sane(choice: JointPassChoice) -> bool:
     """Say whether a choice can be told in a line: it comes from a peer."""
-    numbers = (choice.joined, *choice.shape)
-    is_short = len(choice.shape) <= _MOST_DIMENSIONS
-    return is_short and all(0 <= n <= _MOST for n in numbers) and math.isfinite(choice.speedup)
+    is_short = len(choice.shape) <= _MOST_DIMENSIONS and all(0 <= n <= _MOST for n in choice.shape)
+    return is_short and 2 <= choice.joined <= _MOST and 0 < choice.speedup < _LARGEST_SPEEDUP
 
 
 def _json_of(record: object) -> str:

@@ -66,8 +66,8 @@ def test_runs_are_those_of_one_process_and_errors_are_kept_apart(
     request.addfinalizer(lambda: spec._methods.pop("deadly"))
     unwritable = Job(7, jobs[0].config, tmp_path / "file" / "below", "row", [])
     deadly = Job(9, config("deadly"), tmp_path / "deadly", "row", [])
-    done = dict(run_jobs([unwritable, deadly, jobs[1]], 1))
-    assert done.keys() == {7, 9, 1}
+    done = dict(run_jobs([unwritable, deadly, jobs[1], jobs[0]], 1))
+    assert done.keys() == {7, 9, 1, 0} and done[0].status == "completed"
     assert isinstance(done[7], UserError)
     assert isinstance(done[9], RunFailedError) and "process ended" in str(done[9])
     alone = run_and_write(jobs[1].config, tmp_path / "alone", label=jobs[1].label)

@@ -49,7 +49,7 @@ def epsilon_spent(releases: Iterable[tuple[float, int]], delta: float) -> float:
     for sigma, times in releases:
         if times:
             mu = REPLACEMENT / sigma if sigma else math.inf
-            squared += times * mu * mu  # beyond floats infinite, where ** would raise
+            squared += times * (mu * mu)  # beyond floats infinite, where ** would raise
     if not math.isfinite(squared):
         return math.inf
     return float(get_epsilon_gaussian(1 / math.sqrt(squared), delta)) if squared else 0.0

@@ -74,9 +74,8 @@ class JointPasses:
 
     Sizes are powers of two. Each is tried once for every shape of a batch, when there are first
     that many batches, and from then on what is fastest is taken of those that fit. Texts come in
-    many lengths: a size is timed in four of them. If the median gain is below a tenth it is given
-    up, with all that are larger, since joining saves the fixed costs of a pass alone; else other
-    lengths are only tried for equality.
+    many lengths: a size is timed in four of them. If their median gain is below a tenth it is not
+    tried in others, else only for equality.
 
     Attributes:
         mode: ``auto``: as described; ``on``: as many at once as :data:`MAX_SAMPLES` allows, and
@@ -84,7 +83,7 @@ class JointPasses:
             it; ``off``: never.
         speedups: by shape and type, then by size: what was measured, of texts from the fifth length
             on the median of those before; 0 = not equal.
-        unreported: sizes in use that nobody was told of yet.
+        unreported: sizes found to be faster that nobody was told of yet.
     """
 
     mode: JointPassesMode = "auto"
@@ -140,17 +139,13 @@ class JointPasses:
         while size <= most:
             gains = self._gains.setdefault((len(first), first.ndim, first.dtype, size), [])
             usual = median(gains) if len(gains) >= _ENOUGH_SHAPES else None
-            if usual is not None and usual < _WORTHWHILE:
-                break
-            if size not in speedups:
-                if usual is None:
-                    speedup = _measured_speedup(forward, batches[:size])
-                    gains.append(speedup)
-                else:
-                    speedup = usual if _is_equal(forward, batches[:size]) else 0.0
-                speedups[size] = speedup
+            if size not in speedups and usual is None:
+                speedups[size] = speedup = _measured_speedup(forward, batches[:size])
+                gains.append(speedup)
                 if speedup > 1:
                     self.unreported.append(JointPassChoice(tuple(first.shape), size, speedup))
+            elif size not in speedups and usual is not None and usual >= _WORTHWHILE:
+                speedups[size] = usual if _is_equal(forward, batches[:size]) else 0.0
             size *= 2
         return max((size for size in speedups if size <= most), key=lambda size: speedups[size])
 
