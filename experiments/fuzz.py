@@ -134,14 +134,12 @@ def fuzz(messages: int, seed: int = 0) -> Report:
                 file.write_bytes(whole)
             elif index % _PLANS_EVERY == 0:
                 _feed(report, damaged(plan.encode(), others, random), _decode_plan)
-            elif index % _NOTES_EVERY == 2:
-                blob, decoder = notes[int(random.integers(len(notes)))]
-                _feed(report, damaged(blob, others, random), decoder)
             elif index % _LARGE_EVERY == 1:
                 _, decoder = records[int(random.integers(len(records)))]
                 _feed_large(report, _large(random), decoder)
             else:
-                blob, decoder = records[int(random.integers(len(records)))]
+                small = notes if index % _NOTES_EVERY == 2 else records
+                blob, decoder = small[int(random.integers(len(small)))]
                 _feed(report, damaged(blob, others, random), decoder)
     report.memory_growth = _peak_memory() - peak
     return report

@@ -35,7 +35,6 @@ from leansplit.parameters import ParameterDict, ParameterSpec
 from leansplit.telling import all_alike
 from leansplit.zeroth_order.directions import direction_parts
 from leansplit.zeroth_order.objective import Objective
-from leansplit.zeroth_order.scaled_sums import begin_sum_
 
 Estimator = Literal["forward", "central"]
 ESTIMATORS: Final[tuple[str, ...]] = get_args(Estimator)
@@ -219,21 +218,14 @@ def estimate(
         float32 tensor of shape [d].
     """
     with allocated_as("gradients"):
-        gradient = unfilled_vector(spec.num_elements, device)
+        gradient = unfilled_vector(spec.num_elements, device).zero_()
     factors = coefficients(differences.tolist(), spec.num_elements, config)
     if add_scaled := fused_kernel_for(gradient.device, config.direction):
-        return add_scaled(gradient.zero_(), seeds, factors, config.direction)
-    if not factors:
-        return gradient.zero_()
-    is_begun = False
+        return add_scaled(gradient, seeds, factors, config.direction)
     for seed, factor in all_alike([*zip(seeds, factors, strict=True)]):
         with allocated_as("perturbation"):
             for part, u in direction_parts(seed, spec.num_elements, config.direction, device):
-                if is_begun:
-                    gradient[part].add_(factor * u)
-                else:
-                    begin_sum_(gradient[part], factor, u)
-        is_begun = True
+                gradient[part].add_(factor * u)
     return gradient
 
 

@@ -138,13 +138,14 @@ class JointPasses:
         size = 2
         while size <= most:
             gains = self._gains.setdefault((len(first), first.ndim, first.dtype, size), [])
-            usual = median(gains) if len(gains) >= _ENOUGH_SHAPES else None
-            if size not in speedups and usual is None:
+            if size in speedups:
+                pass
+            elif len(gains) < _ENOUGH_SHAPES:
                 speedups[size] = speedup = _measured_speedup(forward, batches[:size])
                 gains.append(speedup)
                 if speedup > 1:
                     self.unreported.append(JointPassChoice(tuple(first.shape), size, speedup))
-            elif size not in speedups and usual is not None and usual >= _WORTHWHILE:
+            elif (usual := median(gains)) >= _WORTHWHILE:
                 speedups[size] = usual if _is_equal(forward, batches[:size]) else 0.0
             size *= 2
         return max((size for size in speedups if size <= most), key=lambda size: speedups[size])
